@@ -1,0 +1,51 @@
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CACHE ?= $(or $(TRL_OPERATOR_CACHE),$(HOME)/.cache/trl-operator)
+UV_VERSION := 0.13.8
+UV := $(CACHE)/uv-$(UV_VERSION)/bin/uv
+PY := .venv/bin/python
+VENV := .venv/installed
+DEVCLUSTER := $(PY) -m devcluster
+export UV_CACHE_DIR := $(CACHE)/uv
+export PYTHONSAFEPATH := 1
+
+##@ Everyday
+
+help: ## List the targets
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV) ## Create .venv with everything that the tests need
+
+$(VENV): requirements/dev.txt pyproject.toml | $(UV)
+	@echo "setup: installing the Python packages into .venv (about 1 minute)"
+	@$(UV) venv -q --allow-existing --python python3 .venv
+	@$(UV) pip sync -q --require-hashes --python $(PY) requirements/dev.txt
+	@$(UV) pip install -q --no-deps --no-build-isolation --python $(PY) -e .
+	@touch $@
+
+$(UV):
+	@echo "setup: installing uv $(UV_VERSION)"
+	@python3 -c 'import sys; sys.exit("setup: Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	@python3 -m venv $(CACHE)/uv-$(UV_VERSION)
+	@$(CACHE)/uv-$(UV_VERSION)/bin/pip install -q uv==$(UV_VERSION)
+
+lint: $(VENV) ## ruff, mypy strict, import-linter, shellcheck, generated files up to date
+	@.venv/bin/ruff format -q --check .
+	@.venv/bin/ruff check -q .
+	@.venv/bin/mypy --no-error-summary
+	@.venv/bin/lint-imports --no-logo > /tmp/lint-imports.$$$$ || { cat /tmp/lint-imports.$$$$; exit 1; }
+	@.venv/bin/shellcheck $$(git ls-files '*.sh' .ci/run)
+	@$(PY) -m trl_operator.api.crd --check
+	@echo "lint: ok"
+
+generate: $(VENV) ## Write deploy/crds and the chart's copies from the pydantic models
+	@$(PY) -m trl_operator.api.crd
+
+lock: $(VENV) ## Resolve the dependencies of pyproject.toml into requirements/
+	@hack/lock.sh $(UV)
+
+fmt: $(VENV) ## Format and fix the Python code
+	@.venv/bin/ruff check -q --fix . || true
+	@.venv/bin/ruff format -q .

@@ -1,0 +1,1 @@
+"""The controller: custom resources in, PyTorchJobs out, progress and verdicts back into status."""

@@ -1,0 +1,61 @@
+"""The job file: all that the trainer is told, written by the operator (or by `trl_trainer run`)."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, model_validator
+
+from trl_contract.base import CONTRACT_VERSION, Kind, Model
+from trl_contract.training import SPECS, TrainingSpec
+
+
+class Paths(Model):
+    """Where the launcher put things in the trainer's file system; None: not given, or fetched from the hub."""
+
+    storage: str
+    """Writable folder that outlives the attempt; the job works in `<storage>/<uid>`."""
+    model: str | None = None
+    """Folder of the base model."""
+    reference_model: str | None = None
+    """Folder of the explicit reference model."""
+    train: str | None = None
+    """File with the training rows."""
+    eval: str | None = None
+    """File with the held-out rows."""
+    rewards: dict[str, str] = {}
+    """For each reward that needs one, by its name: its Python file or its model's folder."""
+
+
+class JobFile(Model):
+    """`/etc/trl/job.json`. `spec` is the training part of the resource, of the class that `kind` says."""
+
+    contract_version: Literal[1] = CONTRACT_VERSION
+    kind: Kind
+    namespace: str
+    name: str
+    uid: Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[-a-zA-Z0-9]+$")]
+    attempt: Annotated[int, Field(ge=0)] = 0
+    num_nodes: Annotated[int, Field(ge=1)] = 1
+    num_proc_per_node: Annotated[int, Field(ge=1)] = 1
+    has_gpus: bool = False
+    """Pods have GPUs: bf16 is the default precision and a missing CUDA device is an error."""
+    stall_timeout_seconds: Annotated[int, Field(ge=1)] = 1800
+    termination_grace_period_seconds: Annotated[int, Field(ge=1)] = 300
+    paths: Paths
+    spec: Any
+    """An instance of SPECS[kind]."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _parse_spec(cls, data: Any) -> Any:
+        if isinstance(data, dict) and not isinstance(data.get("spec"), TrainingSpec):
+            kind = data.get("kind")
+            if kind not in SPECS:
+                raise ValueError(f"kind: {kind!r} is not one of {', '.join(SPECS)}")
+            data = {**data, "spec": SPECS[kind].model_validate(data.get("spec"))}
+        return data
+
+    @model_validator(mode="after")
+    def _spec_fits_kind(self) -> Self:
+        if type(self.spec) is not SPECS[self.kind]:
+            raise ValueError(f"spec: a {self.kind} needs a {SPECS[self.kind].__name__}")
+        return self

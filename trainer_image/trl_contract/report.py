@@ -1,0 +1,143 @@
+"""What the trainer says about itself: progress while it runs, and one record when it ends."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from trl_contract.base import CONTRACT_VERSION, Model
+
+Activity = Literal["loading", "training", "evaluating", "saving", "exporting"]
+
+FailureReason = Literal[
+    "InvalidSpec",
+    "DataFormatError",
+    "DatasetNotFound",
+    "ModelNotFound",
+    "AccessDenied",
+    "OutOfGPUMemory",
+    "OutOfHostMemory",
+    "NonFiniteLoss",
+    "RewardError",
+    "RewardUnavailable",
+    "CheckpointCorrupt",
+    "StorageFull",
+    "CommunicationTimeout",
+    "PeerLost",
+    "Preempted",
+    "Unknown",
+]
+"""Reasons that the trainer itself can tell; the operator adds those that only the cluster knows."""
+
+EXIT_CODES: dict[str, int] = {
+    "OutOfGPUMemory": 11,
+    "OutOfHostMemory": 137,
+    "NonFiniteLoss": 12,
+    "CheckpointCorrupt": 13,
+    "RewardError": 14,
+    "RewardUnavailable": 14,
+    "Preempted": 143,
+    "CommunicationTimeout": 137,
+    "PeerLost": 137,
+    "Unknown": 1,
+}
+"""Exit code of the trainer's container by reason; every other reason is the user's to mend and exits 10."""
+
+USER_ERROR_EXIT_CODE = 10
+
+
+class Metric(Model):
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    """Exactly as TRL logs it, for example rewards/margins."""
+    value: Annotated[str, Field(max_length=64)]
+    """A finite decimal number."""
+
+
+class CheckpointReport(Model):
+    step: Annotated[int, Field(ge=0)]
+    path: Annotated[str, Field(max_length=1024)]
+    """Relative to the storage volume."""
+    time: Annotated[str, Field(max_length=40)]
+    """RFC 3339, UTC."""
+    metrics: Annotated[list[Metric], Field(max_length=8)] = []
+
+
+class RewardReport(Model):
+    name: Annotated[str, Field(max_length=64)]
+    mean: Annotated[str, Field(max_length=64)]
+    std: Annotated[str, Field(max_length=64)]
+    errors: Annotated[int, Field(ge=0)] = 0
+
+
+class EvaluationReport(Model):
+    before: Annotated[list[Metric], Field(max_length=24)] = []
+    after: Annotated[list[Metric], Field(max_length=24)] = []
+
+
+class Artifact(Model):
+    type: Literal["model", "adapter"]
+    uri: Annotated[str, Field(max_length=1024)]
+    """Path relative to the storage volume."""
+    digest: Annotated[str, Field(max_length=80)]
+    """sha256:<hex> over the names and contents of the folder's files, in order of name."""
+
+
+class Progress(Model):
+    """One report of rank 0. All numbers are finite; a number that is not known is absent."""
+
+    attempt: Annotated[int, Field(ge=0)] = 0
+    activity: Activity = "loading"
+    step: Annotated[int, Field(ge=0)] = 0
+    total_steps: Annotated[int, Field(ge=0)] = 0
+    epoch: float | None = None
+    eta_seconds: Annotated[int, Field(ge=0)] | None = None
+    """Seconds to the end of training, from this attempt's own step times."""
+    tokens_per_second: float | None = None
+    trainable_parameters: Annotated[int, Field(ge=0)] | None = None
+    last_update_time: Annotated[str, Field(max_length=40)]
+    """RFC 3339, UTC."""
+    metrics: Annotated[list[Metric], Field(max_length=64)] = []
+    """loss, learning_rate, grad_norm and the rest of the last log entry."""
+    resumed_from_step: Annotated[int, Field(ge=0)] | None = None
+    checkpoints: Annotated[list[CheckpointReport], Field(max_length=5)] = []
+    evaluation: EvaluationReport | None = None
+    rewards: Annotated[list[RewardReport], Field(max_length=16)] = []
+    warnings: Annotated[list[Annotated[str, Field(max_length=300)]], Field(max_length=8)] = []
+    """What the preflight found worth a look: cut or dropped rows, duplicates, a tight memory estimate."""
+
+
+class TrainerStatus(Model):
+    """Kubeflow Trainer's TrainJob status (KEP-2779); a stock transformers script sends just this."""
+
+    progress_percentage: Annotated[int, Field(ge=0, le=100)] | None = None
+    estimated_remaining_seconds: Annotated[int, Field(ge=0)] | None = None
+    metrics: Annotated[list[Metric], Field(max_length=256)] = []
+    last_updated_time: Annotated[str, Field(max_length=40)]
+
+
+class ProgressReport(Model):
+    """Body of a POST to the receiver: `trainerStatus` for everyone, `trl` beside it from our trainer."""
+
+    trainer_status: TrainerStatus
+    trl: Progress | None = None
+
+
+class ExitRecord(Model):
+    """The termination message: how the attempt ended on this pod, and everything the status still needs."""
+
+    contract_version: int = CONTRACT_VERSION
+    outcome: Literal["Succeeded", "Failed", "Preempted"]
+    attempt: Annotated[int, Field(ge=0)] = 0
+    reason: FailureReason | None = None
+    message: Annotated[str, Field(max_length=1024)] = ""
+    rank: Annotated[int, Field(ge=0)] | None = None
+    """Global rank whose failure came first."""
+    time: Annotated[str, Field(max_length=40)]
+    """RFC 3339 with microseconds: the first cause wins."""
+    step: Annotated[int, Field(ge=0)] | None = None
+    checkpoint: Annotated[str, Field(max_length=1024)] | None = None
+    """Newest published checkpoint, relative to the storage volume."""
+    log: Annotated[str, Field(max_length=2048)] = ""
+    """Tail of the failing rank's own traceback, secrets masked."""
+    artifacts: Annotated[list[Artifact], Field(max_length=4)] = []
+    progress: Progress | None = None
+    """The last report, cut to what fits; only on the pod of rank 0."""

@@ -1,0 +1,1 @@
+"""The trainer image's code: TRL on FSDP2 under torchrun, supervised, checkpointed and explained."""
