@@ -43,7 +43,7 @@ lint: $(VENV) ## ruff, mypy strict, import-linter, shellcheck, generated files u
 generate: $(VENV) ## Write deploy/crds and the chart's copies from the pydantic models
 	@$(PY) -m trl_operator.api.crd
 
-lock: $(VENV) ## Resolve the dependencies of pyproject.toml into requirements/
+lock: $(UV) ## Resolve the dependencies of pyproject.toml into requirements/
 	@hack/lock.sh $(UV)
 
 fmt: $(VENV) ## Format and fix the Python code
