@@ -7,9 +7,12 @@ UV_VERSION := 0.13.8
 UV := $(CACHE)/uv-$(UV_VERSION)/bin/uv
 PY := .venv/bin/python
 VENV := .venv/installed
-DEVCLUSTER := $(PY) -m devcluster
+PYTEST := $(PY) -m pytest -q --durations=5
+DEVCLUSTER := PYTHONPATH=hack $(PY) -m devcluster
 export UV_CACHE_DIR := $(CACHE)/uv
 export PYTHONSAFEPATH := 1
+
+.PHONY: $(shell sed -n "s/^\([a-z-]*\):.*\#\# .*/\1/p" $(lastword $(MAKEFILE_LIST)))
 
 ##@ Everyday
 
@@ -45,6 +48,21 @@ generate: $(VENV) ## Write deploy/crds and the chart's copies from the pydantic 
 
 lock: $(UV) ## Resolve the dependencies of pyproject.toml into requirements/
 	@hack/lock.sh $(UV)
+
+test: ## Everything that must hold: lint, unit, trainer, controlplane, e2e
+	@hack/test.sh lint test-unit test-trainer test-controlplane test-e2e
+
+test-unit: $(VENV) ## Pure functions: plan, render, status, schema
+	@$(PYTEST) tests/unit
+
+test-trainer: $(VENV) ## Stages, FSDP2, checkpoints, signals on CPU with two ranks
+	@$(PYTEST) tests/trainer
+
+test-controlplane: $(VENV) ## The operator against a real API server and training-operator, without nodes
+	@$(PYTEST) tests/controlplane
+
+test-e2e: $(VENV) ## Real pods on the dev cluster: apply to Succeeded, kills, the demo
+	@$(PYTEST) tests/e2e
 
 fmt: $(VENV) ## Format and fix the Python code
 	@.venv/bin/ruff check -q --fix . || true
