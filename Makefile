@@ -12,12 +12,12 @@ DEVCLUSTER := PYTHONPATH=hack $(PY) -m devcluster
 export UV_CACHE_DIR := $(CACHE)/uv
 export PYTHONSAFEPATH := 1
 
-.PHONY: $(shell sed -n "s/^\([a-z-]*\):.*\#\# .*/\1/p" $(lastword $(MAKEFILE_LIST)))
+.PHONY: $(shell grep -oE '^[a-z0-9-]+:' $(firstword $(MAKEFILE_LIST)) | tr -d :)
 
 ##@ Everyday
 
 help: ## List the targets
-	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^##@/ {printf "\n%s\n", substr($$0, 5)} /^[a-z-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV) ## Create .venv with everything that the tests need
 

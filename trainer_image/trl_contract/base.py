@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from pydantic.alias_generators import to_camel
 
-CONTRACT_VERSION = 1
+CONTRACT_VERSION: Literal[1] = 1
 
 Kind = Literal["SFTJob", "RewardJob", "DPOJob", "GRPOJob"]
 KINDS: tuple[Kind, ...] = ("SFTJob", "RewardJob", "DPOJob", "GRPOJob")
@@ -27,7 +27,7 @@ class Model(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
-def cel(rule: str, message: str) -> dict[str, str]:
+def cel(rule: str, message: str) -> dict[str, JsonValue]:
     """Return one x-kubernetes-validations entry; the model's own validator must say the same in Python."""
     return {"rule": rule, "message": message}
 
@@ -38,6 +38,10 @@ Key = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-
 Text = Annotated[str, Field(max_length=16384)]
 RelativePath = Annotated[
     str,
-    Field(min_length=1, max_length=1024, pattern=r"^([^/\x00-\x1f.][^/\x00-\x1f]*|\.[^/\x00-\x1f.][^/\x00-\x1f]*)(/([^/\x00-\x1f.][^/\x00-\x1f]*|\.[^/\x00-\x1f.][^/\x00-\x1f]*))*$"),
+    Field(
+        min_length=1,
+        max_length=1024,
+        pattern=r"^([^/\x00-\x1f.][^/\x00-\x1f]*|\.[^/\x00-\x1f.][^/\x00-\x1f]*)(/([^/\x00-\x1f.][^/\x00-\x1f]*|\.[^/\x00-\x1f.][^/\x00-\x1f]*))*$",
+    ),
 ]
 """A path inside a volume: no leading slash, no `..`, no empty part, no control character."""
