@@ -1,0 +1,169 @@
+"""The rewards of a GRPOJob, with their formulas."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from trl_contract.base import Int32, Model, cel
+from trl_contract.sources import ConfigMapKey, SecretKeyRef, Volume, exactly_one
+
+
+class LengthReward(Model):
+    """Either `target` (1 at the target, falling linearly to 0 at 0 and at twice the target) or a range `min` to `max`
+    (1 inside, 0 outside), in words of the completion."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    "has(self.target) != (has(self.min) || has(self.max))",
+                    "give target, or min and max",
+                ),
+                cel("has(self.min) == has(self.max)", "min and max go together"),
+                cel("!has(self.min) || !has(self.max) || self.min <= self.max", "min must not be above max"),
+            ]
+        }
+    )
+
+    target: Annotated[Int32, Field(ge=1)] | None = None
+    min: Annotated[Int32, Field(ge=0)] | None = None
+    max: Annotated[Int32, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _target_or_range(self) -> Self:
+        if (self.target is not None) == (self.min is not None or self.max is not None):
+            raise ValueError("length: give target, or min and max")
+        if (self.min is None) != (self.max is None):
+            raise ValueError("length: min and max go together")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError("length: min must not be above max")
+        return self
+
+
+class KeywordReward(Model):
+    words: Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=1, max_length=256)]
+    """Words or phrases, compared without case at word boundaries."""
+    mode: Literal["any", "all", "none"] = "any"
+    """1 if any, all or none of the words occur, else 0."""
+
+
+class RegexReward(Model):
+    pattern: Annotated[str, Field(min_length=1, max_length=2048)]
+    """Python regular expression; 1 if it is found anywhere in the completion, else 0."""
+
+
+class FormatReward(Model):
+    template: Annotated[str, Field(min_length=1, max_length=2048)]
+    """Literal text with `...` for anything in between; 1 if the whole completion has this form, else 0."""
+
+
+class JsonSchemaReward(Model):
+    schema_: Annotated[str, Field(alias="schema", min_length=2, max_length=16384)]
+    """JSON schema as a JSON string; 1 if the completion is JSON that satisfies it, else 0."""
+
+
+class SimilarityReward(Model):
+    column: Annotated[str, Field(min_length=1, max_length=200)]
+    """Column with the reference text; the reward is the F1 of the words that both share (with multiplicity)."""
+
+
+class AccuracyReward(Model):
+    column: Annotated[str, Field(min_length=1, max_length=200)]
+    """Column with the right answer."""
+    numeric: bool = False
+    """Compare the last number in the completion with the answer's, instead of the stripped text."""
+
+
+class PythonReward(Model):
+    config_map: ConfigMapKey
+    """ConfigMap key with the module's source."""
+    function: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+    """Called as f(prompts, completions, **columns); returns one number per completion."""
+    timeout_seconds: Annotated[Int32, Field(ge=1, le=3600)] = 60
+    """Time limit of one call."""
+
+
+class RewardModelReward(Model):
+    volume: Volume
+    """Folder of a sequence classification model with one label, for example a RewardJob's `final`."""
+
+
+class HttpReward(Model):
+    url: Annotated[
+        str,
+        Field(
+            min_length=1,
+            max_length=2048,
+            pattern=r"^(https://[^@\s]+|http://[a-z0-9.-]+\.svc(\.cluster\.local)?(:[0-9]+)?(/[^@\s]*)?)$",
+        ),
+    ]
+    """https, or http inside the cluster. It gets {prompts, completions, columns} and answers {rewards: [...]}."""
+    timeout_seconds: Annotated[Int32, Field(ge=1, le=600)] = 30
+    """Time limit of one request; it is tried three times."""
+    secret_ref: SecretKeyRef | None = None
+    """Secret with a token that is sent as Authorization: Bearer."""
+
+
+REWARD_TYPES = (
+    "length",
+    "keyword",
+    "regex",
+    "format",
+    "json_schema",
+    "similarity",
+    "accuracy",
+    "python",
+    "reward_model",
+    "http",
+)
+
+
+class RewardFunction(Model):
+    """One reward: exactly one of length, keyword, regex, format, jsonSchema, similarity, accuracy, python,
+    rewardModel and http."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    "(has(self.length)?1:0)+(has(self.keyword)?1:0)+(has(self.regex)?1:0)+(has(self.format)?1:0)"
+                    "+(has(self.jsonSchema)?1:0)+(has(self.similarity)?1:0)+(has(self.accuracy)?1:0)"
+                    "+(has(self.python)?1:0)+(has(self.rewardModel)?1:0)+(has(self.http)?1:0)==1",
+                    "give exactly one of length, keyword, regex, format, jsonSchema, similarity, accuracy, python,"
+                    " rewardModel, http",
+                )
+            ]
+        }
+    )
+
+    name: Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
+    """Name in metrics and status."""
+    weight: Annotated[float, Field(ge=-1000, le=1000)] = 1.0
+    """Weight in the sum."""
+    on_error: Literal["fail", "zero"] = "fail"
+    """An error fails the job, or counts as 0 and is counted."""
+    length: LengthReward | None = None
+    """By the number of words."""
+    keyword: KeywordReward | None = None
+    """By words that occur."""
+    regex: RegexReward | None = None
+    """By a regular expression."""
+    format: FormatReward | None = None
+    """By the form of the whole completion."""
+    json_schema: JsonSchemaReward | None = None
+    """By a JSON schema."""
+    similarity: SimilarityReward | None = None
+    """By words shared with a reference."""
+    accuracy: AccuracyReward | None = None
+    """By the right answer."""
+    python: PythonReward | None = None
+    """By a function of your own."""
+    reward_model: RewardModelReward | None = None
+    """By a trained reward model."""
+    http: HttpReward | None = None
+    """By a service."""
+
+    @model_validator(mode="after")
+    def _one_type(self) -> Self:
+        exactly_one(self, REWARD_TYPES, "grpo.rewards")
+        return self

@@ -1,0 +1,146 @@
+"""Where models and rows come from."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from trl_contract.base import Int32, Key, Model, Name, RelativePath, Text, cel
+
+
+def exactly_one(model: Model, names: tuple[str, ...], field: str) -> None:
+    """Raise ValueError unless exactly one of the fields `names` of `model` is given."""
+    given = [name for name in names if getattr(model, name) is not None]
+    if len(given) != 1:
+        raise ValueError(f"{field}: give exactly one of {', '.join(names)}; got {', '.join(given) or 'none'}")
+
+
+class SecretKeyRef(Model):
+    name: Name
+    """Name of a Secret in the job's namespace."""
+    key: Key = "token"
+    """Key in that Secret."""
+
+
+class HubModel(Model):
+    repo: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\w.-]+(/[\w.-]+)?$")]
+    """Repository of the model, like Qwen/Qwen2.5-0.5B-Instruct."""
+    revision: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """Branch, tag or commit; the default branch if unset."""
+    token_secret_ref: SecretKeyRef | None = None
+    """Secret that holds the access token of a private or gated repository."""
+
+
+class Volume(Model):
+    claim_name: Name
+    """Name of a PersistentVolumeClaim in the job's namespace."""
+    path: RelativePath
+    """Path inside the volume."""
+
+
+class ConfigMapKey(Model):
+    name: Name
+    """Name of a ConfigMap in the job's namespace."""
+    key: Key
+    """Key in that ConfigMap; its extension (.jsonl, .json, .csv) says the format."""
+
+
+class ModelSource(Model):
+    """Where the base model comes from: exactly one of `hub` and `volume`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel("(has(self.hub)?1:0)+(has(self.volume)?1:0)==1", "give exactly one of hub, volume")
+            ]
+        }
+    )
+
+    hub: HubModel | None = None
+    """A model on the Hugging Face hub."""
+    volume: Volume | None = None
+    """A model folder (config.json, safetensors, tokenizer) in a claim."""
+    attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] | None = None
+    """Attention kernel; unset: the library chooses."""
+    chat_template: Text | None = None
+    """Jinja chat template that replaces the tokenizer's own."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        exactly_one(self, ("hub", "volume"), "model")
+        return self
+
+
+class HubDataset(Model):
+    repo: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\w.-]+(/[\w.-]+)?$")]
+    """Repository of the data set, like trl-lib/ultrafeedback_binarized."""
+    revision: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """Branch, tag or commit; the default branch if unset."""
+    config: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """Configuration (subset) of the data set."""
+    split: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """Split; `train` for `dataset.train` and `test` for `dataset.eval` if unset."""
+    token_secret_ref: SecretKeyRef | None = None
+    """Secret that holds the access token of a private or gated repository."""
+
+
+class DataSource(Model):
+    """Rows of training data: exactly one of `hub`, `volume`, `configMap` and `inline`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    "(has(self.hub)?1:0)+(has(self.volume)?1:0)+(has(self.configMap)?1:0)+(has(self.inline)?1:0)==1",
+                    "give exactly one of hub, volume, configMap, inline",
+                )
+            ]
+        }
+    )
+
+    hub: HubDataset | None = None
+    """A data set on the Hugging Face hub."""
+    volume: Volume | None = None
+    """A file in a claim: .jsonl, .json, .csv or .parquet, also .gz of the first three."""
+    config_map: ConfigMapKey | None = None
+    """A key of a ConfigMap."""
+    inline: (
+        Annotated[
+            list[Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})]],
+            Field(min_length=1, max_length=1000),
+        ]
+        | None
+    ) = None
+    """The rows themselves, at most 1,000 and 128 KiB."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        exactly_one(self, ("hub", "volume", "config_map", "inline"), "dataset")
+        return self
+
+
+class Dataset(Model):
+    train: DataSource
+    """Rows to train on."""
+    eval: DataSource | None = None
+    """Rows to evaluate on; unset: `evalSplit` of the training rows are held out."""
+    eval_split: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """Share of the training rows held out when there is no `eval`; 0 means no evaluation."""
+    seed: Annotated[Int32, Field(ge=0)] = 42
+    """Seed of the split and of the order of the rows."""
+    shuffle: bool = True
+    """Shuffle the rows before each epoch."""
+    max_examples: Annotated[Int32, Field(ge=1)] | None = None
+    """Use only so many training rows (the first ones)."""
+    columns: Annotated[dict[str, Annotated[str, Field(max_length=200)]], Field(max_length=20)] | None = None
+    """What TRL expects: the name in the data. For example {chosen: good_answer}."""
+    system_prompt: Text | None = None
+    """System message put before every conversation that has none."""
+    max_bad_rows: Annotated[Int32, Field(ge=0)] = 0
+    """So many malformed rows are dropped and counted; one more fails the job."""
+
+
+class PromptDataset(Dataset):
+    """A data set with prompts of its own (dpo, grpo)."""
+
+    max_prompt_length: Annotated[Int32, Field(ge=1)] | None = None
+    """Rows whose prompt has more tokens are dropped and counted."""
