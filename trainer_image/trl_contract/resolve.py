@@ -1,0 +1,62 @@
+"""Defaults that depend on other fields, resolved once: the operator shows the result, the trainer runs it."""
+
+from math import gcd
+from typing import Any
+
+from trl_contract.base import Kind
+from trl_contract.jobfile import JobFile
+from trl_contract.training import EvaluationBase, GrpoTraining, Peft
+
+LEARNING_RATES: dict[Kind, float] = {"SFTJob": 2e-5, "RewardJob": 1e-5, "DPOJob": 1e-6, "GRPOJob": 1e-6}
+"""Peak learning rates of full fine-tuning; adapters take ten times as much."""
+
+
+def resolve(job: JobFile) -> JobFile:
+    """Return `job` with every default filled in that depends on another field; what the user gave is kept.
+
+    Only `training.gradientCheckpointing` may stay unset: it depends on the model's size, which the trainer knows.
+    """
+    spec = job.spec
+    changes: dict[str, Any] = {
+        "training": _training(job, spec.training),
+        "peft": _peft(spec.peft),
+        "evaluation": _evaluation(job, spec.evaluation),
+    }
+    if spec.checkpoint.every_minutes is None and spec.checkpoint.every_steps is None:
+        changes["checkpoint"] = spec.checkpoint.model_copy(update={"every_minutes": 15.0})
+    if spec.fsdp.state_dict_type == "auto":
+        form = "sharded" if spec.peft.method == "none" else "full"
+        changes["fsdp"] = spec.fsdp.model_copy(update={"state_dict_type": form})
+    return job.model_copy(update={"spec": spec.model_copy(update=changes)})
+
+
+def _training(job: JobFile, training: GrpoTraining) -> GrpoTraining:
+    changes: dict[str, Any] = {}
+    if training.epochs is None and training.max_steps is None:
+        changes["epochs"] = 1.0
+    if training.warmup_steps is None and training.warmup_ratio is None:
+        changes["warmup_ratio"] = 0.1
+    if training.learning_rate is None:
+        factor = 1 if job.spec.peft.method == "none" else 10
+        changes["learning_rate"] = LEARNING_RATES[job.kind] * factor
+    if training.precision is None:
+        changes["precision"] = "bf16" if job.has_gpus else "fp32"
+    return training.model_copy(update=changes)
+
+
+def _peft(peft: Peft) -> Peft:
+    if peft.method == "none" or peft.target_modules is not None:
+        return peft
+    return peft.model_copy(update={"target_modules": ["all-linear"]})
+
+
+def _evaluation(job: JobFile, evaluation: EvaluationBase) -> EvaluationBase:
+    if evaluation.per_device_batch_size is not None:
+        return evaluation
+    size: int = job.spec.training.per_device_batch_size
+    if job.kind == "GRPOJob":
+        # TRL evaluates whole groups: batch x processes must be a multiple of numGenerations.
+        generations: int = job.spec.grpo.num_generations
+        step = generations // gcd(generations, job.num_nodes * job.num_proc_per_node)
+        size = -(-size // step) * step
+    return evaluation.model_copy(update={"per_device_batch_size": size})
