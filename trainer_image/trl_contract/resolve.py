@@ -7,8 +7,13 @@ from trl_contract.base import Kind
 from trl_contract.jobfile import JobFile
 from trl_contract.training import EvaluationBase, GrpoTraining, Peft
 
-LEARNING_RATES: dict[Kind, float] = {"SFTJob": 2e-5, "RewardJob": 1e-5, "DPOJob": 1e-6, "GRPOJob": 1e-6}
-"""Peak learning rates of full fine-tuning; adapters take ten times as much."""
+LEARNING_RATES: dict[Kind, tuple[float, float]] = {
+    "SFTJob": (2e-5, 2e-4),
+    "RewardJob": (1e-5, 1e-4),
+    "DPOJob": (1e-6, 1e-5),
+    "GRPOJob": (1e-6, 1e-5),
+}
+"""Peak learning rates of full fine-tuning and of adapters."""
 
 
 def resolve(job: JobFile) -> JobFile:
@@ -37,8 +42,8 @@ def _training(job: JobFile, training: GrpoTraining) -> GrpoTraining:
     if training.warmup_steps is None and training.warmup_ratio is None:
         changes["warmup_ratio"] = 0.1
     if training.learning_rate is None:
-        factor = 1 if job.spec.peft.method == "none" else 10
-        changes["learning_rate"] = LEARNING_RATES[job.kind] * factor
+        full, adapter = LEARNING_RATES[job.kind]
+        changes["learning_rate"] = full if job.spec.peft.method == "none" else adapter
     if training.precision is None:
         changes["precision"] = "bf16" if job.has_gpus else "fp32"
     return training.model_copy(update=changes)

@@ -1,0 +1,135 @@
+"""The contract: what is refused, what is resolved, and that nothing a user writes gets lost on the way."""
+
+from typing import Any
+
+import pytest
+from pydantic import TypeAdapter, ValidationError
+from trl_contract.base import RelativePath
+from trl_contract.jobfile import JobFile
+from trl_contract.resolve import resolve
+
+SOURCE = {"configMap": {"name": "pairs", "key": "train.jsonl"}}
+KEYWORD = {"name": "polite", "keyword": {"words": ["please"]}}
+
+
+def job(kind: str = "DPOJob", spec: dict[str, Any] | None = None, **fields: Any) -> JobFile:
+    base: dict[str, Any] = {
+        "model": {"volume": {"claimName": "models", "path": "base"}},
+        "dataset": {"train": SOURCE},
+    }
+    if kind == "GRPOJob":
+        base["grpo"] = {"rewards": [KEYWORD]}
+    return JobFile.model_validate(
+        {
+            "kind": kind,
+            "namespace": "team",
+            "name": "job",
+            "uid": "u-1",
+            "paths": {"storage": "/mnt/storage"},
+            "spec": {**base, **(spec or {})},
+            **fields,
+        }
+    )
+
+
+@pytest.mark.parametrize("kind", ["SFTJob", "RewardJob", "DPOJob", "GRPOJob"])
+def test_the_wire_form_reads_back_as_the_same_job(kind: str) -> None:
+    written = job(kind)
+    assert JobFile.model_validate(written.to_wire()) == written
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "says"),
+    [
+        ("DPOJob", {"training": {"learningRat": 1}}, "learningRat"),
+        ("DPOJob", {"training": {"epochs": 1, "maxSteps": 5}}, "epochs or maxSteps"),
+        ("DPOJob", {"training": {"warmupSteps": 1, "warmupRatio": 0.1}}, "warmupSteps or warmupRatio"),
+        ("DPOJob", {"dpo": {"beta": 0}}, "greater than 0"),
+        ("DPOJob", {"dpo": {"lossType": ["sigmoid", "sft"], "lossWeights": [1.0]}}, "lossWeights"),
+        ("DPOJob", {"dpo": {"labelSmoothing": 0.1}}, "robust or exo_pair"),
+        ("DPOJob", {"dpo": {"referenceModel": {"mode": "explicit"}}}, "source goes with mode explicit"),
+        ("DPOJob", {"peft": {"method": "none", "targetModules": ["q_proj"]}}, "method none"),
+        ("DPOJob", {"model": {}}, "exactly one of hub, volume"),
+        ("DPOJob", {"dataset": {"train": {}}}, "exactly one of hub, volume, config_map, inline"),
+        ("DPOJob", {"checkpoint": {"everyMinutes": 1, "everySteps": 1}}, "everyMinutes or everySteps"),
+        ("DPOJob", {"checkpoint": {"keep": 1}}, "greater than or equal to 2"),
+        ("DPOJob", {"grpo": {}}, "grpo"),
+        ("SFTJob", {"dpo": {}}, "dpo"),
+        ("SFTJob", {"dataset": {"train": SOURCE, "maxPromptLength": 5}}, "maxPromptLength"),
+        ("RewardJob", {"evaluation": {"samplePrompts": ["hi"]}}, "samplePrompts"),
+        ("GRPOJob", {"training": {"maxLength": 5}}, "maxLength"),
+        ("GRPOJob", {"grpo": {"rewards": []}}, "at least 1 item"),
+        ("GRPOJob", {"grpo": {"rewards": [KEYWORD, KEYWORD]}}, "different names"),
+        ("GRPOJob", {"grpo": {"rewards": [{"name": "none"}]}}, "exactly one of length"),
+        ("GRPOJob", {"grpo": {"rewards": [{"name": "l", "length": {"min": 1}}]}}, "min and max go together"),
+        (
+            "GRPOJob",
+            {"grpo": {"rewards": [{"name": "l", "length": {"target": 1, "min": 1}}]}},
+            "target, or min and max",
+        ),
+        ("GRPOJob", {"grpo": {"rewards": [{"name": "h", "http": {"url": "http://example.com/"}}]}}, "pattern"),
+    ],
+)
+def test_a_bad_spec_is_refused_with_the_field_named(kind: str, spec: dict[str, Any], says: str) -> None:
+    with pytest.raises(ValidationError, match=says):
+        job(kind, spec)
+
+
+@pytest.mark.parametrize("path", ["/abs", "../up", "a/../b", "a//b", "a/.", ".", "..", "a/", "a\nb", ""])
+def test_a_path_cannot_leave_its_volume(path: str) -> None:
+    with pytest.raises(ValidationError):
+        TypeAdapter(RelativePath).validate_python(path)
+
+
+@pytest.mark.parametrize("path", ["a", "a/b.jsonl", ".hidden/x", "a..b/c"])
+def test_an_ordinary_path_is_accepted(path: str) -> None:
+    assert TypeAdapter(RelativePath).validate_python(path) == path
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "rate"),
+    [
+        ("SFTJob", "none", 2e-5),
+        ("SFTJob", "lora", 2e-4),
+        ("RewardJob", "lora", 1e-4),
+        ("DPOJob", "none", 1e-6),
+        ("DPOJob", "qlora", 1e-5),
+        ("GRPOJob", "lora", 1e-5),
+    ],
+)
+def test_the_default_learning_rate_depends_on_kind_and_method(kind: str, method: str, rate: float) -> None:
+    assert resolve(job(kind, {"peft": {"method": method}})).spec.training.learning_rate == rate
+
+
+def test_resolving_keeps_what_the_user_gave() -> None:
+    given = {
+        "training": {"maxSteps": 7, "warmupSteps": 2, "learningRate": 0.5, "precision": "bf16"},
+        "peft": {"targetModules": ["q_proj"]},
+        "checkpoint": {"everySteps": 3},
+        "fsdp": {"stateDictType": "sharded"},
+        "evaluation": {"perDeviceBatchSize": 9},
+    }
+    resolved = resolve(job(spec=given)).to_wire()["spec"]
+    for section, fields in given.items():
+        assert fields.items() <= resolved[section].items()
+    assert "epochs" not in resolved["training"]
+    assert "everyMinutes" not in resolved["checkpoint"]
+
+
+def test_precision_follows_the_gpus_and_the_state_dict_follows_the_method() -> None:
+    on_gpus = resolve(job(spec={"peft": {"method": "none"}}, hasGpus=True)).spec
+    assert (on_gpus.training.precision, on_gpus.fsdp.state_dict_type) == ("bf16", "sharded")
+    on_cpu = resolve(job()).spec
+    assert (on_cpu.training.precision, on_cpu.fsdp.state_dict_type) == ("fp32", "full")
+
+
+def test_a_grpo_evaluation_batch_holds_whole_groups_over_all_processes() -> None:
+    spec = {"training": {"perDeviceBatchSize": 3}, "grpo": {"rewards": [KEYWORD], "numGenerations": 8}}
+    resolved = resolve(job("GRPOJob", spec, numNodes=2)).spec.evaluation.per_device_batch_size
+    assert resolved == 4
+    assert resolved * 2 % 8 == 0
+
+
+def test_resolving_twice_changes_nothing() -> None:
+    once = resolve(job())
+    assert resolve(once) == once
