@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 from pydantic import TypeAdapter, ValidationError
+
 from trl_contract.base import RelativePath
 from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
