@@ -1,0 +1,243 @@
+"""One row of the user's data becomes one row of the form that TRL's trainer of that kind reads. Pure functions."""
+
+from itertools import takewhile
+from typing import Any
+
+from trl_contract.base import Kind
+
+Row = dict[str, Any]
+Messages = list[dict[str, Any]]
+
+
+class BadRow(ValueError):
+    """Why this row cannot be used."""
+
+
+def shape(kind: Kind, row: Row, columns: dict[str, str] | None = None, system_prompt: str | None = None) -> Row:
+    """Return the row as TRL's trainer for `kind` expects it: with its columns renamed, the prompt made explicit and the
+    system prompt added.
+
+    sft: messages | prompt and completion | text. reward and dpo: prompt, chosen and rejected (reward: plain text
+    without a prompt stays so). grpo: prompt, and every other column for the rewards. Raises BadRow.
+    """
+    row = {name: value for name, value in _rename(row, columns or {}).items() if value is not None}
+    if kind == "SFTJob":
+        shaped = _sft(row)
+    elif kind == "GRPOJob":
+        shaped = _grpo(row)
+    else:
+        shaped = _pair(row, needs_prompt=kind == "DPOJob")
+    if system_prompt is not None:
+        _add_system_prompt(shaped, system_prompt)
+    if kind != "GRPOJob" and "tools" in row and conversational(shaped):
+        shaped["tools"] = row["tools"]
+    return shaped
+
+
+def conversational(row: Row) -> bool:
+    """Return whether a shaped row is made of messages rather than of plain text."""
+    return any(isinstance(row.get(name), list) for name in ("messages", "prompt", "chosen"))
+
+
+def form(row: Row) -> str:
+    """Return a few words for the form of a shaped row; all rows of a data set must have the same."""
+    names = [
+        name for name in ("messages", "text", "prompt", "completion", "chosen", "rejected", "margin") if name in row
+    ]
+    return f"{', '.join(names)} ({'conversations' if conversational(row) else 'plain text'})"
+
+
+def answers(row: Row) -> list[Any]:
+    """Return what a shaped row teaches: text, completion, the answers of a pair, or the last assistant turn."""
+    if "messages" in row:
+        return [[message for message in row["messages"] if message["role"] == "assistant"][-1:]]
+    return [row[name] for name in ("text", "completion", "chosen", "rejected") if name in row]
+
+
+def is_blank(answer: str | Messages) -> bool:
+    """Return whether an answer says nothing: no visible character and no tool call."""
+    if isinstance(answer, str):
+        return not answer.strip()
+    return not any((message["content"] or "").strip() or message.get("tool_calls") for message in answer)
+
+
+def _rename(row: Row, columns: dict[str, str]) -> Row:
+    for name, source in columns.items():
+        if source not in row:
+            raise BadRow(f"dataset.columns.{name} is {source!r}, but the row has {_names(row)}")
+    renamed = {name: row[source] for name, source in columns.items()}
+    moved = set(columns.values())
+    return {**{name: value for name, value in row.items() if name not in moved}, **renamed}
+
+
+def _names(row: Row) -> str:
+    return ", ".join(map(str, row)) or "no columns"
+
+
+def _missing(row: Row, needed: str) -> BadRow:
+    return BadRow(f"needs {needed}, but has {_names(row)}; name the columns in dataset.columns")
+
+
+def _sft(row: Row) -> Row:
+    if "messages" in row:
+        messages = _messages(row["messages"], "messages")
+        if not any(message["role"] == "assistant" for message in messages):
+            raise BadRow("messages has no assistant turn, so there is nothing to learn")
+        return {"messages": messages}
+    if "prompt" in row and "completion" in row:
+        prompt, completion = _alike(row, "prompt", "completion")
+        if isinstance(completion, list):
+            _check_turns(prompt, completion, "completion")
+        return {"prompt": prompt, "completion": completion}
+    if "text" in row:
+        return {"text": _text(row["text"], "text")}
+    raise _missing(row, "messages, or prompt and completion, or text")
+
+
+def _grpo(row: Row) -> Row:
+    if "prompt" in row:
+        prompt = _content(row["prompt"], "prompt")
+    elif "messages" in row:
+        messages = _messages(row["messages"], "messages")
+        last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=len(messages))
+        prompt = messages[:last]
+    else:
+        raise _missing(row, "prompt, or messages")
+    _check_prompt(prompt)
+    # TRL takes any of these names for its own input, whatever the row's prompt looks like.
+    taken = {"messages", "chosen", "rejected", "completion", "completion_ids", "image", "images"}
+    return {"prompt": prompt, **{name: value for name, value in row.items() if name not in taken and name != "prompt"}}
+
+
+def _pair(row: Row, needs_prompt: bool) -> Row:
+    if "chosen" not in row or "rejected" not in row:
+        raise _missing(row, "chosen and rejected (and prompt)")
+    chosen, rejected = _alike(row, "chosen", "rejected")
+    if chosen == rejected:
+        raise BadRow("chosen equals rejected")
+    if isinstance(chosen, str):
+        shaped = _plain_pair(row, chosen, rejected, needs_prompt)
+    else:
+        shaped = _conversational_pair(row, chosen, rejected)
+    if "margin" in row and not needs_prompt:
+        shaped["margin"] = _number(row["margin"], "margin")
+    return shaped
+
+
+def _plain_pair(row: Row, chosen: str, rejected: str, needs_prompt: bool) -> Row:
+    if "prompt" in row:
+        prompt = _text(row["prompt"], "prompt")
+    elif needs_prompt:
+        prompt = _common_text(chosen, rejected)
+        chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+    else:
+        return {"chosen": chosen, "rejected": rejected}
+    _check_prompt(prompt)
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def _conversational_pair(row: Row, chosen: Messages, rejected: Messages) -> Row:
+    given = row.get("prompt")
+    if isinstance(given, str) and chosen[0]["role"] == "assistant":
+        prompt: Messages = [{"role": "user", "content": given}]
+    elif isinstance(given, list):
+        prompt = _messages(given, "prompt")
+        # Many data sets repeat the prompt at the start of both conversations; TRL would train on it twice.
+        if chosen[: len(prompt)] == prompt and rejected[: len(prompt)] == prompt:
+            chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+    else:
+        shared = _common_messages(chosen, rejected)
+        prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+        if isinstance(given, str) and not any(message["content"] == given for message in prompt):
+            raise BadRow("prompt is text that is not a message at the start of both chosen and rejected")
+    _check_turns(prompt, chosen, "chosen")
+    _check_turns(prompt, rejected, "rejected")
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+
+
+def _common_text(chosen: str, rejected: str) -> str:
+    """Return the shared start of both texts, cut back to the end of a word."""
+    length = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
+    while length and not (chosen[length - 1].isspace() or chosen[length : length + 1].isspace()):
+        length -= 1
+    return chosen[:length].rstrip(" ")
+
+
+def _common_messages(chosen: Messages, rejected: Messages) -> int:
+    pairs = zip(chosen, rejected, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(chosen), len(rejected)))
+
+
+def _check_prompt(prompt: str | Messages) -> None:
+    if not prompt or is_blank(prompt):
+        raise BadRow("the prompt is empty")
+    if isinstance(prompt, list) and prompt[-1]["role"] == "assistant":
+        raise BadRow("the prompt ends with an assistant turn; it must end with what the model answers")
+
+
+def _check_turns(prompt: Messages, answer: Messages, name: str) -> None:
+    if not prompt:
+        raise BadRow(f"{name} has no prompt: chosen and rejected must start with the same messages")
+    _check_prompt(prompt)
+    if not answer or answer[0]["role"] != "assistant":
+        raise BadRow(f"{name} must go on with an assistant turn after the prompt")
+
+
+def _add_system_prompt(row: Row, text: str) -> None:
+    name = "messages" if "messages" in row else "prompt"
+    if not isinstance(row.get(name), list):
+        raise BadRow("dataset.systemPrompt needs conversations, but this row is plain text")
+    if row[name][0]["role"] not in ("system", "developer"):
+        row[name] = [{"role": "system", "content": text}, *row[name]]
+
+
+def _alike(row: Row, first: str, second: str) -> tuple[Any, Any]:
+    """Return both values, checked; both text or both conversations."""
+    one, two = _content(row[first], first), _content(row[second], second)
+    if type(one) is not type(two):
+        raise BadRow(f"{first} and {second} must both be text or both be lists of messages")
+    return one, two
+
+
+def _content(value: Any, name: str) -> str | Messages:
+    return _messages(value, name) if isinstance(value, list) else _text(value, name)
+
+
+def _text(value: Any, name: str) -> str:
+    if not isinstance(value, str):
+        raise BadRow(f"{name} is {_type(value)}; it must be text or a list of messages")
+    return value
+
+
+def _number(value: Any, name: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise BadRow(f"{name} is {_type(value)}; it must be a number")
+    return float(value)
+
+
+def _messages(value: Any, name: str) -> Messages:
+    if not isinstance(value, list) or not value:
+        raise BadRow(f"{name} is {_type(value) if value != [] else 'an empty list'}; it must be a list of messages")
+    return [_message(message, f"{name}[{i}]") for i, message in enumerate(value)]
+
+
+def _message(message: Any, name: str) -> dict[str, Any]:
+    if not isinstance(message, dict):
+        raise BadRow(f"{name} is {_type(message)}; a message is an object with role and content")
+    if {"from", "value"} <= set(message):
+        raise BadRow(f"{name} has from and value; rename them to role and content (roles: system, user, assistant)")
+    role, content = message.get("role"), message.get("content")
+    if not isinstance(role, str) or not role:
+        raise BadRow(f"{name} has no role")
+    if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
+        raise BadRow(f"{name}.content is {_type(content)}; it must be text")
+    return {
+        "role": role,
+        "content": content,
+        **{key: item for key, item in message.items() if key not in ("role", "content") and item is not None},
+    }
+
+
+def _type(value: Any) -> str:
+    names = {dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "null"}
+    return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)

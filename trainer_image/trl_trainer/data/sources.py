@@ -1,0 +1,148 @@
+"""Reads rows from files and from the hub, one by one, and says where a row came from when it cannot be read."""
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import datasets
+
+from trl_contract.sources import HubDataset
+from trl_trainer.data.rows import BadRow, Row
+from trl_trainer.errors import UserError
+
+MAX_ROW_BYTES = 8 * 1024 * 1024
+"""A longer row is a damaged file or a mistake: 8 MiB are about two million tokens."""
+
+FORMATS = (".jsonl", ".json", ".csv", ".parquet")
+
+Numbered = tuple[int, Row | BadRow]
+"""Row number, from 1 (in a .jsonl file the line number), and the row or the reason why it cannot be read."""
+
+
+def read_file(path: Path) -> Iterator[Numbered]:
+    """Yield the rows of a .jsonl, .json, .csv or .parquet file, also .gz of the first three.
+
+    A row that cannot be read is yielded as BadRow; a file that cannot be read raises UserError.
+    """
+    suffixes = [suffix.lower() for suffix in path.suffixes]
+    zipped = suffixes[-1:] == [".gz"]
+    extension = (suffixes[:-1] if zipped else suffixes)[-1:] or [""]
+    if extension[0] not in FORMATS or (zipped and extension[0] == ".parquet"):
+        raise UserError(
+            "DataFormatError",
+            f"{path.name}: the extension must be one of {', '.join(FORMATS)} (also .gz of the first three)",
+        )
+    reader = {".jsonl": _jsonl, ".json": _json, ".csv": _csv, ".parquet": _parquet}[extension[0]]
+    with _explained(path), path.open("rb") as raw, _unzipped(raw, zipped) as file:
+        yield from reader(file)
+
+
+def _unzipped(raw: BinaryIO, zipped: bool) -> BinaryIO:
+    return cast(BinaryIO, gzip.open(raw)) if zipped else raw
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what the libraries raise for an unreadable file into a UserError that says what is wrong with it."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError("DatasetNotFound", f"{path}: there is no such file") from error
+    except IsADirectoryError as error:
+        raise UserError("DatasetNotFound", f"{path}: is a folder; name one file in it") from error
+    except PermissionError as error:
+        raise UserError("AccessDenied", f"{path}: uid 1000 may not read it: {error.strerror}") from error
+    except EOFError as error:
+        raise UserError("DataFormatError", f"{path.name}: the gz file is cut off; copy it again") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+        raise UserError("DataFormatError", f"{path.name}: is not a sound gz file: {error}") from error
+    except UnicodeDecodeError as error:
+        raise UserError("DataFormatError", f"{path.name}: is not UTF-8: {error}; convert it") from error
+    except _Unreadable as error:
+        raise UserError("DataFormatError", f"{path.name}: {error}") from error
+
+
+class _Unreadable(ValueError):
+    """Why the whole file cannot be read."""
+
+
+def _jsonl(file: BinaryIO) -> Iterator[Numbered]:
+    number = 0
+    while line := file.readline(MAX_ROW_BYTES + 1):
+        number += 1
+        if len(line) > MAX_ROW_BYTES:
+            while line and not line.endswith(b"\n"):
+                line = file.readline(MAX_ROW_BYTES)
+            yield number, BadRow(f"is longer than {MAX_ROW_BYTES // 2**20} MiB")
+        elif line.strip():
+            yield number, _parse(line.removeprefix(b"\xef\xbb\xbf") if number == 1 else line)
+
+
+def _parse(line: bytes) -> Row | BadRow:
+    try:
+        return _object(json.loads(line.decode(), parse_constant=_refuse_constant))
+    except UnicodeDecodeError as error:
+        return BadRow(f"is not UTF-8: {error.reason} at byte {error.start}")
+    except json.JSONDecodeError as error:
+        return BadRow(f"is not JSON: {error.msg} at character {error.pos + 1}")
+    except (ValueError, RecursionError) as error:
+        return BadRow(f"is not usable JSON: {error}")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _object(value: Any) -> Row | BadRow:
+    return value if isinstance(value, dict) else BadRow("is not an object")
+
+
+def _json(file: BinaryIO) -> Iterator[Numbered]:
+    """A list of objects; many .json files are lines of objects, and are read as such."""
+    start = file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+    file.seek(0)
+    if start != b"[":
+        yield from _jsonl(file)
+        return
+    try:
+        rows = json.loads(file.read().decode("utf-8-sig"), parse_constant=_refuse_constant)
+    except json.JSONDecodeError as error:
+        raise _Unreadable(f"is not JSON: {error.msg} in line {error.lineno}, column {error.colno}") from error
+    except RecursionError as error:
+        raise _Unreadable("is nested too deeply") from error
+    for number, row in enumerate(rows, start=1):
+        yield number, _object(row)
+
+
+def _csv(file: BinaryIO) -> Iterator[Numbered]:
+    csv.field_size_limit(MAX_ROW_BYTES)
+    reader = csv.reader((line.decode("utf-8-sig" if i == 0 else "utf-8") for i, line in enumerate(file)), strict=True)
+    try:
+        header = next(reader, [])
+        if len(set(header)) != len(header):
+            raise _Unreadable(f"two columns have the same name: {', '.join(header)}")
+        for number, cells in enumerate(reader, start=1):
+            if len(cells) == len(header):
+                yield number, dict(zip(header, cells, strict=True))
+            elif cells:
+                yield number, BadRow(f"has {len(cells)} cells, but the header has {len(header)}")
+    except csv.Error as error:
+        raise _Unreadable(f"is not CSV: line {reader.line_num}: {error}") from error
+
+
+def _parquet(file: BinaryIO) -> Iterator[Numbered]:
+    try:
+        rows = datasets.load_dataset("parquet", data_files=file.name, split="train", streaming=True)
+        yield from enumerate(rows, start=1)
+    except (ValueError, OSError) as error:
+        raise _Unreadable(f"is not a sound parquet file: {error}") from error
+
+
+def read_hub(source: HubDataset, default_split: str, cache: Path) -> Iterator[Numbered]:
+    """Yield the rows of a data set on the hub. Raises UserError when it is not there or may not be read."""
+    raise NotImplementedError
