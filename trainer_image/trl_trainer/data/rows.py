@@ -20,7 +20,8 @@ def shape(kind: Kind, row: Row, columns: dict[str, str] | None = None, system_pr
     sft: messages | prompt and completion | text. reward and dpo: prompt, chosen and rejected (reward: plain text
     without a prompt stays so). grpo: prompt, and every other column for the rewards. Raises BadRow.
     """
-    row = {name: value for name, value in _rename(row, columns or {}).items() if value is not None}
+    # pandas writes NaN where a cell is empty.
+    row = {name: value for name, value in _rename(row, columns or {}).items() if value is not None and value == value}
     if kind == "SFTJob":
         shaped = _sft(row)
     elif kind == "GRPOJob":

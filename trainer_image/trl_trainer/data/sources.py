@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import datasets
+from pyarrow import ArrowInvalid, parquet  # type: ignore[import-untyped]
 
-from trl_contract.sources import HubDataset
+from trl_contract.report import FailureReason
+from trl_contract.sources import DataSource, HubDataset
 from trl_trainer.data.rows import BadRow, Row
 from trl_trainer.errors import UserError
 
@@ -136,13 +139,42 @@ def _csv(file: BinaryIO) -> Iterator[Numbered]:
 
 
 def _parquet(file: BinaryIO) -> Iterator[Numbered]:
+    number = 0
     try:
-        rows = datasets.load_dataset("parquet", data_files=file.name, split="train", streaming=True)
-        yield from enumerate(rows, start=1)
-    except (ValueError, OSError) as error:
+        for batch in parquet.ParquetFile(file).iter_batches(batch_size=256):
+            for row in batch.to_pylist():
+                number += 1
+                yield number, row
+    except (ArrowInvalid, OSError) as error:
         raise _Unreadable(f"is not a sound parquet file: {error}") from error
 
 
-def read_hub(source: HubDataset, default_split: str, cache: Path) -> Iterator[Numbered]:
-    """Yield the rows of a data set on the hub. Raises UserError when it is not there or may not be read."""
-    raise NotImplementedError
+def open_source(source: DataSource, path: str | None, split: str, folder: Path) -> tuple[str, Iterator[Numbered]]:
+    """Return the source's name for messages, and its rows. `split` is the default one of a data set on the hub."""
+    if source.hub is not None:
+        return source.hub.repo, read_hub(source.hub, split, folder / "hub")
+    assert path is not None, "the launcher gives a path for everything that is not on the hub"
+    return Path(path).name, read_file(Path(path))
+
+
+def read_hub(source: HubDataset, split: str, cache: Path) -> Iterator[Numbered]:
+    """Yield the rows of a data set on the hub. Raises UserError when it is not there or may not be read.
+
+    A hub that cannot be reached is no mistake of the user: its ConnectionError is passed on.
+    """
+    try:
+        rows = datasets.load_dataset(
+            f"hf://datasets/{source.repo}",  # never a local folder that happens to have this name
+            source.config,
+            split=source.split or split,
+            revision=source.revision,
+            cache_dir=str(cache),
+        )
+    except datasets.exceptions.DatasetNotFoundError as error:
+        reason: FailureReason = "AccessDenied" if "gated" in str(error) else "DatasetNotFound"
+        raise UserError(reason, f"dataset {source.repo}: {error}") from error
+    except ValueError as error:
+        raise UserError("DatasetNotFound", f"dataset {source.repo}: {error}") from error
+    yield from enumerate(rows, start=1)
+    # The rows are written down in our own form: one copy is enough.
+    shutil.rmtree(cache)
