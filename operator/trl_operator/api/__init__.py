@@ -1,0 +1,1 @@
+"""The custom resources: pydantic models, the rules between their fields, and the CRDs generated from both."""

@@ -1,0 +1,221 @@
+"""The part of a spec that the cluster needs; the trainer never sees it."""
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+from trl_contract.base import Int32, Key, Model, Name, RelativePath, cel
+from trl_operator.constants import GPU_PATTERN
+
+Quantity = Annotated[
+    int | str,
+    Field(
+        json_schema_extra={
+            "x-kubernetes-int-or-string": True,
+            "pattern": r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$",
+            "maxLength": 32,
+        },
+    ),
+]
+"""A Kubernetes quantity that is not negative, like 2, 500m or 16Gi."""
+
+ResourceMap = Annotated[dict[str, Quantity], Field(max_length=8)]
+LabelValue = Annotated[str, Field(max_length=63)]
+QualifiedName = Annotated[str, Field(min_length=1, max_length=316)]
+
+_GPU = GPU_PATTERN.replace("\\", "\\\\")
+
+
+class Resources(Model):
+    """Resources of each node's container. GPUs go into limits; their number is the number of processes per node."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    f"!has(self.limits) || self.limits.all(k, k in ['cpu', 'memory', 'ephemeral-storage']"
+                    f" || k.matches('{_GPU}'))",
+                    "limits may name cpu, memory, ephemeral-storage and GPUs (nvidia.com/gpu, nvidia.com/mig-*,"
+                    " amd.com/gpu, gpu.intel.com/*)",
+                ),
+                cel(
+                    "!has(self.requests) || self.requests.all(k, k in ['cpu', 'memory', 'ephemeral-storage'])",
+                    "requests may name cpu, memory and ephemeral-storage; GPUs go into limits",
+                ),
+                cel(
+                    f"!has(self.limits) || self.limits.filter(k, k.matches('{_GPU}')).size() <= 1",
+                    "limits may name one kind of GPU only: split the work into several jobs",
+                ),
+                cel(
+                    f"!has(self.limits) || self.limits.all(k, !k.matches('{_GPU}')"
+                    " || string(self.limits[k]).matches('^([1-9]|[1-5][0-9]|6[0-4])$'))",
+                    "the number of GPUs must be a whole number from 1 to 64",
+                ),
+                cel(
+                    "!has(self.limits) || !has(self.requests) || self.requests.all(k, !(k in self.limits)"
+                    " || quantity(string(self.requests[k])).compareTo(quantity(string(self.limits[k]))) <= 0)",
+                    "requests must not be above limits",
+                ),
+            ]
+        }
+    )
+
+    limits: ResourceMap | None = None
+    """What a node's container may use at most: cpu, memory, ephemeral-storage and GPUs."""
+    requests: ResourceMap | None = None
+    """What the scheduler sets aside: cpu, memory, ephemeral-storage; as limits if unset."""
+
+
+class Storage(Model):
+    """Where checkpoints and the model go: an existing claim, or one that the operator creates."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel("has(self.claimName) != has(self.size)", "give exactly one of claimName, size"),
+                cel("!has(self.subPath) || has(self.claimName)", "subPath goes with claimName: remove it"),
+                cel(
+                    "has(self.size) || !(has(self.storageClassName) || has(self.accessModes) || has(self.retain))",
+                    "storageClassName, accessModes and retain go with size: remove them",
+                ),
+            ]
+        }
+    )
+
+    claim_name: Name | None = None
+    """An existing PersistentVolumeClaim in the job's namespace; several nodes need ReadWriteMany."""
+    sub_path: RelativePath | None = None
+    """Folder in that claim."""
+    size: Quantity | None = None
+    """Size of a claim that the operator creates."""
+    storage_class_name: Name | None = None
+    """Its StorageClass; the cluster's default if unset."""
+    access_modes: (
+        Annotated[
+            list[Literal["ReadWriteOnce", "ReadWriteOncePod", "ReadWriteMany"]], Field(min_length=1, max_length=3)
+        ]
+        | None
+    ) = None
+    """Its access modes; [ReadWriteOnce] if unset. Several nodes need ReadWriteMany."""
+    retain: bool | None = None
+    """Keep that claim when the job is deleted; true if unset."""
+
+
+class Toleration(Model):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel("self.operator != 'Exists' || !has(self.value)", "value has no meaning with operator Exists"),
+                cel("has(self.key) || self.operator == 'Exists'", "without key, operator must be Exists"),
+                cel(
+                    "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+                    "tolerationSeconds goes with effect NoExecute",
+                ),
+            ]
+        }
+    )
+
+    key: QualifiedName | None = None
+    """Taint key; every key if unset (with operator Exists)."""
+    operator: Literal["Equal", "Exists"] = "Equal"
+    """How value is compared."""
+    value: LabelValue | None = None
+    """Taint value."""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Taint effect; every effect if unset."""
+    toleration_seconds: Annotated[Int32, Field(ge=0)] | None = None
+    """How long a NoExecute taint is tolerated."""
+
+
+class LocalObjectReference(Model):
+    name: Name
+    """Name of a Secret in the job's namespace."""
+
+
+class SecretKeySelector(Model):
+    name: Name
+    """Name of a Secret in the job's namespace."""
+    key: Key
+    """Key in that Secret."""
+
+
+class EnvVarSource(Model):
+    secret_key_ref: SecretKeySelector
+    """A key of a Secret in the job's namespace."""
+
+
+RESERVED_ENV = (
+    r"^(LD_.*|PYTHON.*|PATH|KUBERNETES_.*|KUBEFLOW_.*|TRL_.*|RANK|LOCAL_RANK|WORLD_SIZE|MASTER_.*|PET_.*"
+    r"|TORCHELASTIC_.*|CUDA_VISIBLE_DEVICES|HOME|DISABLE_KUBEFLOW_INTEGRATION)$"
+)
+SECRET_ENV = r"^.*(_TOKEN|_KEY|_SECRET|_PASSWORD)$"
+
+
+class EnvVar(Model):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel("has(self.value) != has(self.valueFrom)", "give exactly one of value, valueFrom"),
+                cel(
+                    f"!self.name.matches('{RESERVED_ENV}')",
+                    "this variable is set by the operator or changes how the trainer starts: remove it",
+                ),
+                cel(
+                    f"!has(self.value) || !self.name.matches('{SECRET_ENV}')"
+                    " || self.name == 'HF_HUB_DISABLE_IMPLICIT_TOKEN'",
+                    "a variable that holds a secret must not have a literal value: use valueFrom.secretKeyRef",
+                ),
+            ]
+        }
+    )
+
+    name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+    """Name of the variable."""
+    value: Annotated[str, Field(max_length=4096)] | None = None
+    """Its value, taken literally."""
+    value_from: EnvVarSource | None = None
+    """Where its value comes from."""
+
+
+class RunPolicy(Model):
+    """How the job runs. The only part of a spec that may be edited."""
+
+    max_restarts: Annotated[Int32, Field(ge=0, le=100)] = 3
+    """How often a failed attempt is followed by another one; preemption and lost nodes are not counted."""
+    active_deadline_seconds: Annotated[Int32, Field(ge=1)] | None = None
+    """The job fails when it is not done so long after its start."""
+    ttl_seconds_after_finished: Annotated[Int32, Field(ge=0)] | None = None
+    """The finished job is deleted after so long; it stays if unset."""
+    stall_timeout_seconds: Annotated[Int32, Field(ge=30, le=604800)] = 1800
+    """A rank that makes no step for so long ends its attempt."""
+    termination_grace_period_seconds: Annotated[Int32, Field(ge=30, le=86400)] = 300
+    """Time to publish a checkpoint when the attempt is stopped."""
+
+
+class ClusterSpec(Model):
+    """What all four kinds have in common beside their training part."""
+
+    num_nodes: Annotated[Int32, Field(ge=1, le=1024)] = 1
+    """Number of pods, one per node."""
+    num_proc_per_node: Annotated[Int32, Field(ge=1, le=64)] | None = None
+    """Processes per pod: the number of GPUs in resources (and equal to it if given); without GPUs 1, at most 8."""
+    resources: Resources = Resources()
+    """Resources of each pod."""
+    storage: Storage
+    """Where checkpoints and the model go."""
+    shared_memory: Quantity | None = None
+    """Size of /dev/shm; it counts against the memory limit. Half of the memory limit if unset."""
+    node_selector: Annotated[dict[str, LabelValue], Field(max_length=16)] | None = None
+    """Node labels that the pods need."""
+    tolerations: Annotated[list[Toleration], Field(max_length=16)] | None = None
+    """Node taints that the pods tolerate."""
+    priority_class_name: Name | None = None
+    """PriorityClass of the pods."""
+    image: Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[^\s]+$")] | None = None
+    """Trainer image; the operator's own trainer image if unset."""
+    image_pull_secrets: Annotated[list[LocalObjectReference], Field(max_length=8)] | None = None
+    """Secrets for pulling the image."""
+    env: Annotated[list[EnvVar], Field(max_length=64)] | None = None
+    """More environment variables of the trainer."""
+    run_policy: RunPolicy = RunPolicy()
+    """How the job runs."""

@@ -1,0 +1,110 @@
+"""The four kinds: their names, their specs and what `kubectl get` prints of them."""
+
+from dataclasses import dataclass
+
+from trl_contract.base import Kind
+from trl_contract.training import DPOSpec, GRPOSpec, RewardSpec, SFTSpec, TrainingSpec
+from trl_operator.api.cluster import ClusterSpec
+
+
+class SFTJobSpec(SFTSpec, ClusterSpec):
+    """Supervised fine-tuning with TRL's SFTTrainer."""
+
+
+class RewardJobSpec(RewardSpec, ClusterSpec):
+    """A reward model with TRL's RewardTrainer."""
+
+
+class DPOJobSpec(DPOSpec, ClusterSpec):
+    """Direct preference optimization with TRL's DPOTrainer."""
+
+
+class GRPOJobSpec(GRPOSpec, ClusterSpec):
+    """Group relative policy optimization with TRL's GRPOTrainer."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A printer column; priority 1 shows with -o wide only."""
+
+    name: str
+    json_path: str
+    type: str = "string"
+    priority: int = 0
+
+
+@dataclass(frozen=True)
+class KindInfo:
+    """What differs between the kinds."""
+
+    kind: Kind
+    plural: str
+    short_names: tuple[str, ...]
+    suffix: str
+    """Part of the names of children: `<name>-<suffix>-<attempt>`."""
+    spec: type[ClusterSpec]
+    training: type[TrainingSpec]
+    columns: tuple[Column, ...]
+
+    @property
+    def singular(self) -> str:
+        return self.kind.lower()
+
+
+def _metric(name: str, metric: str, priority: int = 0) -> Column:
+    return Column(name, f'.status.progress.metrics[?(@.name=="{metric}")].value', priority=priority)
+
+
+_LOSS = Column("LOSS", ".status.progress.loss")
+_WIDE_LOSS = Column("LOSS", ".status.progress.loss", priority=1)
+
+
+def _columns(narrow: tuple[Column, ...], wide: tuple[Column, ...]) -> tuple[Column, ...]:
+    return (
+        Column("PHASE", ".status.phase"),
+        Column("STEP", ".status.progress.display"),
+        *narrow,
+        Column("ETA", ".status.progress.eta"),
+        Column("RESTARTS", ".status.restarts", "integer"),
+        Column("AGE", ".metadata.creationTimestamp", "date"),
+        *wide,
+        Column("TOK/S", ".status.progress.tokensPerSecond", priority=1),
+        Column("NODES", ".spec.numNodes", "integer", 1),
+        Column("MODEL", ".status.effective.model", priority=1),
+    )
+
+
+KINDS: dict[Kind, KindInfo] = {
+    "SFTJob": KindInfo("SFTJob", "sftjobs", ("sft",), "sft", SFTJobSpec, SFTSpec, _columns((_LOSS,), ())),
+    "RewardJob": KindInfo(
+        "RewardJob",
+        "rewardjobs",
+        (),
+        "rm",
+        RewardJobSpec,
+        RewardSpec,
+        _columns((_LOSS, _metric("ACCURACY", "accuracy")), ()),
+    ),
+    "DPOJob": KindInfo(
+        "DPOJob",
+        "dpojobs",
+        ("dpo",),
+        "dpo",
+        DPOJobSpec,
+        DPOSpec,
+        _columns(
+            (_LOSS, _metric("MARGIN", "rewards/margins")),
+            (_metric("ACCURACY", "rewards/accuracies", 1),),
+        ),
+    ),
+    "GRPOJob": KindInfo(
+        "GRPOJob",
+        "grpojobs",
+        ("grpo",),
+        "grpo",
+        GRPOJobSpec,
+        GRPOSpec,
+        _columns((_metric("REWARD", "reward"), _metric("KL", "kl")), (_WIDE_LOSS,)),
+    ),
+}
+BY_PLURAL: dict[str, KindInfo] = {info.plural: info for info in KINDS.values()}

@@ -1,0 +1,211 @@
+"""The status of all four kinds. Numbers that are not integers are decimal strings; everything is bounded."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from trl_contract.base import Int32, Model
+
+Text63 = Annotated[str, Field(max_length=63)]
+Text256 = Annotated[str, Field(max_length=256)]
+Text1024 = Annotated[str, Field(max_length=1024)]
+Text2048 = Annotated[str, Field(max_length=2048)]
+Decimal = Annotated[str, Field(max_length=32)]
+Time = Annotated[str, Field(max_length=40, json_schema_extra={"format": "date-time"})]
+Count = Annotated[Int32, Field(ge=0)]
+Int64 = Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})]
+
+Phase = Literal[
+    "Pending", "Starting", "Running", "Restarting", "Suspended", "Succeeded", "Failed", "Cancelled",
+]  # fmt: skip
+
+
+def list_map(key: str) -> dict[str, object]:
+    """Return the schema keys of a list that server-side apply merges by `key`."""
+    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
+
+
+class Condition(Model):
+    type: Annotated[str, Field(max_length=63)]
+    """Accepted, Running, Suspended, EvaluationSkipped, KLPenaltyDisabled or Succeeded."""
+    status: Literal["True", "False", "Unknown"]
+    """Whether the condition holds."""
+    reason: Annotated[str, Field(min_length=1, max_length=256, pattern="^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")]
+    """Why, in one CamelCase word that programs may rely on."""
+    message: Text2048
+    """Why, for people."""
+    last_transition_time: Time
+    """When status changed last."""
+    observed_generation: Int64 | None = None
+    """Generation of the job that this was decided on."""
+
+
+class Metric(Model):
+    name: Annotated[str, Field(max_length=64)]
+    """Exactly as TRL logs it."""
+    value: Decimal
+    """A decimal number."""
+
+
+class PyTorchJobRef(Model):
+    name: Text63
+    """Name of the attempt's PyTorchJob."""
+    uid: Text63
+    """Its uid."""
+
+
+class Retry(Model):
+    """What decides about the next attempt."""
+
+    counted: Count = 0
+    """Restarts that count against runPolicy.maxRestarts."""
+    free_in_a_row: Count = 0
+    """Restarts in a row that did not count and brought no newer checkpoint."""
+    checkpoint_step: Count = 0
+    """Newest checkpoint when the last attempt ended."""
+    not_before: Time | None = None
+    """The next attempt starts at this time."""
+
+
+class Effective(Model):
+    """What the job really runs with."""
+
+    batch_size: Count | None = None
+    """Rows per optimizer step: perDeviceBatchSize x worldSize x gradientAccumulationSteps."""
+    world_size: Count | None = None
+    """Processes of all nodes."""
+    model: Text256 | None = None
+    """The base model, for printing."""
+    total_steps: Count | None = None
+    """Optimizer steps of the whole run."""
+    trainable_parameters: Int64 | None = None
+    """Parameters that are trained."""
+
+
+class ProgressStatus(Model):
+    attempt: Count
+    """Attempt that reported."""
+    activity: Text63
+    """loading, training, evaluating, saving or exporting."""
+    display: Text63
+    """Step of all steps, like 120/1000."""
+    eta: Text63 | None = None
+    """Time to the end of training, like 1h20m."""
+    eta_seconds: Count | None = None
+    """The same in seconds."""
+    step: Count
+    """Optimizer steps done."""
+    total_steps: Count
+    """Optimizer steps of the whole run."""
+    percentage: Count | None = None
+    """0 to 100; 100 means done."""
+    epoch: Decimal | None = None
+    """Passes over the training rows."""
+    loss: Decimal | None = None
+    """Training loss of the last log entry."""
+    learning_rate: Decimal | None = None
+    """Learning rate of the last log entry."""
+    grad_norm: Decimal | None = None
+    """Gradient norm of the last log entry."""
+    tokens_per_second: Decimal | None = None
+    """Tokens per second of all processes."""
+    last_update_time: Time
+    """When the trainer wrote the report."""
+    metrics: Annotated[list[Metric], Field(max_length=24, json_schema_extra=list_map("name"))] = []
+    """The last log entry."""
+    warnings: Annotated[list[Text1024], Field(max_length=8)] = []
+    """What the preflight found worth a look."""
+
+
+class CheckpointStatus(Model):
+    step: Count
+    """Optimizer step."""
+    path: Text1024
+    """Folder, relative to the storage volume."""
+    time: Time
+    """When it was published."""
+    metrics: Annotated[list[Metric], Field(max_length=8, json_schema_extra=list_map("name"))] = []
+    """Metrics at that step."""
+
+
+class EvaluationStatus(Model):
+    before: Annotated[list[Metric], Field(max_length=24, json_schema_extra=list_map("name"))] = []
+    """The base model on the held-out rows."""
+    after: Annotated[list[Metric], Field(max_length=24, json_schema_extra=list_map("name"))] = []
+    """The tuned model on the held-out rows."""
+
+
+class RewardStatus(Model):
+    name: Annotated[str, Field(max_length=64)]
+    """Name of the reward."""
+    mean: Decimal
+    """Mean of the last log entry."""
+    std: Decimal
+    """Standard deviation of the last log entry."""
+    errors: Count = 0
+    """Errors so far that counted as 0."""
+
+
+class ArtifactStatus(Model):
+    type: Annotated[str, Field(max_length=32)]
+    """model or adapter."""
+    uri: Text1024
+    """Folder, relative to the storage volume."""
+    digest: Annotated[str, Field(max_length=80)]
+    """sha256 over the folder's files."""
+
+
+class Failure(Model):
+    reason: Text63
+    """Why the job failed, in one word."""
+    message: Text1024
+    """Why the job failed."""
+    hint: Text1024
+    """What to do about it."""
+    pod: Text256 | None = None
+    """Pod whose failure came first."""
+    rank: Count | None = None
+    """Global rank whose failure came first."""
+    exit_code: Int32 | None = None
+    """Exit code of its container."""
+    log: Text2048 | None = None
+    """The end of its log."""
+
+
+class JobStatus(Model):
+    """Observed state; written by the operator only."""
+
+    observed_generation: Int64 | None = None
+    """Generation of the job that this status was decided on."""
+    conditions: Annotated[list[Condition], Field(max_length=16, json_schema_extra=list_map("type"))] = []
+    """Accepted, Running, Suspended, EvaluationSkipped, KLPenaltyDisabled and, at the end, Succeeded."""
+    phase: Phase | None = None
+    """Summary for printing."""
+    attempt: Count | None = None
+    """The attempt that runs, or runs next; the first is 0."""
+    pytorch_job: PyTorchJobRef | None = None
+    """The attempt's PyTorchJob."""
+    restarts: Count = 0
+    """How often a failed attempt was followed by another one."""
+    retry: Retry | None = None
+    """What decides about the next attempt."""
+    start_time: Time | None = None
+    """When the first attempt was started."""
+    completion_time: Time | None = None
+    """When the job ended for good."""
+    effective: Effective | None = None
+    """What the job really runs with."""
+    progress: ProgressStatus | None = None
+    """The last report."""
+    checkpoints: Annotated[list[CheckpointStatus], Field(max_length=5, json_schema_extra=list_map("step"))] = []
+    """Published checkpoints, newest last."""
+    resumed_from_step: Count | None = None
+    """Step of the checkpoint that the current attempt resumed from."""
+    evaluation: EvaluationStatus | None = None
+    """Metrics on held-out rows, before and after."""
+    rewards: Annotated[list[RewardStatus], Field(max_length=16, json_schema_extra=list_map("name"))] = []
+    """The rewards one by one."""
+    artifacts: Annotated[list[ArtifactStatus], Field(max_length=4, json_schema_extra=list_map("type"))] = []
+    """What came out."""
+    failure: Failure | None = None
+    """Why the job failed."""

@@ -1,0 +1,30 @@
+"""Names that more than one module needs."""
+
+from typing import Final
+
+GROUP: Final = "trl-operator.io"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+
+KUBEFLOW_GROUP: Final = "kubeflow.org"
+PYTORCHJOBS: Final = "pytorchjobs"
+CONTAINER: Final = "pytorch"
+"""The training-operator insists on this container name."""
+
+LABEL_JOB_UID: Final = f"{GROUP}/job-uid"
+LABEL_JOB_NAME: Final = f"{GROUP}/job-name"
+LABEL_JOB_KIND: Final = f"{GROUP}/job-kind"
+LABEL_ATTEMPT: Final = f"{GROUP}/attempt"
+LABEL_REPLICA_INDEX: Final = "training.kubeflow.org/replica-index"
+
+MANAGER: Final = "trl-operator"
+"""Field manager of ConfigMaps and NetworkPolicies."""
+MANAGER_STATUS: Final = "trl-operator-status"
+MANAGER_PROGRESS: Final = "trl-operator-progress"
+"""Field manager of progress, rewards, checkpoints, evaluation and resumedFromStep."""
+
+GPU_PATTERN: Final = r"^(nvidia\.com/gpu|amd\.com/gpu|nvidia\.com/mig-[a-z0-9.]+|gpu\.intel\.com/[a-z0-9_]+)$"
+"""Resource names that count as GPUs."""
+MAX_PROCESSES_PER_NODE: Final = 64
+MAX_CPU_PROCESSES_PER_NODE: Final = 8
+MAX_INLINE_BYTES: Final = 128 * 1024

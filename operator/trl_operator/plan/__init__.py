@@ -1,0 +1,1 @@
+"""Pure decisions: what an attempt is, how it ended, what comes next."""

@@ -1,0 +1,1 @@
+"""Pure: a job and an attempt become manifests."""

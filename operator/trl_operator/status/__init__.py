@@ -1,0 +1,1 @@
+"""Pure: what was observed becomes the status."""
