@@ -12,7 +12,13 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_pem_private_key,
+)
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 LIFETIME = timedelta(days=3650)
@@ -57,14 +63,22 @@ def ensure(folder: Path, wanted: Sequence[Subject]) -> None:
     ca_key = _new_key(new / "ca.key")
     ca = _builder("kubernetes-ca", (), ca_key, None).add_extension(x509.BasicConstraints(True, 0), critical=True)
     ca = ca.add_extension(_usage(signs_certificates=True), critical=True)
-    ca_cert = _write(new / "ca.crt", ca, ca_key)
+    _write(new / "ca.crt", ca, ca_key)
     for subject in wanted:
-        key = _new_key(new / f"{subject.file}.key")
-        _write(new / f"{subject.file}.crt", _leaf(subject, key, ca_cert), ca_key)
+        issue(new, subject)
     accounts = _new_key(new / "sa.key")
     public = accounts.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     (new / "sa.pub").write_bytes(public)
     new.rename(folder)
+
+
+def issue(folder: Path, subject: Subject) -> None:
+    """The PKI in `folder` has a new FILE.key and FILE.crt for this subject."""
+    ca = x509.load_pem_x509_certificate((folder / "ca.crt").read_bytes())
+    signer = load_pem_private_key((folder / "ca.key").read_bytes(), password=None)
+    assert isinstance(signer, ec.EllipticCurvePrivateKey), "ensure() made it"
+    key = _new_key(folder / f"{subject.file}.key")
+    _write(folder / f"{subject.file}.crt", _leaf(subject, key, ca), signer)
 
 
 def kubeconfig(folder: Path, subject: str, server: str) -> str:

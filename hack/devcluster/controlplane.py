@@ -1,0 +1,321 @@
+"""A real control plane without nodes: etcd, API server, controllers and training-operator, as processes of a test.
+
+What is real: CRDs with CEL, RBAC, admission (the training-operator's webhook too), quotas, garbage collection, the life
+of namespaces, service-account tokens, the audit log. What is missing is all that needs a scheduler, a node or its
+network; `devcluster.fakenode` plays the first two.
+"""
+
+import json
+import os
+import shutil
+import socket
+import ssl
+import subprocess
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from devcluster import pki, tools, trainingoperator
+from devcluster.errors import DevClusterError
+from devcluster.waiting import wait_for
+
+BINARIES = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl", "training-operator")
+CONTROLLERS = (
+    "garbage-collector-controller",
+    "namespace-controller",
+    "resourcequota-controller",
+    "serviceaccount-controller",  # without a default ServiceAccount no pod is admitted
+)
+READY_TIMEOUT = 60  # seconds; the slowest, the API server, needs 3 on an idle machine
+# One entry per request once it is answered, and one when a watch begins.
+AUDIT_POLICY = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [{"level": "Metadata"}],
+}
+
+
+class ControlPlane:
+    """A context manager: inside it the control plane answers; after it neither process nor folder is left.
+
+    Several run side by side. Enter it in a thread that outlives it: the kernel kills the processes when that thread
+    ends, which is also what ends them when the whole test process is killed.
+
+    `crds` are files with CustomResourceDefinitions that are there from the start, so that the garbage collector and the
+    quota controller know their kinds at once: they look for new kinds only every 30 s.
+    Set `keep` to keep the folder with the logs.
+    """
+
+    def __init__(self, crds: Sequence[Path] = ()) -> None:
+        self.keep = False
+        self._crds = crds
+        self._ports: dict[str, socket.socket] = {}
+        self._commands: dict[str, list[str | Path]] = {}
+        self._running: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Self:
+        tools.ensure(BINARIES)
+        began = time.monotonic()
+        self.folder = Path(tempfile.mkdtemp(prefix="trl-controlplane-"))
+        try:
+            self._prepare()
+            self.start("etcd")
+            self.start("kube-apiserver")
+            self._install()
+            self.start("kube-controller-manager", "training-operator")
+        except BaseException as error:
+            error.add_note(f"The logs of the control plane are kept in {self.logs}")
+            self.keep = True
+            self.__exit__()
+            raise
+        self.start_seconds = time.monotonic() - began
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop(*self._running)
+        for reserved in self._ports.values():
+            reserved.close()
+        if self.keep:
+            shutil.rmtree(self.folder / "etcd", ignore_errors=True)
+        else:
+            shutil.rmtree(self.folder)
+
+    @property
+    def url(self) -> str:
+        """The API server's address."""
+        return f"https://127.0.0.1:{self._port('kube-apiserver')}"
+
+    @property
+    def kubeconfig(self) -> Path:
+        """An administrator's kubeconfig (group system:masters)."""
+        return self.folder / "admin.kubeconfig"
+
+    @property
+    def ca(self) -> Path:
+        """The certificate of the authority behind the API server's certificate."""
+        return self.folder / "pki" / "ca.crt"
+
+    @property
+    def logs(self) -> Path:
+        """The folder with one log per process, and audit.log."""
+        return self.folder / "logs"
+
+    @property
+    def pids(self) -> dict[str, int]:
+        """The process ids of what runs, by name."""
+        return {name: process.pid for name, process in self._running.items()}
+
+    def kubeconfig_for(self, user: str, groups: Sequence[str] = ()) -> Path:
+        """A kubeconfig with a client certificate of this user in these groups; only RBAC says what it may do."""
+        file = user.replace(":", ".")
+        pki.issue(self.folder / "pki", pki.Subject(file, user, tuple(groups)))
+        path = self.folder / f"{file}.kubeconfig"
+        path.write_text(pki.kubeconfig(self.folder / "pki", file, self.url))
+        return path
+
+    def kubeconfig_for_service_account(self, namespace: str, name: str) -> Path:
+        """A kubeconfig with a token of an existing ServiceAccount, valid for a day; only RBAC says what it may do."""
+        token = self.kubectl("create", "token", name, f"--namespace={namespace}", "--duration=24h").strip()
+        config = json.loads(self.kubeconfig.read_text())
+        config["users"][0]["user"] = {"token": token}
+        path = self.folder / f"{namespace}.{name}.kubeconfig"
+        path.write_text(json.dumps(config))
+        return path
+
+    def kubectl(self, *arguments: str | Path, stdin: str | None = None, kubeconfig: Path | None = None) -> str:
+        """What kubectl prints, as the administrator or with another kubeconfig.
+
+        Raises DevClusterError with what kubectl says when it fails.
+        """
+        done = subprocess.run(
+            [tools.binary("kubectl"), f"--kubeconfig={kubeconfig or self.kubeconfig}", *arguments],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            env={**os.environ, "KUBECACHEDIR": str(self.folder / "kubectl")},
+            timeout=120,
+        )
+        if done.returncode:
+            raise DevClusterError(f"kubectl {' '.join(map(str, arguments))}: {done.stderr.strip()[:4000]}")
+        return done.stdout
+
+    def apply(self, *objects: Mapping[str, Any], kubeconfig: Path | None = None) -> None:
+        """Server-side applies the objects; raises DevClusterError with the API server's answer when one is refused."""
+        items = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+        self.kubectl("apply", "--server-side", "--filename=-", stdin=items, kubeconfig=kubeconfig)
+
+    def audit(self, user: str | None = None) -> list[dict[str, Any]]:
+        """Every request that was answered so far (audit.k8s.io/v1 Event, level Metadata), oldest first.
+
+        With `user`, such as "system:serviceaccount:NAMESPACE:NAME", only that user's. A watch is there twice: when it
+        began (stage ResponseStarted) and when it ended.
+        """
+        lines = (self.logs / "audit.log").read_text().split("\n")[:-1]
+        entries: list[dict[str, Any]] = [json.loads(line) for line in lines]
+        return [entry for entry in entries if user in (None, entry["user"]["username"])]
+
+    def start(self, *names: str) -> None:
+        """The named processes, which did not run, are ready; an API server that was stopped comes back with its data.
+
+        Raises DevClusterError with the end of the log of one that is not.
+        """
+        for name in names:
+            with self._log(name).open("ab") as log:
+                self._running[name] = subprocess.Popen(
+                    ["setpriv", "--pdeathsig=KILL", *map(str, self._commands[name])],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    cwd=self.folder,
+                    env={**os.environ, "TMPDIR": str(self.folder)},
+                    start_new_session=True,  # an interrupt from the keyboard is for the tests
+                )
+        for name in names:
+            try:
+                wait_for(f"{name} is ready", lambda name=name: self._is_ready(name), READY_TIMEOUT, 0.05)  # type: ignore[misc]
+            except DevClusterError as error:
+                tail = self._log(name).read_text(errors="replace")[-2000:]
+                raise DevClusterError(f"{error}; its log {self._log(name)} ends with:\n{tail}") from error
+
+    def stop(self, *names: str) -> None:
+        """The named processes are gone, killed without a chance to say good-bye; their ports stay reserved for them."""
+        for name in names:
+            self._running[name].kill()
+        for name in names:
+            self._running.pop(name).wait()
+
+    def _is_ready(self, name: str) -> bool:
+        if (code := self._running[name].poll()) is not None:
+            raise DevClusterError(f"{name} ended with exit code {code}")
+        match name:
+            case "etcd":
+                return _answers(f"http://127.0.0.1:{self._port('etcd')}/readyz")
+            case "kube-apiserver":
+                return _answers(f"{self.url}/readyz", ssl.create_default_context(cafile=str(self.ca)))
+            case "training-operator":
+                return _answers(f"http://127.0.0.1:{self._port('training-operator-health')}/readyz")
+            case _:  # the controller manager serves nothing
+                return True
+
+    def _prepare(self) -> None:
+        """Certificates, configuration files and command lines are ready; nothing runs yet."""
+        self.logs.mkdir()
+        subjects = [
+            pki.Subject("kube-apiserver", "kube-apiserver", hosts=("127.0.0.1", "localhost")),
+            pki.Subject("admin", "admin", ("system:masters",)),
+            pki.Subject("kube-controller-manager", "system:kube-controller-manager"),
+            pki.Subject("training-operator", "training-operator", ("system:masters",)),
+        ]
+        pki.ensure(self.folder / "pki", subjects)
+        for subject in subjects[1:]:
+            config = pki.kubeconfig(self.folder / "pki", subject.file, self.url)
+            (self.folder / f"{subject.file}.kubeconfig").write_text(config)
+        (self.folder / "audit-policy.json").write_text(json.dumps(AUDIT_POLICY))
+        self._commands = {
+            "etcd": self._etcd(),
+            "kube-apiserver": self._apiserver(),
+            "kube-controller-manager": self._controller_manager(),
+            "training-operator": trainingoperator.command(
+                self.folder / "training-operator.kubeconfig",
+                self._port("training-operator-webhook"),
+                self._port("training-operator-health"),
+            ),
+        }
+
+    def _install(self) -> None:
+        """What the API server has to hold before the controllers start."""
+        certificates = trainingoperator.certificates(self.folder)
+        self.apply(*trainingoperator.objects(certificates, self._port("training-operator-webhook")))
+        files = [f"--filename={path}" for path in (trainingoperator.crd(), *self._crds)]
+        self.kubectl("apply", "--server-side", *files)
+        wait_for("CRDs are established", self._crds_are_established, READY_TIMEOUT)
+
+    def _crds_are_established(self) -> bool:
+        # `kubectl wait` fails on a CRD that has no conditions yet.
+        for crd in json.loads(self.kubectl("get", "crd", "--output=json"))["items"]:
+            conditions = {c["type"]: c["status"] for c in crd.get("status", {}).get("conditions") or ()}
+            if conditions.get("Established") != "True":
+                return False
+        return True
+
+    def _etcd(self) -> list[str | Path]:
+        client, peer = (f"http://127.0.0.1:{self._port(name)}" for name in ("etcd", "etcd-peer"))
+        return [
+            tools.binary("etcd"),
+            f"--data-dir={self.folder / 'etcd'}",
+            f"--listen-client-urls={client}",
+            f"--advertise-client-urls={client}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster=default={peer}",
+            "--unsafe-no-fsync",
+            "--log-level=warn",
+        ]
+
+    def _apiserver(self) -> list[str | Path]:
+        folder = self.folder / "pki"
+        return [
+            tools.binary("kube-apiserver"),
+            f"--etcd-servers=http://127.0.0.1:{self._port('etcd')}",
+            "--bind-address=127.0.0.1",
+            "--advertise-address=127.0.0.1",
+            "--endpoint-reconciler-type=none",
+            f"--secure-port={self._port('kube-apiserver')}",
+            "--service-cluster-ip-range=10.96.0.0/16",
+            "--authorization-mode=Node,RBAC",
+            # The second one asks for the right that blockOwnerDeletion takes on clusters that enforce it.
+            "--enable-admission-plugins=NodeRestriction,OwnerReferencesPermissionEnforcement",
+            f"--client-ca-file={folder / 'ca.crt'}",
+            f"--tls-cert-file={folder / 'kube-apiserver.crt'}",
+            f"--tls-private-key-file={folder / 'kube-apiserver.key'}",
+            "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
+            f"--service-account-key-file={folder / 'sa.pub'}",
+            f"--service-account-signing-key-file={folder / 'sa.key'}",
+            f"--audit-policy-file={self.folder / 'audit-policy.json'}",
+            f"--audit-log-path={self.logs / 'audit.log'}",
+        ]
+
+    def _controller_manager(self) -> list[str | Path]:
+        return [
+            tools.binary("kube-controller-manager"),
+            f"--kubeconfig={self.folder / 'kube-controller-manager.kubeconfig'}",
+            f"--controllers={','.join(CONTROLLERS)}",
+            "--use-service-account-credentials",
+            f"--service-account-private-key-file={self.folder / 'pki' / 'sa.key'}",
+            "--leader-elect=false",
+            "--secure-port=0",
+            "--kube-api-qps=500",
+            "--kube-api-burst=1000",
+        ]
+
+    def _port(self, name: str) -> int:
+        """A port that stays ours from the first call to the end, also while nothing listens on it.
+
+        A bound socket that does not listen keeps everybody else off the port, but for a listener that sets
+        SO_REUSEADDR, as every Go program does.
+        """
+        if name not in self._ports:
+            self._ports[name] = socket.socket()
+            self._ports[name].setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._ports[name].bind(("", 0))
+        port: int = self._ports[name].getsockname()[1]
+        return port
+
+    def _log(self, name: str) -> Path:
+        return self.logs / f"{name}.log"
+
+
+def _answers(url: str, context: ssl.SSLContext | None = None) -> bool:
+    try:
+        opener = urllib.request.build_opener(
+            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+        )
+        with opener.open(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except OSError:  # refused, reset, or an answer other than 200
+        return False

@@ -1,0 +1,375 @@
+"""A node without a kubelet: the test says what becomes of its pods, and writes it as a scheduler and kubelet would."""
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+import urllib3
+from kubernetes import client, config, watch
+
+from devcluster.waiting import wait_for
+
+AGAIN = (410, 429, 500, 503, 504)  # answers after which the pods are listed again: the API server restarts
+Pod = dict[str, Any]  # as the API server writes it
+STRATEGIC = "application/strategic-merge-patch+json"
+CAPACITY = {"cpu": "64", "memory": "512Gi", "pods": "2000", "nvidia.com/gpu": "64"}
+
+
+@dataclass(frozen=True)
+class Exit:
+    """How a container answers SIGTERM: with which code and termination message, and how long it takes."""
+
+    code: int = 143
+    message: str = ""
+    after_seconds: float = 0.0
+
+
+class FakeNode:
+    """A context manager: inside it every pending pod of `namespace` (None: of all) is bound to this node at once.
+
+    Then the test says what happens to it: `run`, `succeed`, `fail` and so on, each with a pod as the API server wrote
+    it. Such a call raises ApiException 404 or 409 when that very pod is gone. A deleted pod ends by itself as `sigterm`
+    says. With a `policy` the node calls it for every change of a pod that is bound and not being deleted:
+    `policy(node, pod)` may call the same methods. What goes wrong there is raised when the context ends.
+    """
+
+    def __init__(
+        self,
+        kubeconfig: Path,
+        name: str = "node-0",
+        namespace: str | None = None,
+        policy: Callable[["FakeNode", Pod], None] | None = None,
+    ) -> None:
+        self.name = name
+        self.policy = policy
+        self.sigterm = Exit()
+        self._core = core = client.CoreV1Api(config.new_client_from_config(str(kubeconfig)))
+        self._list = partial(core.list_namespaced_pod, namespace) if namespace else core.list_pod_for_all_namespaces
+        self._watch = watch.Watch()
+        self._pods: dict[str, Pod] = {}
+        self._timers: dict[str, threading.Timer] = {}
+        self._lock = threading.Lock()
+        self._stopped = threading.Event()
+        self._error: BaseException | None = None
+        self._lost = False
+        self._unschedulable = ""
+        self._thread = threading.Thread(target=self._live, name=name, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._core.create_node({"metadata": {"name": self.name}}, _preload_content=False)
+        self._write_node("True", "KubeletReady")
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        self._stopped.set()
+        for timer in list(self._timers.values()):
+            timer.cancel()
+        while self._thread.is_alive():  # it may be between two watches
+            self._watch.stop()
+            self._thread.join(0.1)
+        self._core.api_client.close()
+        if self._error and error is None:
+            raise self._error
+
+    # -- the pods of this node
+
+    def pods(self, job: str | None = None, phase: str | None = None) -> list[Pod]:
+        """The pods that are bound to this node, by name; only those of a PyTorchJob, only those in a phase."""
+        with self._lock:
+            found = [pod for pod in self._pods.values() if pod["spec"].get("nodeName") == self.name]
+        labelled = [pod for pod in found if job in (None, _label(pod, "training.kubeflow.org/job-name"))]
+        return sorted(
+            (p for p in labelled if phase in (None, p["status"]["phase"])), key=lambda p: p["metadata"]["name"]
+        )
+
+    def wait_for_pods(
+        self, count: int, job: str | None = None, phase: str | None = None, timeout: float = 60
+    ) -> list[Pod]:
+        """`pods(job, phase)` once they are exactly `count`."""
+        what = f"{count} pods of {job or 'any job'} in phase {phase or 'any'} on {self.name}"
+        wait_for(what, lambda: self._failed() or len(self.pods(job, phase)) == count, timeout, 0.02)
+        return self.pods(job, phase)
+
+    # -- what a kubelet does
+
+    def run(self, pod: Pod) -> None:
+        """All containers have started and are ready."""
+        running = {"running": {"startedAt": _now()}}
+        self._write(pod, "Running", running, ready=True, podIP="10.244.0.10", startTime=_now())
+
+    def succeed(self, pod: Pod, message: str = "") -> None:
+        """All containers have ended with 0; `message` is their termination message."""
+        self._write(pod, "Succeeded", self._terminated(pod, 0, "Completed", message))
+
+    def fail(self, pod: Pod, exit_code: int = 1, reason: str = "Error", message: str = "") -> None:
+        """All containers have ended with `exit_code`; `message` is their termination message."""
+        self._write(pod, "Failed", self._terminated(pod, exit_code, reason, message))
+
+    def oom_kill(self, pod: Pod) -> None:
+        """The kernel has killed the containers at their memory limit."""
+        self.fail(pod, 137, "OOMKilled")
+
+    def evict(self, pod: Pod, message: str, own_fault: bool = False) -> None:
+        """The kubelet has evicted the pod for a reason that `message` gives; `own_fault`: over a limit of its own."""
+        disrupted = [] if own_fault else [_condition("DisruptionTarget", "True", "TerminationByKubelet", message)]
+        state = self._terminated(pod, 137, "Error", "")
+        self._write(pod, "Failed", state, conditions=disrupted, reason="Evicted", message=message)
+
+    def wait(self, pod: Pod, reason: str, message: str = "") -> None:
+        """No container can start: reason ImagePullBackOff, CreateContainerConfigError and the like."""
+        self._write(pod, "Pending", {"waiting": {"reason": reason, "message": message}})
+
+    def files(self, pod: Pod, mount_path: str) -> dict[str, str]:
+        """What the first container reads in the ConfigMap or projected volume mounted there: file name -> content.
+
+        A service-account token is minted as its projection asks for it, bound to this pod.
+        """
+        [mount] = [m for m in pod["spec"]["containers"][0]["volumeMounts"] if m["mountPath"] == mount_path]
+        [volume] = [v for v in pod["spec"]["volumes"] if v["name"] == mount["name"]]
+        files: dict[str, str] = {}
+        for source in volume["projected"]["sources"] if "projected" in volume else [volume]:
+            if token := source.get("serviceAccountToken"):
+                files[token["path"]] = self.token(pod, token.get("audience"), token["expirationSeconds"])
+            elif wanted := source.get("configMap"):
+                data = self._config_map(pod, wanted["name"])
+                items = wanted.get("items") or [{"key": key, "path": key} for key in data]
+                files |= {item["path"]: data[item["key"]] for item in items}
+        return files
+
+    def token(self, pod: Pod, audience: str | None = None, expiration_seconds: int = 3600) -> str:
+        """A token of the pod's ServiceAccount that is bound to the pod, for `audience` (None: the API server)."""
+        meta = pod["metadata"]
+        bound = {"apiVersion": "v1", "kind": "Pod", "name": meta["name"], "uid": meta["uid"]}
+        spec = {
+            "boundObjectRef": bound,
+            "expirationSeconds": expiration_seconds,
+            "audiences": [audience] if audience else [],
+        }
+        answer = self._core.create_namespaced_service_account_token(
+            pod["spec"]["serviceAccountName"], meta["namespace"], {"spec": spec}, _preload_content=False
+        )
+        return str(json.loads(answer.data)["status"]["token"])
+
+    # -- what happens to a pod or the node from outside
+
+    def preempt(self, pod: Pod) -> None:
+        """The scheduler has chosen the pod as a victim: it is told to end."""
+        message = f"{pod['spec'].get('schedulerName')}: preempting to accommodate a higher priority pod"
+        self._disrupt(pod, "PreemptionByScheduler", message)
+
+    def drain(self, pod: Pod) -> None:
+        """The pod is evicted through the Eviction API, as `kubectl drain` does."""
+        meta = pod["metadata"]
+        body = {"metadata": {"name": meta["name"], "namespace": meta["namespace"]}}
+        self._core.create_namespaced_pod_eviction(meta["name"], meta["namespace"], body, _preload_content=False)
+
+    def lose(self) -> None:
+        """The kubelet is silent from now on: its pods are told to end, and stay, Running and terminating."""
+        self._lost = True
+        self._write_node("Unknown", "NodeStatusUnknown")
+        for pod in self.pods():
+            if pod["status"]["phase"] in ("Pending", "Running"):
+                self._disrupt(pod, "DeletionByTaintManager", "Taint manager: deleting due to NoExecute taint")
+
+    def recover(self) -> None:
+        """The kubelet is back; pods that were told to end meanwhile do."""
+        self._lost = False
+        self._write_node("True", "KubeletReady")
+        self._sync_all()
+
+    def cordon(self, message: str) -> None:
+        """New pods stay pending, with this as the scheduler's message ("0/1 nodes are available: ...")."""
+        self._unschedulable = message
+
+    def uncordon(self) -> None:
+        """The node takes pods again, those that wait too."""
+        self._unschedulable = ""
+        self._sync_all()
+
+    # -- how it is done
+
+    def _live(self) -> None:
+        """Lists and watches until the end; what goes wrong is kept for the test's thread, which raises it."""
+        while not self._stopped.is_set():
+            try:
+                self._follow()
+            except urllib3.exceptions.HTTPError:
+                pass  # the API server is away; `wait_for_pods` has a deadline
+            except client.ApiException as error:
+                if error.status not in AGAIN:
+                    self._error = error
+                    return
+            except BaseException as error:
+                self._error = error
+                return
+            self._stopped.wait(0.1)
+
+    def _follow(self) -> None:
+        listed = json.loads(self._list(_preload_content=False).data)
+        with self._lock:
+            self._pods = {pod["metadata"]["uid"]: pod for pod in listed["items"]}
+        self._sync_all()
+        version = listed["metadata"]["resourceVersion"]
+        events = self._watch.stream(self._list, resource_version=version, timeout_seconds=600, deserialize=False)
+        for event in events:
+            pod = event["object"]
+            with self._lock:
+                self._pods.pop(pod["metadata"]["uid"], None)
+                if event["type"] != "DELETED":
+                    self._pods[pod["metadata"]["uid"]] = pod
+            if event["type"] != "DELETED":
+                self._sync(pod)
+
+    def _sync_all(self) -> None:
+        with self._lock:
+            pods = list(self._pods.values())
+        for pod in pods:
+            self._sync(pod)
+
+    def _sync(self, pod: Pod) -> None:
+        """One look at one pod, as scheduler and as kubelet."""
+        deleted, phase = "deletionTimestamp" in pod["metadata"], pod["status"]["phase"]
+        node = pod["spec"].get("nodeName")
+        if self._lost or node not in (None, self.name):
+            return
+        try:
+            if deleted:
+                self._end_in_time(pod)
+            elif node is None:
+                self._schedule(pod)
+            elif self.policy and phase in ("Pending", "Running"):
+                self.policy(self, pod)
+        except client.ApiException as error:
+            if error.status not in (404, 409):  # the pod has changed or gone since: the next event tells
+                raise
+
+    def _schedule(self, pod: Pod) -> None:
+        meta = pod["metadata"]
+        if not self._unschedulable:
+            target = {"apiVersion": "v1", "kind": "Node", "name": self.name}
+            body = {"metadata": {"name": meta["name"], "uid": meta["uid"]}, "target": target}
+            self._core.create_namespaced_pod_binding(meta["name"], meta["namespace"], body, _preload_content=False)
+        elif _message_of(pod, "PodScheduled") != self._unschedulable:
+            condition = _condition("PodScheduled", "False", "Unschedulable", self._unschedulable)
+            self._patch(pod, {"conditions": [condition]})
+
+    def _end_in_time(self, pod: Pod) -> None:
+        """Ends a pod that is being deleted as `sigterm` says, killed when its grace period is over."""
+        uid, grace = pod["metadata"]["uid"], pod["metadata"]["deletionGracePeriodSeconds"]
+        end = self.sigterm if self.sigterm.after_seconds <= grace else Exit(137, after_seconds=grace)
+        if pod["status"]["phase"] != "Running" or not end.after_seconds:
+            self._end(pod, end)
+            return
+        with self._lock:
+            if uid not in self._timers:
+                self._timers[uid] = threading.Timer(end.after_seconds, self._end_by_timer, (pod, end))
+                self._timers[uid].start()
+
+    def _end_by_timer(self, pod: Pod, end: Exit) -> None:
+        with self._lock:
+            del self._timers[pod["metadata"]["uid"]]
+        try:
+            if not self._lost:
+                self._end(pod, end)
+        except urllib3.exceptions.HTTPError:
+            pass  # the API server is away; the next list brings the pod again
+        except client.ApiException as error:
+            if error.status not in (404, 409, *AGAIN):
+                self._error = error
+
+    def _end(self, pod: Pod, end: Exit) -> None:
+        """The containers' end is written before the pod goes, as the kubelet does it."""
+        if pod["status"]["phase"] == "Running":
+            if end.code:
+                self.fail(pod, end.code, "Error", end.message)
+            else:
+                self.succeed(pod, end.message)
+        self._delete(pod, gracePeriodSeconds=0)
+
+    def _disrupt(self, pod: Pod, reason: str, message: str) -> None:
+        self._patch(pod, {"conditions": [_condition("DisruptionTarget", "True", reason, message)]})
+        self._delete(pod)
+
+    def _delete(self, pod: Pod, **options: int) -> None:
+        meta = pod["metadata"]
+        body = {"preconditions": {"uid": meta["uid"]}, **options}
+        self._core.delete_namespaced_pod(meta["name"], meta["namespace"], body=body, _preload_content=False)
+
+    def _write(
+        self,
+        pod: Pod,
+        phase: str,
+        state: dict[str, Any],
+        *,
+        ready: bool = False,
+        conditions: Sequence[dict[str, Any]] = (),
+        **status: str,
+    ) -> None:
+        containers = [
+            {
+                "name": container["name"],
+                "image": container["image"],
+                "imageID": "",
+                "ready": ready,
+                "started": ready,
+                "restartCount": 0,
+                "state": state,
+            }
+            for container in pod["spec"]["containers"]
+        ]
+        readiness = [_condition(kind, str(ready)) for kind in ("Ready", "ContainersReady")]
+        body = {"phase": phase, "containerStatuses": containers, "conditions": [*readiness, *conditions], **status}
+        self._patch(pod, body)
+
+    def _patch(self, pod: Pod, status: dict[str, Any]) -> None:
+        meta = pod["metadata"]
+        body = {"metadata": {"uid": meta["uid"]}, "status": status}  # the uid is a precondition
+        self._core.patch_namespaced_pod_status(
+            meta["name"], meta["namespace"], body, _content_type=STRATEGIC, _preload_content=False
+        )
+
+    def _write_node(self, ready: str, reason: str) -> None:
+        status = {"conditions": [_condition("Ready", ready, reason)], "capacity": CAPACITY, "allocatable": CAPACITY}
+        self._core.patch_node_status(self.name, {"status": status}, _content_type=STRATEGIC, _preload_content=False)
+
+    def _terminated(self, pod: Pod, exit_code: int, reason: str, message: str) -> dict[str, Any]:
+        with self._lock:
+            known = self._pods.get(pod["metadata"]["uid"], pod)
+        states = [status["state"] for status in known["status"].get("containerStatuses", ())]
+        started = next((state["running"]["startedAt"] for state in states if "running" in state), _now())
+        end = {"exitCode": exit_code, "reason": reason, "message": message}
+        return {"terminated": {**end, "startedAt": started, "finishedAt": _now()}}
+
+    def _config_map(self, pod: Pod, name: str) -> dict[str, str]:
+        answer = self._core.read_namespaced_config_map(name, pod["metadata"]["namespace"], _preload_content=False)
+        data: dict[str, str] = json.loads(answer.data)["data"]
+        return data
+
+    def _failed(self) -> bool:
+        if self._error:
+            raise self._error
+        return False
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _condition(kind: str, status: str, reason: str = "", message: str = "") -> dict[str, str]:
+    return {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": _now()}
+
+
+def _message_of(pod: Pod, kind: str) -> str | None:
+    found = [c.get("message") for c in pod["status"].get("conditions", ()) if c["type"] == kind]
+    return found[0] if found else None
+
+
+def _label(pod: Pod, name: str) -> str | None:
+    label: str | None = pod["metadata"].get("labels", {}).get(name)
+    return label
