@@ -45,13 +45,14 @@ def _dataset(folder: Path, name: str, digest: str, columns: dict[str, ColumnType
     return datasets.Dataset.from_generator(
         _read,
         features=datasets.Features({column: _feature(kind) for column, kind in columns.items()}),
-        gen_kwargs={"path": str(folder / f"{name}.jsonl"), "columns": list(columns), "digest": digest},
+        # A tuple: from_generator takes a list for shards and runs the generator once for each.
+        gen_kwargs={"path": str(folder / f"{name}.jsonl"), "columns": tuple(columns), "digest": digest},
         cache_dir=str(folder / "cache"),
         split=name,
     )
 
 
-def _read(path: str, columns: list[str], digest: str) -> Iterator[dict[str, Any]]:
+def _read(path: str, columns: tuple[str, ...], digest: str) -> Iterator[dict[str, Any]]:
     with open(path, encoding="utf-8") as file:
         for line in file:
             row = json.loads(line)

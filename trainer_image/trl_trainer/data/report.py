@@ -5,7 +5,8 @@ from typing import Literal
 from trl_contract.base import Model
 
 ColumnType = Literal["text", "integer", "number", "boolean", "messages", "json"]
-"""messages: lists of {role, content}; json: anything else that JSON can say, and columns of mixed types."""
+"""messages: lists of {role, content}; json: anything else that JSON can say, and columns of mixed types (there,
+integers beyond 64 bits become text)."""
 
 
 class DataReport(Model):

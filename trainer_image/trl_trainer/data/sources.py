@@ -88,7 +88,7 @@ def _jsonl(file: BinaryIO) -> Iterator[Numbered]:
 
 def _parse(line: bytes) -> Row | BadRow:
     try:
-        return _object(json.loads(line.decode(), parse_constant=_refuse_constant))
+        return _object(json.loads(line.decode().rstrip(), parse_constant=_refuse_constant))
     except UnicodeDecodeError as error:
         return BadRow(f"is not UTF-8: {error.reason} at byte {error.start}")
     except json.JSONDecodeError as error:
@@ -175,6 +175,7 @@ def read_hub(source: HubDataset, split: str, cache: Path) -> Iterator[Numbered]:
         raise UserError(reason, f"dataset {source.repo}: {error}") from error
     except ValueError as error:
         raise UserError("DatasetNotFound", f"dataset {source.repo}: {error}") from error
-    yield from enumerate(rows, start=1)
-    # The rows are written down in our own form: one copy is enough.
-    shutil.rmtree(cache)
+    try:
+        yield from enumerate(rows, start=1)
+    finally:
+        shutil.rmtree(cache)  # the rows are written down in our own form: one copy is enough

@@ -1,0 +1,131 @@
+"""Data sets of the hub, from a local HTTP server that plays the hub."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+COMMIT = "a" * 40
+ROWS = b"".join(
+    json.dumps({"question": f"What is {i} ?", "chosen": "x", "rejected": "y"}).encode() + b"\n" for i in range(9)
+)
+
+LOAD = """
+import json, sys
+from pathlib import Path
+from trl_contract.jobfile import JobFile
+from trl_trainer import data, errors
+for spec in json.loads(sys.argv[2]):
+    job = JobFile.model_validate(spec)
+    try:
+        loaded = data.load(job, None, Path(sys.argv[1], job.uid), 0)
+        print(json.dumps([loaded.train.num_rows, loaded.eval.num_rows, loaded.train.column_names]))
+    except errors.UserError as error:
+        print(json.dumps([error.reason, error.message]))
+    except ConnectionError as error:
+        print(json.dumps(["ConnectionError", str(error)]))
+"""
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Just as much of the hub's API as `datasets` asks for: one data set, one gated one, nothing else."""
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path = self.path.split("?")[0]
+        if "org/gated" in path:
+            self.reply(401 if "authorization" not in self.headers else 403, error="GatedRepo")
+        elif "org/pairs" not in path:
+            self.reply(404, error="RepoNotFound")
+        elif "/resolve/" in path and path.endswith("/train.jsonl"):
+            self.reply(200, ROWS)
+        elif "/resolve/" in path:
+            self.reply(404, error="EntryNotFound")
+        elif "/tree/" in path:
+            self.reply(200, [{"type": "file", "path": "train.jsonl", "size": len(ROWS), "oid": "b" * 40}])
+        else:
+            self.reply(200, {"id": "org/pairs", "sha": COMMIT, "siblings": [{"rfilename": "train.jsonl"}], "tags": []})
+
+    def reply(self, code, body=b"", error=None):
+        body = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", f'"{hashlib.sha1(body).hexdigest()}"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        if error:
+            self.send_header("X-Error-Code", error)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def job(uid, **hub):
+    return {
+        "kind": "DPOJob",
+        "namespace": "a",
+        "name": "b",
+        "uid": uid,
+        "paths": {"storage": "/unused"},
+        "spec": {
+            "model": {"hub": {"repo": "org/model"}},
+            "dataset": {"train": {"hub": {"repo": "org/pairs", **hub}}, "columns": {"prompt": "question"}},
+        },
+    }
+
+
+def load(tmp_path, endpoint, *jobs, offline="0"):
+    """Load each job's data in a process of its own, since huggingface_hub reads HF_ENDPOINT when it is imported."""
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": offline}
+    arguments = [sys.executable, "-c", LOAD, str(tmp_path), json.dumps(jobs)]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_a_data_set_of_the_hub_is_loaded_and_what_is_missing_is_named(hub, tmp_path):
+    loaded, part, missing, gated, split, config = load(
+        tmp_path,
+        hub,
+        job("all"),
+        job("part", split="train[:5]", revision="main"),
+        job("missing", repo="org/nothing"),
+        job("gated", repo="org/gated"),
+        job("split", split="validation"),
+        job("config", config="german"),
+    )
+    assert loaded == [8, 1, ["prompt", "chosen", "rejected"]]
+    assert part == [4, 1, ["prompt", "chosen", "rejected"]]
+    assert missing[0] == "DatasetNotFound"
+    assert "org/nothing' doesn't exist on the Hub or cannot be accessed" in missing[1]
+    assert gated[0] == "AccessDenied"
+    assert "org/gated' is a gated dataset" in gated[1]
+    assert split[0] == "DatasetNotFound"
+    assert "Unknown split \"validation\". Should be one of ['train']" in split[1]
+    assert config[0] == "DatasetNotFound"
+    assert "'german' not found. Available: ['default']" in config[1]
+    assert not (tmp_path / "all/data/hub").exists(), "the rows are kept twice"
+
+
+def test_a_hub_that_may_not_be_asked_is_not_the_users_mistake(tmp_path):
+    assert load(tmp_path, "http://127.0.0.1:9", job("u"), offline="1")[0][0] == "ConnectionError"
