@@ -67,3 +67,14 @@ test-e2e: $(VENV) ## Real pods on the dev cluster: apply to Succeeded, kills, th
 fmt: $(VENV) ## Format and fix the Python code
 	@.venv/bin/ruff check -q --fix . || true
 	@.venv/bin/ruff format -q .
+
+##@ Cluster
+
+cluster-up: $(VENV) ## Bring up the dev cluster (CLUSTER=current, CLUSTER=kind: another one)
+	@$(DEVCLUSTER) up --yes
+
+cluster-down: $(VENV) ## Take the dev cluster away; images and caches stay
+	@$(DEVCLUSTER) down
+
+kubeconfig: $(VENV) ## Print the path of the dev cluster's kubeconfig (make -s kubeconfig)
+	@$(DEVCLUSTER) kubeconfig

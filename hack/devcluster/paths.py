@@ -15,6 +15,8 @@ STATE = Path("/var/lib/trl-cluster")
 RUN = Path("/run/trl-cluster")
 
 PKI = STATE / "pki"
+CONFIG = STATE / "config"
+ETCD = STATE / "etcd"
 LOGS = STATE / "log"
 VOLUMES = STATE / "volumes"
 KUBELET_ROOT = STATE / "kubelet"

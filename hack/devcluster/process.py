@@ -36,6 +36,18 @@ class Process:
                 os.kill(self.pid, number)
 
 
+def run(*command: str | Path, given: str | None = None) -> str:
+    """What the command prints, with `given` as its input; raises DevClusterError with its errors when it fails."""
+    words = [str(word) for word in command]
+    try:
+        done = subprocess.run(words, input=given, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise DevClusterError(f"{words[0]}: no such command on the PATH") from error
+    if done.returncode:
+        raise DevClusterError(f"{' '.join(words)} failed with exit code {done.returncode}: {done.stderr.strip()}")
+    return done.stdout
+
+
 def start(name: str, command: Sequence[str | Path], *, run: Path, log: Path, env: Mapping[str, str] = {}) -> Process:
     """Starts `command` in its own session with output appended to `log` and its identity in `run`/NAME.pid."""
     run.mkdir(parents=True, exist_ok=True)

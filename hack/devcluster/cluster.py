@@ -1,0 +1,177 @@
+"""The life of the cluster: up and down."""
+
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from devcluster import (
+    addons,
+    cgroups,
+    commands,
+    configs,
+    containers,
+    image,
+    kube,
+    locks,
+    network,
+    paths,
+    pki,
+    preflight,
+    process,
+    stale,
+    sysctls,
+    tools,
+)
+from devcluster.commands import Command
+from devcluster.errors import DevClusterError
+from devcluster.layout import ADDRESS, FIRST_SERVICE_ADDRESS, NODE, SERVER
+from devcluster.waiting import wait_for
+
+KUBERNETES = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
+TOOLS = ("pause", "etcd", *KUBERNETES, "coredns", "training-operator", "local-path-provisioner")
+# The processes, by name, in the order in which they are started.
+COMMANDS: dict[str, Callable[[Path], Command]] = {
+    "containerd": commands.containerd,
+    "etcd": commands.etcd,
+    "kube-apiserver": commands.kube_apiserver,
+    "kube-controller-manager": commands.kube_controller_manager,
+    "kube-scheduler": commands.kube_scheduler,
+    "kube-proxy": commands.kube_proxy,
+    "coredns": commands.coredns,
+    "kubelet": commands.kubelet,
+}
+TIMEOUT = 180  # seconds for each step: it takes a few, but the machine may be busy with other work
+
+
+def up(*, agreed: bool) -> None:
+    """The node is Ready and the addons work. A running cluster stays as it is, a half dead one is started anew.
+
+    `agreed`: missing Debian packages are installed without asking. Raises DevClusterError.
+    """
+    preflight.check(TOOLS, agreed=agreed)
+    tools.ensure(TOOLS)
+    say = _clock()
+    with _lock():
+        if not complete():
+            stale.clear()
+            preflight.check_ports()
+            _start(say)
+        addons.install()
+        kube.kubectl("wait", "--for=create", f"--timeout={TIMEOUT}s", f"node/{NODE}")
+        kube.kubectl("wait", "--for=condition=Ready", f"--timeout={TIMEOUT}s", f"node/{NODE}")
+        say("the node is Ready")
+        addons.wait(TIMEOUT)
+        say("training-operator and local-path-provisioner are Available")
+
+
+def down() -> None:
+    """No process, mount, interface, firewall rule, cgroup or object of the cluster is left; images and caches stay."""
+    if not paths.STATE.exists():
+        return
+    with _lock():
+        for name in reversed(COMMANDS):
+            if name != "containerd":
+                process.stop(name, paths.RUN, grace=0)
+        cgroups.remove()
+        if process.running("containerd", paths.RUN):
+            containers.remove_all()
+        stale.clear()
+        stale.forget()
+        sysctls.restore()
+
+
+def complete() -> bool:
+    """Whether every process of the cluster runs."""
+    return all(process.running(name, paths.RUN) for name in COMMANDS)
+
+
+def _start(say: Callable[[str], None]) -> None:
+    """Every process runs and the API server is ready, on a host that `stale.clear` has cleared."""
+    sysctls.save()
+    network.add()
+    cgroups.add()
+    new = not paths.ETCD.exists()
+    if new:
+        stale.forget()
+    _write_files()
+    for name in ("containerd", "etcd", "kube-apiserver"):
+        _launch(name)
+    if not _etcd_serves():
+        say("etcd does not start from its data: the cluster starts anew, without the objects it had")
+        process.stop("kube-apiserver", paths.RUN, grace=0)
+        process.stop("etcd", paths.RUN, grace=0)
+        stale.forget()
+        _write_files()
+        new = True
+        for name in ("etcd", "kube-apiserver"):
+            _launch(name)
+    _wait_for("kube-apiserver", lambda: kube.succeeds("get", "--raw=/readyz"))
+    say("the API server is ready")
+    for name in ("kube-controller-manager", "kube-scheduler", "kube-proxy", "coredns"):
+        _launch(name)
+    _wait_for("containerd", containers.answers)
+    if new:
+        containers.remove_all()
+    containers.ensure_image(*_pause())
+    _launch("kubelet")
+
+
+def _write_files() -> None:
+    """Certificates, kubeconfigs and configuration are on disk."""
+    pki.ensure(paths.PKI, pki.subjects([ADDRESS, FIRST_SERVICE_ADDRESS], {NODE: ADDRESS}))
+    for name, text in configs.files(image.name(*_pause())).items():
+        file = paths.CONFIG / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    for subject in ("admin", "kube-controller-manager", "kube-scheduler", "kube-proxy", "coredns", f"node-{NODE}"):
+        file = commands.kubeconfig(subject)
+        file.touch(mode=0o600)
+        file.write_text(pki.kubeconfig(paths.PKI, subject, SERVER))
+    paths.VOLUMES.mkdir(exist_ok=True)
+
+
+def _launch(name: str) -> None:
+    binary = tools.binary(name) if name in tools.TOOLS else Path(name)
+    process.start(name, COMMANDS[name](binary), run=paths.RUN, log=paths.LOGS / f"{name}.log")
+
+
+def _etcd_serves() -> bool:
+    """Whether etcd answers; False once it has ended instead."""
+
+    def answers() -> bool:
+        try:
+            with urllib.request.urlopen("http://127.0.0.1:2379/health", timeout=1) as answer:
+                return bool(answer.status == 200)
+        except (urllib.error.URLError, OSError):
+            return False
+
+    wait_for("etcd answers or ends", lambda: answers() or not process.running("etcd", paths.RUN), TIMEOUT)
+    return process.running("etcd", paths.RUN) is not None
+
+
+def _wait_for(name: str, check: Callable[[], bool]) -> None:
+    """The check holds; gives up with the end of the log when the process has ended."""
+    log = paths.LOGS / f"{name}.log"
+
+    def checked() -> bool:
+        if not process.running(name, paths.RUN):
+            raise DevClusterError(f"{name} has ended; the end of {log}:\n{log.read_text(errors='replace')[-3000:]}")
+        return check()
+
+    wait_for(f"{name} is ready (see {log})", checked, TIMEOUT)
+
+
+def _pause() -> tuple[str, dict[str, Path | str], list[str]]:
+    return "pause", {"/pause": tools.binary("pause")}, ["/pause"]
+
+
+def _lock() -> AbstractContextManager[None]:
+    return locks.exclusive(paths.STATE / "lock", "cluster: waiting for another up or down to end")
+
+
+def _clock() -> Callable[[str], None]:
+    start = time.monotonic()
+    return lambda what: print(f"cluster: {what} ({time.monotonic() - start:.1f} s)", flush=True)
