@@ -16,8 +16,5 @@ class UserError(TrainerError):
     """A mistake that the user can mend; the message names the field or file, the value and the remedy."""
 
 
-class Preempted(TrainerError):
-    """SIGTERM arrived and what could be saved has been saved: not a failure."""
-
-    def __init__(self, message: str) -> None:
-        super().__init__("Preempted", message)
+class Preempted(BaseException):
+    """SIGTERM arrived: not a failure. No Exception, so that no library's `except Exception` can swallow it."""

@@ -1,0 +1,32 @@
+"""`python -m trl_trainer --job FILE`: one rank, under torchrun or alone."""
+
+import argparse
+import os
+import sys
+
+from trl_contract.resolve import resolve
+from trl_trainer.supervisor import JOB_FILE, library_settings, read_job
+from trl_trainer.termination import Termination
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m trl_trainer", description=__doc__)
+    parser.add_argument(
+        "--job", default=os.environ.get("TRL_JOB_FILE", JOB_FILE), help="job file (default %(default)s)"
+    )
+    arguments = parser.parse_args()
+    termination = Termination()
+    job = resolve(read_job(arguments.job))
+    os.environ.update(library_settings(job))
+
+    from trl_trainer import rank
+
+    code = rank.main(job, termination)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Native teardown of gloo threads has been seen to abort a run that had ended well.
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""The job's training section in TRL's words: what all four TRL configs have in common. Pure."""
+
+from typing import Any
+
+from trl_contract.jobfile import JobFile
+
+
+def common(job: JobFile, *, output_dir: str, world: int, device: str, gradient_checkpointing: bool) -> dict[str, Any]:
+    """Return the keyword arguments that every TRL config gets from a resolved job.
+
+    Saving and evaluating before training are ours (checkpoint.py, evaluation.py), so TRL's are off. A NaN loss is an
+    error and not a number to be averaged away, so the filter that hides it is off.
+    """
+    training, evaluation, dataset = job.spec.training, job.spec.evaluation, job.spec.dataset
+    arguments: dict[str, Any] = {
+        "output_dir": output_dir,
+        "per_device_train_batch_size": training.per_device_batch_size,
+        "per_device_eval_batch_size": evaluation.per_device_batch_size,
+        "gradient_accumulation_steps": training.gradient_accumulation_steps,
+        "learning_rate": training.learning_rate,
+        "lr_scheduler_type": training.lr_scheduler,
+        # A value below 1 is a share of all steps.
+        "warmup_steps": training.warmup_steps if training.warmup_steps is not None else training.warmup_ratio,
+        "weight_decay": training.weight_decay,
+        "max_grad_norm": training.max_grad_norm,
+        "optim": training.optimizer,
+        "bf16": training.precision == "bf16",
+        "seed": training.seed,
+        "data_seed": dataset.seed,
+        "logging_steps": training.logging_steps,
+        "logging_first_step": True,
+        "logging_nan_inf_filter": False,
+        "torch_compile": training.torch_compile,
+        "eval_strategy": "no" if evaluation.every_steps is None else "steps",
+        "eval_steps": evaluation.every_steps,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        "use_cpu": device == "cpu",
+        "dataloader_pin_memory": device == "cuda",
+        "gradient_checkpointing": gradient_checkpointing and world == 1,
+        "trust_remote_code": False,
+    }
+    if training.max_steps is not None:
+        arguments["max_steps"] = training.max_steps
+    else:
+        arguments["num_train_epochs"] = training.epochs
+    if world > 1:
+        arguments |= {"fsdp": True, "fsdp_config": fsdp(job, gradient_checkpointing)}
+    return arguments
+
+
+def fsdp(job: JobFile, gradient_checkpointing: bool) -> dict[str, Any]:
+    """Return the FSDP2 settings."""
+    section = job.spec.fsdp
+    return {
+        "version": 2,
+        "reshard_after_forward": section.reshard_after_forward,
+        "state_dict_type": "SHARDED_STATE_DICT" if section.state_dict_type == "sharded" else "FULL_STATE_DICT",
+        "activation_checkpointing": gradient_checkpointing,
+        "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+    }
+
+
+def model_init(job: JobFile, *, frozen: bool) -> dict[str, Any]:
+    """Return the keyword arguments of from_pretrained for the trained model, or for one that is only asked (frozen).
+
+    Weights that are trained in full are fp32 (the optimizer works on them); frozen ones take the precision of the
+    arithmetic. Only safetensors: unpickling foreign weights runs foreign code.
+    """
+    source = job.spec.model
+    full = job.spec.peft.method == "none" and not frozen
+    arguments: dict[str, Any] = {
+        "dtype": "bfloat16" if job.spec.training.precision == "bf16" and not full else "float32",
+        "use_safetensors": True,
+    }
+    if source.attn_implementation is not None:
+        arguments["attn_implementation"] = source.attn_implementation
+    if source.hub is not None and source.hub.revision is not None:
+        arguments["revision"] = source.hub.revision
+    return arguments
+
+
+def lora(job: JobFile, task_type: str) -> dict[str, Any] | None:
+    """Return the keyword arguments of peft.LoraConfig, or None for full fine-tuning."""
+    peft = job.spec.peft
+    if peft.method == "none":
+        return None
+    targets = peft.target_modules
+    return {
+        "task_type": task_type,
+        "r": peft.r,
+        "lora_alpha": peft.alpha,
+        "lora_dropout": 0.0,
+        # peft's own word for "all linear layers" is a string, not a list of one.
+        "target_modules": "all-linear" if targets == ["all-linear"] else targets,
+        "modules_to_save": peft.modules_to_save,
+        "use_dora": peft.use_dora,
+        "use_rslora": peft.use_rslora,
+    }

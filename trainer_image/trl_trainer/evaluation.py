@@ -1,0 +1,150 @@
+"""What the model is worth before and after training, measured alike, on the held-out rows."""
+
+import json
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy
+import torch
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from trl_trainer.world import Run, broadcast
+
+MAX_NEW_TOKENS = 128
+"""Length of the sample answers."""
+
+
+def measure(run: Run, trainer: Trainer) -> dict[str, float]:
+    """Return TRL's evaluation metrics (without `eval_`), and for dpo our own preference_accuracy. All ranks call it.
+
+    The random state is left as it was, so that a run that evaluates and one that does not see the same batches.
+    """
+    if trainer.eval_dataset is None:
+        return {}
+    with _same_random_state():
+        found = trainer.evaluate()
+        metrics = {name.removeprefix("eval_"): value for name, value in found.items() if isinstance(value, int | float)}
+        if run.job.kind == "DPOJob":
+            metrics = {"preference_accuracy": preference_accuracy(trainer), **metrics}
+    return metrics
+
+
+def preference_accuracy(trainer: Trainer) -> float:
+    """Return the share of held-out pairs with sum log p(chosen) > sum log p(rejected), of the model itself.
+
+    TRL's rewards/accuracies compare with the reference, so any base model scores 0 there.
+    """
+    model, accelerator = trainer.model, trainer.accelerator
+    was_training = model.training
+    model.eval()
+    wins: list[torch.Tensor] = []
+    with torch.no_grad():
+        for batch in trainer.get_eval_dataloader():
+            chosen, rejected = completion_logps(model, batch).chunk(2)
+            wins.append(accelerator.gather_for_metrics((chosen > rejected).float()))
+    model.train(was_training)
+    return float(torch.cat(wins).mean())
+
+
+def completion_logps(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Return sum log p(completion | prompt) for each row of a preference batch: shape (2 x pairs,).
+
+    Row by row, and logits only where a completion token is predicted: a batch of logits over a large vocabulary
+    would not fit beside the training state.
+    """
+    sums = []
+    for ids, mask, completion in zip(
+        batch["input_ids"], batch["attention_mask"], batch["completion_mask"], strict=True
+    ):
+        keep = completion[1:].nonzero().squeeze(1)
+        output = model(input_ids=ids[None], attention_mask=mask[None], use_cache=False, logits_to_keep=keep)
+        logits = output.logits[0].float()
+        sums.append(-torch.nn.functional.cross_entropy(logits, ids[1:][keep], reduction="sum"))
+    return torch.stack(sums)
+
+
+def answers(run: Run, trainer: Trainer, tokenizer: Any, prompts: list[str], conversational: bool) -> list[str]:
+    """Return the model's greedy answer to each prompt. All ranks call it with the same prompts."""
+    model = trainer.model
+    was_training = model.training
+    model.eval()
+    found = []
+    for prompt in prompts:
+        inputs = _encode(tokenizer, prompt, conversational, run.job.spec.dataset.system_prompt)
+        inputs = {name: value.to(model.device) for name, value in inputs.items()}
+        with torch.no_grad():
+            output = model.generate(
+                **inputs,
+                max_new_tokens=MAX_NEW_TOKENS,
+                do_sample=False,
+                temperature=None,
+                top_p=None,
+                top_k=None,
+                pad_token_id=tokenizer.pad_token_id,
+                # Every forward pass gathers the shards from all ranks: nobody may stop early.
+                synced_gpus=run.world > 1,
+            )
+        found.append(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+    model.train(was_training)
+    return found
+
+
+def _encode(tokenizer: Any, prompt: str, conversational: bool, system: str | None) -> dict[str, torch.Tensor]:
+    if not conversational:
+        return dict(tokenizer(prompt, return_tensors="pt", return_token_type_ids=False))
+    messages = [{"role": "system", "content": system}] if system else []
+    messages.append({"role": "user", "content": prompt})
+    encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    return {name: encoded[name] for name in ("input_ids", "attention_mask")}
+
+
+@contextmanager
+def _same_random_state() -> Iterator[None]:
+    python, array = random.getstate(), numpy.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+    random.setstate(python)
+    numpy.random.set_state(array)
+
+
+class Before(TrainerCallback):
+    """Measures the base model once per job, when it is sharded and before the first step."""
+
+    def __init__(self, run: Run, trainer: Trainer, tokenizer: Any, prompts: list[str], conversational: bool) -> None:
+        self._run = run
+        self._trainer = trainer
+        self._tokenizer = tokenizer
+        self._prompts = prompts
+        self._conversational = conversational
+        self._path = run.work / "before.json"
+        self.metrics: dict[str, float] = {}
+        self.answers: list[str] = []
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        found = broadcast(self._run, lambda: _recall(self._path))
+        if found is None and state.global_step == 0:
+            with _same_random_state():
+                found = {
+                    "metrics": measure(self._run, self._trainer),
+                    "answers": answers(self._run, self._trainer, self._tokenizer, self._prompts, self._conversational),
+                }
+            if self._run.is_main:
+                _remember(self._path, found)
+        if found is not None:
+            self.metrics, self.answers = found["metrics"], found["answers"]
+
+
+def _remember(path: Path, found: dict[str, Any]) -> None:
+    """Store `found`, whole or not at all: a later attempt must not measure a trained model in its place."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(found, indent=1))
+    os.replace(part, path)
+
+
+def _recall(path: Path) -> dict[str, Any] | None:
+    return json.loads(path.read_text()) if path.exists() else None

@@ -1,0 +1,95 @@
+"""The job's result: `final/`, a complete model that loads with from_pretrained, and `final/adapter/` beside it."""
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Trainer
+
+from trl_contract.report import Artifact
+from trl_trainer import model as models
+from trl_trainer.world import Run
+
+
+def weights(run: Run, trainer: Trainer, tokenizer: Any) -> Path | None:
+    """Write the model of the last step to `<work>/final.part`; all ranks call it, rank 0 gets the folder.
+
+    The state is gathered by accelerate whatever form the checkpoints have: `save_model()` writes nothing, and says
+    nothing, when they are sharded.
+    """
+    state = trainer.accelerator.get_state_dict(trainer.model)
+    if not run.is_main:
+        return None
+    folder = run.work / "final.part"
+    shutil.rmtree(folder, ignore_errors=True)
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    if run.job.spec.peft.method == "none":
+        _save_full(run, trained, state, folder)
+    else:
+        trained.save_pretrained(folder / "adapter", state_dict=state)
+        _save_merged(run, folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def _save_full(run: Run, trained: Any, state: dict[str, torch.Tensor], folder: Path) -> None:
+    dtype = _base_dtype(run)
+    cast = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
+    trained.config.dtype = dtype
+    trained.save_pretrained(folder, state_dict=cast)
+
+
+def _save_merged(run: Run, folder: Path) -> None:
+    kind = AutoModelForSequenceClassification if run.job.kind == "RewardJob" else AutoModelForCausalLM
+    extra = {"num_labels": 1} if run.job.kind == "RewardJob" else {}
+    hub = run.job.spec.model.hub
+    base = kind.from_pretrained(
+        models.path(run.job), revision=hub.revision if hub else None, dtype="auto", use_safetensors=True, **extra
+    )
+    PeftModel.from_pretrained(base, folder / "adapter").merge_and_unload().save_pretrained(folder)
+
+
+def _base_dtype(run: Run) -> torch.dtype:
+    """The base model's own precision: what is trained in fp32 for the optimizer's sake is not stored so."""
+    from transformers import AutoConfig
+
+    hub = run.job.spec.model.hub
+    config = AutoConfig.from_pretrained(models.path(run.job), revision=hub.revision if hub else None)
+    return config.dtype or torch.float32
+
+
+def publish(run: Run, folder: Path) -> list[Artifact]:
+    """Make `folder` the job's `final/` in one rename, durable, and return what it holds."""
+    final = run.work / "final"
+    for path in sorted(folder.rglob("*")):
+        _fsync(path)
+    if final.exists():
+        # Left by an attempt that died after this point: its weights are those of the same last step.
+        shutil.rmtree(final)
+    os.rename(folder, final)
+    _fsync(run.work)
+    found = [Artifact(type="model", uri=f"{run.job.uid}/final", digest=digest(final))]
+    if (final / "adapter").is_dir():
+        found.append(Artifact(type="adapter", uri=f"{run.job.uid}/final/adapter", digest=digest(final / "adapter")))
+    return found
+
+
+def digest(folder: Path) -> str:
+    """Return sha256:<hex> over the names and contents of all files below `folder`, in order of name."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        with path.open("rb") as file:
+            total.update(f"{path.relative_to(folder)}\n{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
+    return f"sha256:{total.hexdigest()}"
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

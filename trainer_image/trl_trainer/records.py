@@ -1,0 +1,198 @@
+"""How an attempt ended: one record per rank, and the one that the pod hands to the operator."""
+
+import os
+import re
+import traceback
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from errno import EACCES, EDQUOT, ENOSPC, EROFS
+from pathlib import Path
+
+from trl_contract.report import EXIT_CODES, USER_ERROR_EXIT_CODE, ExitRecord, FailureReason
+from trl_trainer.errors import Preempted, TrainerError
+
+MAX_BYTES = 4096
+"""What Kubernetes keeps of a termination message."""
+
+EFFECTS: tuple[FailureReason, ...] = ("PeerLost", "Preempted", "CommunicationTimeout")
+"""What a rank sees when another has failed: its connection closes, torchrun sends SIGTERM, a collective times out."""
+
+_PEER_LOST = re.compile(
+    r"connection (closed|reset) by peer|broken pipe|socket.*(closed|reset)|ncclremoteerror|remote process exited"
+    r"|failed to recv|connection refused|store.*(closed|broken)|rendezvous|gloo.*(enforce|eof)|unexpected eof",
+    re.IGNORECASE,
+)
+_TIMEOUT = re.compile(r"timed out|timeout", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$")
+_SECRET_TEXT = re.compile(r"hf_[A-Za-z0-9]{10,}|(?<=Bearer )[A-Za-z0-9._~+/=-]{8,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
+
+
+def now() -> str:
+    """Return the time in UTC, RFC 3339 with microseconds."""
+    return datetime.now(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def exit_code(record: ExitRecord) -> int:
+    """Return the container's exit code: 0, or the class of the reason."""
+    if record.outcome == "Succeeded":
+        return 0
+    assert record.reason is not None, "only success has no reason"
+    return EXIT_CODES.get(record.reason, USER_ERROR_EXIT_CODE)
+
+
+def classify(error: BaseException) -> tuple[FailureReason, str]:
+    """Return the reason and the message for an exception that ended a rank.
+
+    Library errors are told by class name and text, so that nothing here needs torch: torch.OutOfMemoryError,
+    gloo's and NCCL's RuntimeErrors, OSErrors of a full or read-only disk.
+    """
+    if isinstance(error, Preempted):
+        return "Preempted", str(error)
+    for cause in _chain(error):
+        if isinstance(cause, TrainerError):
+            return cause.reason, cause.message
+        if isinstance(cause, MemoryError) or "DefaultCPUAllocator" in str(cause):
+            return "OutOfHostMemory", f"out of host memory: {_first_line(cause)}"
+        if type(cause).__name__ == "OutOfMemoryError":
+            return "OutOfGPUMemory", _first_line(cause)
+        if isinstance(cause, OSError) and cause.errno in (ENOSPC, EDQUOT):
+            return "StorageFull", f"no space left: {cause.filename or _first_line(cause)}"
+        if isinstance(cause, PermissionError) or (isinstance(cause, OSError) and cause.errno in (EACCES, EROFS)):
+            return "AccessDenied", f"not allowed to write or read {cause.filename or ''}: {cause.strerror}"
+    return _classify_text(error)
+
+
+def _classify_text(error: BaseException) -> tuple[FailureReason, str]:
+    text = f"{type(error).__name__}: {_first_line(error)}"
+    if isinstance(error, RuntimeError):
+        # torch.save reports a full disk as a RuntimeError of its zip writer, without an errno.
+        if "No space left" in str(error) or "PytorchStreamWriter failed" in str(error):
+            return "StorageFull", text
+        distributed = type(error).__name__.startswith("Dist") or "gloo" in str(error) or "NCCL" in str(error)
+        if _PEER_LOST.search(str(error)):
+            return "PeerLost", text
+        if distributed and _TIMEOUT.search(str(error)):
+            return "CommunicationTimeout", text
+    return "Unknown", text
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    found: list[BaseException] = []
+    while error not in found:
+        found.append(error)
+        error = error.__cause__ or error.__context__ or error
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:800]
+
+
+def failure(error: BaseException, *, attempt: int, rank: int) -> ExitRecord:
+    """Return the record of a rank that `error` ended, with the tail of its traceback."""
+    reason, message = classify(error)
+    return ExitRecord(
+        outcome="Preempted" if reason == "Preempted" else "Failed",
+        attempt=attempt,
+        reason=reason,
+        message=mask(message, os.environ)[:1024],
+        rank=rank,
+        time=now(),
+        log=mask("".join(traceback.format_exception(error)), os.environ)[-2048:],
+    )
+
+
+def mask(text: str, environment: Mapping[str, str]) -> str:
+    """Return `text` without the values of secret-looking variables, hub tokens and bearer tokens."""
+    for name, value in environment.items():
+        if _SECRET_NAME.search(name) and len(value) >= 6 and not os.path.isabs(value):
+            text = text.replace(value, "***")
+    return _SECRET_TEXT.sub("***", text)
+
+
+def write(folder: Path, rank: int, record: ExitRecord) -> None:
+    """Store the record of `rank`; the first one that a rank writes stays."""
+    path = folder / f"rank-{rank}.json"
+    part = folder / f"rank-{rank}.json.{os.getpid()}.part"
+    part.write_text(record.model_dump_json(by_alias=True, exclude_none=True))
+    try:
+        os.link(part, path)
+    except FileExistsError:
+        pass
+    finally:
+        part.unlink()
+
+
+def read(folder: Path) -> dict[int, ExitRecord]:
+    """Return the records of the ranks that wrote one."""
+    return {
+        int(path.stem.removeprefix("rank-")): ExitRecord.model_validate_json(path.read_text())
+        for path in sorted(folder.glob("rank-*.json"))
+    }
+
+
+def conclude(
+    found: Mapping[int, ExitRecord], *, expected: Sequence[int], attempt: int, terminated: str | None, oom_killed: bool
+) -> ExitRecord:
+    """Return how this pod's ranks ended, from the records that they left.
+
+    `expected` are the pod's global ranks, `terminated` is the time of the SIGTERM that the pod got (or None),
+    `oom_killed` whether the kernel killed a process of this cgroup for memory. The first cause wins: what ranks see
+    of another rank's death (EFFECTS) counts only where no cause is known, and a pod that was told to stop before
+    anything failed was preempted.
+    """
+    records = sorted(found.values(), key=lambda record: record.time)
+    silent = [rank for rank in expected if rank not in found]
+    if not silent and all(record.outcome == "Succeeded" for record in records):
+        return next((r for r in records if r.artifacts or r.progress), records[0])
+    failed = [record for record in records if record.outcome != "Succeeded"]
+    causes = [record for record in failed if record.reason not in EFFECTS]
+    if terminated is not None and not any(record.time < terminated for record in causes):
+        first = next((record for record in failed if record.outcome == "Preempted"), None)
+        if first is not None:
+            return first
+        message = "stopped by SIGTERM" + (f"; then: {causes[0].message}" if causes else "")
+        return ExitRecord(
+            outcome="Preempted", reason="Preempted", attempt=attempt, time=terminated, message=message[:1024]
+        )
+    if causes:
+        return causes[0]
+    if silent:
+        return _silent(silent[0], failed, attempt, oom_killed)
+    return failed[0]
+
+
+def _silent(rank: int, effects: Sequence[ExitRecord], attempt: int, oom_killed: bool) -> ExitRecord:
+    """A rank that wrote nothing died before its peers noticed: its time is that of the first effect."""
+    if oom_killed:
+        message = f"rank {rank} was killed by the kernel: the container's memory limit was reached; raise resources"
+    else:
+        message = f"rank {rank} ended without a word: killed by a signal, or crashed in native code"
+    return ExitRecord(
+        outcome="Failed",
+        reason="OutOfHostMemory" if oom_killed else "Unknown",
+        attempt=attempt,
+        rank=rank,
+        time=effects[0].time if effects else now(),
+        message=message,
+    )
+
+
+def to_message(record: ExitRecord) -> str:
+    """Return the record as JSON of at most MAX_BYTES, by cutting what the status can miss."""
+    cuts: list[ExitRecord] = [record]
+    if record.progress is not None:
+        slim = record.progress.model_copy(update={"warnings": record.progress.warnings[:2]})
+        cuts.append(record.model_copy(update={"progress": slim}))
+        slim = slim.model_copy(update={"warnings": [], "metrics": slim.metrics[:12]})
+        cuts.append(record.model_copy(update={"progress": slim}))
+        slim = slim.model_copy(update={"metrics": slim.metrics[:4], "checkpoints": slim.checkpoints[-2:]})
+        cuts.append(cuts[-1].model_copy(update={"progress": slim}))
+    cuts.extend(cuts[-1].model_copy(update={"log": record.log[-size:] if size else ""}) for size in (1024, 512, 0))
+    cuts.append(cuts[-1].model_copy(update={"progress": None, "message": record.message[:512]}))
+    for cut in cuts:
+        text = cut.model_dump_json(by_alias=True, exclude_none=True)
+        if len(text.encode()) <= MAX_BYTES:
+            return text
+    raise AssertionError("a record without log and progress is below the limit")

@@ -1,0 +1,33 @@
+"""The proof that FSDP is really on: accelerate can fall back to DDP, train replicas and exit 0."""
+
+from typing import Any
+
+from torch.distributed.tensor import DTensor
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from trl_trainer.errors import TrainerError
+
+
+def check(trainer: Trainer, world: int) -> None:
+    """Raise TrainerError if several processes train without FSDP. Call it when the model is prepared, before an
+    evaluation (after one, parameters show as plain tensors)."""
+    if world == 1:
+        return
+    plain = [name for name, value in trainer.model.named_parameters() if not isinstance(value, DTensor)]
+    if not trainer.is_fsdp_enabled or plain:
+        raise TrainerError(
+            "Unknown",
+            f"{world} processes, but the model is not sharded: FSDP is {'on' if trainer.is_fsdp_enabled else 'off'}, "
+            f"{len(plain)} parameters are no DTensor ({', '.join(plain[:3])}); check the versions of accelerate, torch",
+        )
+
+
+class ShardingCheck(TrainerCallback):
+    """Runs `check` before the first step."""
+
+    def __init__(self, trainer: Trainer, world: int) -> None:
+        self._trainer = trainer
+        self._world = world
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        check(self._trainer, self._world)

@@ -1,0 +1,1 @@
+"""The four stages: each builds TRL's own trainer from the job, and reads top to bottom."""

@@ -1,0 +1,268 @@
+"""PID 1 of the trainer container: starts the ranks, passes signals on, and says at the end how it went.
+
+torchrun returns 1 for everything, so the ranks leave records (records.py) and this process turns them into the
+termination message and an exit code by class. It does not import torch: it must be up before the first signal.
+"""
+
+import argparse
+import ctypes
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+
+from pydantic import ValidationError
+
+from trl_contract.jobfile import JobFile
+from trl_contract.report import ExitRecord
+from trl_trainer import fence, records
+
+JOB_FILE = "/etc/trl/job.json"
+TERMINATION_LOG = "/dev/termination-log"
+RECORDS = "TRL_RECORDS"
+"""Variable with the folder where ranks leave their records."""
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Stop:
+    """The SIGTERM that this pod got: it is passed on to the launcher once, and kills everything when time is up."""
+
+    def __init__(self, grace_seconds: int) -> None:
+        self.grace_seconds = grace_seconds
+        self.time: str | None = None
+        self.launcher: int | None = None
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_term)
+        signal.signal(signal.SIGALRM, self._on_deadline)
+
+    def _on_term(self, number: int, frame: FrameType | None) -> None:
+        if self.time is not None:
+            # A second SIGTERM would interrupt torchrun while it waits for the ranks to save.
+            return
+        self.time = records.now()
+        signal.alarm(max(1, self.grace_seconds - 5))
+        if self.launcher is None:
+            raise SystemExit
+        os.kill(self.launcher, signal.SIGTERM)
+
+    def _on_deadline(self, number: int, frame: FrameType | None) -> None:
+        kill_descendants()
+
+
+def main() -> int:
+    """Run the job of `--job` to its end on this node and return the container's exit code."""
+    parser = argparse.ArgumentParser(prog="python -m trl_trainer.supervisor", description=__doc__)
+    parser.add_argument(
+        "--job", default=os.environ.get("TRL_JOB_FILE", JOB_FILE), help="job file (default %(default)s)"
+    )
+    path = parser.parse_args().job
+    stop = Stop(grace_seconds=300)
+    attempt = 0
+    try:
+        job = read_job(path)
+        stop.grace_seconds, attempt = job.termination_grace_period_seconds, job.attempt
+        wait_for_peers(os.environ)
+        fence.claim(Path(job.paths.storage) / job.uid, job.attempt)
+        record = supervise(job, path, stop)
+    except SystemExit:
+        record = ExitRecord(
+            outcome="Preempted", reason="Preempted", attempt=attempt, time=records.now(), message="stopped before start"
+        )
+    except Exception as error:
+        record = records.failure(error, attempt=attempt, rank=int(os.environ.get("PET_NODE_RANK", "0")))
+    message = records.to_message(record)
+    Path(os.environ.get("TRL_TERMINATION_LOG", TERMINATION_LOG)).write_text(message)
+    code = records.exit_code(record)
+    print(f"supervisor: {record.outcome} {record.reason or ''} {record.message} (exit {code})", flush=True)
+    return code
+
+
+def read_job(path: str) -> JobFile:
+    """Return the job file; UserError(InvalidSpec) names the field that is wrong."""
+    from trl_trainer.errors import UserError
+
+    try:
+        return JobFile.model_validate_json(Path(path).read_text())
+    except FileNotFoundError:
+        raise UserError("InvalidSpec", f"{path}: no such file; give the job file with --job") from None
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError("InvalidSpec", f"{path}: {where}: {first['msg']}") from None
+
+
+def wait_for_peers(environment: Mapping[str, str]) -> None:
+    """Return when the names of all nodes resolve: torchrun's own store gives up after ten minutes, an image pull may
+    take longer, and a waiting pod costs no attempt."""
+    names = peers(environment)
+    missing, last = names, 0.0
+    while missing := [name for name in missing if not _resolves(name)]:
+        if time.monotonic() - last > 30:
+            print(f"supervisor: waiting for {', '.join(missing[:8])} ({len(missing)} of {len(names)})", flush=True)
+            last = time.monotonic()
+        time.sleep(0.5)
+
+
+def peers(environment: Mapping[str, str]) -> list[str]:
+    """Return the host names of all nodes: the master's, with its index (its first label ends in -0) counted up."""
+    count = int(environment.get("PET_NNODES", "1"))
+    master = environment.get("PET_MASTER_ADDR", "")
+    host, dot, domain = master.partition(".")
+    if count == 1 or not master:
+        return []
+    if not host.endswith("-0"):
+        return [master]
+    return [f"{host[:-1]}{index}{dot}{domain}" for index in range(count)]
+
+
+def _resolves(name: str) -> bool:
+    try:
+        socket.getaddrinfo(name, None)
+    except socket.gaierror:
+        return False
+    return True
+
+
+def supervise(job: JobFile, path: str, stop: Stop) -> ExitRecord:
+    """Run this node's ranks and return how they ended."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    folder = Path(tempfile.mkdtemp(prefix="trl-"))
+    nproc = int(os.environ.get("PET_NPROC_PER_NODE", job.num_proc_per_node))
+    nodes = int(os.environ.get("PET_NNODES", "1"))
+    node = int(os.environ.get("PET_NODE_RANK", "0"))
+    oom_before = oom_kills()
+    stop.launcher = launch(command(path, job, folder, nodes * nproc), environment(job, folder, nproc))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
+    wait(stop.launcher)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+        signal.signal(number, signal.SIG_IGN)
+    kill_descendants()
+    return records.conclude(
+        records.read(folder),
+        expected=range(node * nproc, (node + 1) * nproc),
+        attempt=job.attempt,
+        terminated=stop.time,
+        oom_killed=oom_kills() > oom_before,
+    )
+
+
+def command(path: str, job: JobFile, folder: Path, world: int) -> list[str]:
+    """Return the argv of the launcher: torchrun, or the rank itself where it is the only one."""
+    rank = ["trl_trainer", "--job", path]
+    if world == 1:
+        return [sys.executable, "-m", *rank]
+    timeout = max(5, job.termination_grace_period_seconds - 15)
+    where = [] if "PET_NNODES" in os.environ else ["--standalone", "--nproc-per-node", str(job.num_proc_per_node)]
+    return [
+        sys.executable, "-m", "torch.distributed.run", *where, "--max-restarts", "0",
+        "--shutdown-timeout", str(timeout), "--tee", "3", "--log-dir", str(folder / "logs"), "--module", *rank,
+    ]  # fmt: skip
+
+
+def environment(job: JobFile, folder: Path, nproc: int) -> dict[str, str]:
+    """Return the environment of the ranks."""
+    found = {
+        **os.environ,
+        **library_settings(job),
+        RECORDS: str(folder),
+        "PYTHONUNBUFFERED": "1",
+        "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": "[rank${rank}] ",
+    }
+    found.setdefault("OMP_NUM_THREADS", str(max(1, cpus() // nproc)))
+    return found
+
+
+def library_settings(job: JobFile) -> dict[str, str]:
+    """Return what the libraries must be told before they are imported."""
+    work = Path(job.paths.storage) / job.uid
+    return {
+        # Our own reporter posts from a thread of its own; transformers' would post from the training thread.
+        "DISABLE_KUBEFLOW_INTEGRATION": "TRUE",
+        # On the shared volume, or the reference log-probabilities that rank 0 caches are unknown to other nodes.
+        "HF_DATASETS_CACHE": str(work / "cache" / "datasets"),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+
+
+def launch(argv: list[str], variables: dict[str, str]) -> int:
+    """Start the launcher in a session of its own and return its pid, with SIGTERM and SIGINT blocked here until the
+    caller has noted it; the launcher is told to stop should we die."""
+    signals = (signal.SIGTERM, signal.SIGINT)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        os.execvpe(argv[0], argv, variables)
+    return pid
+
+
+def wait(pid: int) -> None:
+    """Reap children until `pid` is among them."""
+    while os.waitpid(-1, 0)[0] != pid:
+        pass
+
+
+def kill_descendants() -> None:
+    """Kill and reap every process that is left below this one; orphans have become our children."""
+    while children := _children(os.getpid()):
+        for child in children:
+            _kill_tree(child)
+        for child in children:
+            os.waitpid(child, 0)
+
+
+def _kill_tree(pid: int) -> None:
+    below = _children(pid)
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    for child in below:
+        _kill_tree(child)
+
+
+def _children(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found.extend(int(child) for child in task.read_text().split())
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def oom_kills(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return how many processes of this container the kernel has killed for memory (cgroup v2, else v1)."""
+    for name in ("memory.events", "memory/memory.oom_control"):
+        path = root / name
+        if path.exists():
+            fields = dict(line.split() for line in path.read_text().splitlines())
+            return int(fields.get("oom_kill", 0))
+    return 0
+
+
+def cpus(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the CPUs that this container may use: its quota rounded up, or the affinity if that is less."""
+    allowed = len(os.sched_getaffinity(0))
+    path = root / "cpu.max"
+    if path.exists():
+        quota, period = path.read_text().split()
+        if quota != "max":
+            return max(1, min(allowed, -(-int(quota) // int(period))))
+    return allowed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

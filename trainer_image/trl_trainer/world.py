@@ -1,0 +1,110 @@
+"""The processes of this attempt: who this one is, and the few things that they do together."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from trl_contract.jobfile import JobFile
+from trl_trainer.errors import TrainerError, UserError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One rank of one attempt."""
+
+    job: JobFile
+    """With resolved defaults."""
+    work: Path
+    """The job's folder on the storage volume."""
+    rank: int
+    world: int
+    device: str
+    """cuda or cpu."""
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def start(job: JobFile) -> Run:
+    """Join the process group (if there is more than one process) and return this rank's place in it.
+
+    The group is ours and not accelerate's: gloo for flags and checkpoints beside NCCL, and a timeout that also holds
+    on CPU, twice stallTimeoutSeconds, so that the watchdog speaks first.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    wanted = job.num_nodes * job.num_proc_per_node
+    if world != wanted:
+        raise UserError(
+            "InvalidSpec", f"WORLD_SIZE is {world}, but numNodes x numProcPerNode is {wanted}: start {wanted}"
+        )
+    cuda = torch.cuda.is_available()
+    if job.has_gpus and not cuda:
+        raise TrainerError(
+            "Unknown", "the job asks for GPUs, but PyTorch sees none: check the node's driver and the image"
+        )
+    if cuda:
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    if world > 1:
+        backend = "cpu:gloo,cuda:nccl" if cuda else "cpu:gloo"
+        dist.init_process_group(backend, timeout=timedelta(seconds=2 * job.stall_timeout_seconds))
+    return Run(job, Path(job.paths.storage) / job.uid, rank, world, "cuda" if cuda else "cpu")
+
+
+def barrier(run: Run) -> None:
+    """Return when every rank has called this."""
+    if run.world > 1:
+        dist.monitored_barrier(group=_gloo())
+
+
+def gather(run: Run, value: T) -> list[T]:
+    """Return the values of all ranks, in order of rank, on every rank."""
+    if run.world == 1:
+        return [value]
+    found: list[Any] = [None] * run.world
+    dist.all_gather_object(found, value, group=_gloo())
+    return found
+
+
+def broadcast(run: Run, make: Callable[[], T]) -> T:
+    """Return what `make` returns on rank 0, on every rank; an exception there is raised everywhere."""
+    value: Any = None
+    if run.is_main:
+        try:
+            value = make()
+        except Exception as error:
+            if run.world > 1:
+                dist.broadcast_object_list([error], src=0, group=_gloo())
+            raise
+    if run.world > 1:
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=_gloo())
+        value = box[0]
+        if isinstance(value, Exception):
+            raise TrainerError("PeerLost", f"rank 0 failed: {value}") from value
+    return value
+
+
+_group: Any = None
+
+
+def _gloo() -> Any:
+    """A group of its own: its messages never queue behind those of training."""
+    global _group
+    if _group is None:
+        _group = dist.new_group(backend="gloo")
+    return _group
+
+
+def leave(run: Run) -> None:
+    """Leave the process group after the last message."""
+    if run.world > 1:
+        dist.destroy_process_group()
