@@ -2,31 +2,94 @@
 
 import argparse
 import os
+import subprocess
 import sys
 
-from devcluster import cluster, paths
+from devcluster import cluster, images, mounts, other, paths, status
 from devcluster.errors import DevClusterError
+
+HELP = {
+    "up": "bring the cluster up; what runs already stays, what is half dead is started anew",
+    "down": "take it away with all its objects and claims; images and caches stay",
+    "status": "what runs; exits with 1 unless all of it is well",
+    "logs": "the end of the components' logs",
+    "kubeconfig": "print the path of the administrator's kubeconfig",
+    "images": "build the images of trainer and operator into the kubelet's image store",
+    "clean-cache": "take the cluster away with its images, and everything that was built or downloaded",
+}
 
 
 def main() -> None:
     """Exits with 0, or with 1 and a message that names the remedy."""
-    parser = argparse.ArgumentParser(prog="devcluster", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
-    up = commands.add_parser("up", help="bring the cluster up; what runs already stays")
-    up.add_argument("-y", "--yes", action="store_true", help="install missing Debian packages without asking")
-    commands.add_parser("down", help="take everything away but images and caches")
-    commands.add_parser("kubeconfig", help="print the path of the administrator's kubeconfig")
-    arguments = parser.parse_args()
+    arguments = _parser().parse_args()
+    name = os.environ.get("CLUSTER", "")
     try:
-        match arguments.command:
-            case "up":
-                cluster.up(agreed=arguments.yes or os.environ.get("CI") == "true")
-            case "down":
-                cluster.down()
-            case "kubeconfig":
-                print(paths.KUBECONFIG)
+        if name:
+            _other(name, arguments.command)
+        else:
+            _ours(arguments)
     except DevClusterError as error:
         sys.exit(f"devcluster: {error}")
+
+
+def _ours(arguments: argparse.Namespace) -> None:
+    match arguments.command:
+        case "up":
+            cluster.up(agreed=arguments.yes or os.environ.get("CI") == "true")
+        case "down":
+            cluster.down()
+        case "status":
+            sys.exit(0 if status.show() else 1)
+        case "logs":
+            _logs(arguments.component, arguments.lines, follow=arguments.follow)
+        case "kubeconfig":
+            print(paths.KUBECONFIG)
+        case "images":
+            for image in arguments.name or images.NAMES:
+                images.build(image)
+        case "clean-cache":
+            cluster.down()
+            for folder in (paths.STATE, paths.CACHE):
+                if folder.exists():
+                    mounts.remove(folder)
+
+
+def _other(name: str, command: str) -> None:
+    if name not in other.NAMES:
+        raise DevClusterError(
+            f"CLUSTER={name}: must be one of {', '.join(other.NAMES)}, or not set for the dev cluster"
+        )
+    match command:
+        case "up":
+            other.up(name)
+        case "down":
+            other.down(name)
+        case "kubeconfig":
+            print(other.kubeconfig(name))
+        case _:
+            raise DevClusterError(f"{command} is for the dev cluster; leave CLUSTER={name} out")
+
+
+def _logs(component: str | None, lines: int, *, follow: bool) -> None:
+    names = [component] if component else list(cluster.COMMANDS)
+    files = [file for name in names if (file := paths.LOGS / f"{name}.log").exists()]
+    if not files:
+        raise DevClusterError(f"no logs in {paths.LOGS}: the cluster has not been up; make cluster-up")
+    subprocess.run(["tail", f"--lines={lines}", *(["--follow=name"] if follow else []), *files], check=False)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="devcluster", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    parsers = {name: commands.add_parser(name, help=text) for name, text in HELP.items()}
+    parsers["up"].add_argument(
+        "-y", "--yes", action="store_true", help="install missing Debian packages without asking"
+    )
+    parsers["logs"].add_argument("component", nargs="?", choices=list(cluster.COMMANDS))
+    parsers["logs"].add_argument("--lines", type=int, default=20)
+    parsers["logs"].add_argument("-f", "--follow", action="store_true")
+    parsers["images"].add_argument("name", nargs="*", choices=images.NAMES)
+    return parser
 
 
 if __name__ == "__main__":

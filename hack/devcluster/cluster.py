@@ -1,5 +1,6 @@
 """The life of the cluster: up and down."""
 
+import os
 import time
 import urllib.error
 import urllib.request
@@ -71,6 +72,7 @@ def down() -> None:
     """No process, mount, interface, firewall rule, cgroup or object of the cluster is left; images and caches stay."""
     if not paths.STATE.exists():
         return
+    preflight.check_root(os.geteuid())
     with _lock():
         for name in reversed(COMMANDS):
             if name != "containerd":

@@ -36,8 +36,10 @@ def remove() -> None:
     for family in ("iptables", "ip6tables"):
         if rules := deletion(run(f"{family}-save")):
             run(f"{family}-restore", "--noflush", given=rules)
-    for result in CNI_RESULTS.glob(f"{NETWORK}-*"):
-        result.unlink()
+    for result in CNI_RESULTS.glob(f"{NETWORK}-*-eth0"):
+        container = result.name.removeprefix(f"{NETWORK}-").removesuffix("-eth0")
+        for other in CNI_RESULTS.glob(f"*-{container}-*"):
+            other.unlink()
 
 
 def deletion(saved: str) -> str:
