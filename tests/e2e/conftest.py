@@ -1,0 +1,121 @@
+"""The cluster that the tests of this folder run on: the dev cluster, or the one that CLUSTER names."""
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from devcluster import addons, images, other, paths, tools
+from devcluster.cluster import complete
+
+HACK = Path(__file__).parents[2] / "hack"
+DISRUPTIVE = "test_cluster_lifecycle.py"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What kills the cluster or takes it away runs after everything else."""
+    items.sort(key=lambda item: item.path.name == DISRUPTIVE)
+
+
+def devcluster(*arguments: str) -> None:
+    """Runs the command line `python -m devcluster`; raises CalledProcessError when it fails."""
+    command = [sys.executable, "-m", "devcluster", *arguments]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": str(HACK)})
+
+
+class Kubectl:
+    """kubectl as the cluster's administrator."""
+
+    def __init__(self, kubeconfig: Path) -> None:
+        self.kubeconfig = kubeconfig
+
+    def __call__(self, *arguments: str, given: str | None = None) -> str:
+        """What kubectl prints; fails the test with its errors when it fails."""
+        command = [str(tools.binary("kubectl")), f"--kubeconfig={self.kubeconfig}", *arguments]
+        done = subprocess.run(command, input=given, capture_output=True, text=True)
+        assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
+        return done.stdout
+
+    def apply(self, *objects: dict[str, Any], namespace: str | None = None) -> None:
+        """Server-side applies the objects."""
+        given = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
+        within = [f"--namespace={namespace}"] if namespace else []
+        self("apply", "--server-side", *within, "--filename=-", given=given)
+
+    def get(self, *arguments: str) -> dict[str, Any]:
+        """An object, or a list of them, as `kubectl get` gives it."""
+        found: dict[str, Any] = json.loads(self("get", "--output=json", *arguments))
+        return found
+
+    def wait(self, condition: str, *arguments: str, timeout: float = 180) -> None:
+        """The objects exist and `kubectl wait --for=CONDITION` holds for them within `timeout` seconds each."""
+        self("wait", "--for=create", f"--timeout={timeout:.0f}s", *arguments)
+        self("wait", f"--for={condition}", f"--timeout={timeout:.0f}s", *arguments)
+
+
+@pytest.fixture(scope="session")
+def cluster(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The cluster is up with a default StorageClass and the training-operator.
+
+    It is left as it was found: up, or taken away again unless KEEP_CLUSTER=1.
+    """
+    was_up = bool(os.environ.get("CLUSTER")) or complete()
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    assert capture is not None
+    with capture.global_and_fixture_disabled():
+        devcluster("up", "--yes")
+    yield
+    if was_up:
+        devcluster("up", "--yes")
+    elif os.environ.get("KEEP_CLUSTER") != "1":
+        devcluster("down")
+
+
+@pytest.fixture(scope="session")
+def kubectl(cluster: None) -> Kubectl:
+    """kubectl against the cluster."""
+    name = os.environ.get("CLUSTER")
+    return Kubectl(other.kubeconfig(name) if name else paths.KUBECONFIG)
+
+
+@pytest.fixture(scope="session")
+def trainer_image(cluster: None) -> str:
+    """The name of the trainer image of this checkout, which is in the kubelet's store."""
+    if not os.environ.get("CLUSTER"):
+        images.build("trainer")
+    return images.reference("trainer")
+
+
+@pytest.fixture(scope="session")
+def busybox(cluster: None) -> str:
+    """The name of a small image with a shell."""
+    return "busybox:1.36" if os.environ.get("CLUSTER") else addons.helper_image()
+
+
+@pytest.fixture
+def make_namespace(kubectl: Kubectl) -> Iterator[Callable[..., str]]:
+    """Makes namespaces, with the labels given, that are deleted after the test."""
+    made: list[str] = []
+
+    def make(**labels: str) -> str:
+        name = f"e2e-{uuid.uuid4().hex[:8]}"
+        kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}})
+        made.append(name)
+        kubectl.wait("jsonpath={.metadata.name}=default", f"--namespace={name}", "serviceaccount/default")
+        return name
+
+    yield make
+    if made:
+        kubectl("delete", "namespace", "--wait=false", *made)
+
+
+@pytest.fixture
+def namespace(make_namespace: Callable[..., str]) -> str:
+    """A namespace that enforces Pod Security `restricted`, with its default ServiceAccount in place."""
+    return make_namespace(**{"pod-security.kubernetes.io/enforce": "restricted"})
