@@ -1,20 +1,17 @@
-"""A tiny model, tiny data sets and job files for the trainer's tests; everything is made here, from seeds."""
+"""A tiny model and a warm process to fork ranks from; everything is made here, from seeds."""
 
-import json
-import random
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-SEED = 7
-PROMPTS = ("where is my order", "cancel my plan", "refund this item", "reset the password", "change my address")
-POLITE = ("thank you , we will gladly do that now", "of course , we have sent it to you", "happy to help , it is done")
-CURT = ("no", "wait", "not my job", "ask someone else")
-TEMPLATE = (
-    "{% for message in messages %}<|{{ message['role'] }}|> {{ message['content'] }} <|end|> {% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|> {% endif %}"
-)
+# Test modules are imported without a package (importlib mode), so what they share needs a place on the path.
+sys.path.insert(0, str(Path(__file__).parent))
+
+from trainer_kit import CURT, POLITE, PROMPTS, SEED, TEMPLATE, Warm
 
 
 @pytest.fixture(scope="session")
@@ -45,19 +42,21 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def preference_pairs(count: int, seed: int = SEED) -> list[dict[str, Any]]:
-    """Return conversational preference pairs: polite replies chosen, curt ones rejected."""
-    rng = random.Random(seed)
-    return [
-        {
-            "prompt": [{"role": "user", "content": rng.choice(PROMPTS)}],
-            "chosen": [{"role": "assistant", "content": rng.choice(POLITE)}],
-            "rejected": [{"role": "assistant", "content": rng.choice(CURT)}],
-        }
-        for _ in range(count)
-    ]
-
-
-def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return path
+@pytest.fixture(scope="session")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
+    """A process that has imported torch and TRL, from which ranks are forked."""
+    folder = tmp_path_factory.mktemp("warm")
+    variables = {
+        **os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(folder / "datasets"), "HF_HUB_OFFLINE": "1",
+        "DISABLE_KUBEFLOW_INTEGRATION": "TRUE", "TOKENIZERS_PARALLELISM": "false",
+    }  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("warm.py"))],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    yield Warm(process, folder)
+    assert process.stdin is not None
+    process.stdin.close()
+    process.wait(30)

@@ -11,12 +11,15 @@ from transformers import Trainer
 
 from trl_contract.jobfile import JobFile
 from trl_contract.report import EvaluationReport, ExitRecord
-from trl_trainer import cpu_fsdp, data, evaluation, export, fence, model, records, world
+from trl_trainer import cpu_fsdp, data, evaluation, export, fence, model, publisher, records, world
 from trl_trainer.errors import Preempted
+from trl_trainer.pace import AlreadyTrained, Pace
 from trl_trainer.progress import Reporter, Sender, metrics_of
+from trl_trainer.publisher import FiniteGuard, LoadGuard, Publisher
 from trl_trainer.sharding import ShardingCheck
 from trl_trainer.stages import dpo
 from trl_trainer.termination import Termination
+from trl_trainer.watchdog import Watchdog
 from trl_trainer.world import Run
 
 STAGES: dict[str, ModuleType] = {"DPOJob": dpo}
@@ -48,13 +51,8 @@ def train(job: JobFile, termination: Termination) -> ExitRecord:
     if run.is_main:
         _write(run.work / "resolved.json", job.to_wire())
     trainer: Trainer = STAGES[job.kind].trainer(run, tokenizer, rows)
-    trainer.add_callback(ShardingCheck(trainer, run.world))
-    if run.is_main:
-        trainer.add_callback(reporter)
     before = evaluation.Before(run, trainer, tokenizer, prompts(job), rows.report.conversational)
-    trainer.add_callback(before)
-    termination.watched = False
-    trainer.train()
+    fit(run, trainer, before, reporter, termination)
 
     reporter.activity("exporting")
     folder = export.weights(run, trainer, tokenizer)
@@ -84,6 +82,31 @@ def train(job: JobFile, termination: Termination) -> ExitRecord:
     )
     world.leave(run)
     return record
+
+
+def fit(run: Run, trainer: Trainer, before: evaluation.Before, reporter: Reporter, termination: Termination) -> None:
+    """Train to the last step, from the newest checkpoint if there is one; Preempted if SIGTERM cut it short."""
+    choice = publisher.choose(run)
+    for line in choice.skipped:
+        print(f"rank {run.rank}: {line}", flush=True)
+    reporter.update(warnings=[*reporter.state.warnings, *(line[:300] for line in choice.skipped)][:8])
+    guard, load_guard, pace = FiniteGuard(), LoadGuard(), Pace(run, trainer, termination)
+    watchdog = Watchdog(run.job.stall_timeout_seconds, run.job.attempt, run.rank)
+    # In this order at every event: first what may end the run, then what saves, then what decides and reports.
+    callbacks = [load_guard, ShardingCheck(trainer, run.world), guard, watchdog, before]
+    callbacks += [Publisher(run, guard, reporter), *([reporter] if run.is_main else []), pace]
+    for callback in callbacks:
+        trainer.add_callback(callback)
+    try:
+        trainer.train(resume_from_checkpoint=choice.path)
+    except AlreadyTrained:
+        print(f"rank {run.rank}: trained to the last step by an earlier attempt", flush=True)
+    except Exception as error:
+        raise load_guard.explain(run, choice, error) from error
+    finally:
+        watchdog.stop()
+    if pace.preempted:
+        raise Preempted(f"stopped by SIGTERM; step {trainer.state.global_step} is saved")
 
 
 def load_data(run: Run, tokenizer: Any) -> data.Data:

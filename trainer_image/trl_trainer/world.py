@@ -75,22 +75,45 @@ def gather(run: Run, value: T) -> list[T]:
 
 
 def broadcast(run: Run, make: Callable[[], T]) -> T:
-    """Return what `make` returns on rank 0, on every rank; an exception there is raised everywhere."""
-    value: Any = None
+    """Return what `make` returns on rank 0, on every rank; where it raises, all ranks do."""
+    if run.world == 1:
+        return make()
+    error: Exception | None = None
+    box: list[Any] = [None, None]
     if run.is_main:
         try:
-            value = make()
-        except Exception as error:
-            if run.world > 1:
-                dist.broadcast_object_list([error], src=0, group=_gloo())
-            raise
-    if run.world > 1:
-        box = [value]
-        dist.broadcast_object_list(box, src=0, group=_gloo())
-        value = box[0]
-        if isinstance(value, Exception):
-            raise TrainerError("PeerLost", f"rank 0 failed: {value}") from value
-    return value
+            box[0] = make()
+        except Exception as caught:
+            error, box[1] = caught, str(caught)
+    dist.broadcast_object_list(box, src=0, group=_gloo())
+    if error is not None:
+        raise error
+    if box[1] is not None:
+        raise TrainerError("PeerLost", f"rank 0 failed: {box[1]}")
+    found: T = box[0]
+    return found
+
+
+class Pending:
+    """An all-reduce under way."""
+
+    def __init__(self, values: torch.Tensor, work: Any) -> None:
+        self._values = values
+        self._work = work
+
+    def wait(self) -> list[int]:
+        """Return the greatest value of all ranks for each."""
+        if self._work is not None:
+            self._work.wait()
+        return [int(value) for value in self._values]
+
+
+def start_max(run: Run, values: list[int]) -> Pending:
+    """Start to reduce `values` to their maximum over all ranks; every rank must call this equally often."""
+    tensor = torch.tensor(values, dtype=torch.int32)
+    if run.world == 1:
+        return Pending(tensor, None)
+    return Pending(tensor, dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=_gloo(), async_op=True))
 
 
 _group: Any = None

@@ -1,0 +1,67 @@
+"""A run that is killed and resumed ends as one that was never disturbed."""
+
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trainer_kit import KILL, Warm, at_step, job_file, metrics, preference_pairs, write_jsonl
+
+VOLATILE = {"time", "num_tokens", "step_time"}
+CASES: dict[str, dict[str, Any]] = {
+    "dpo-full-sharded": {"kind": "DPOJob", "spec": {}},
+    "dpo-lora": {"kind": "DPOJob", "spec": {"peft": {"method": "lora", "r": 4}}},
+    "dpo-one-process": {"kind": "DPOJob", "spec": {}, "world": 1},
+}
+
+
+def start(folder: Path, model: Path, case: dict[str, Any], attempt: int = 0) -> Path:
+    folder.mkdir(exist_ok=True)
+    write_jsonl(folder / "train.jsonl", preference_pairs(60))
+    return job_file(
+        folder, model, case["kind"], spec=case["spec"], attempt=attempt, numProcPerNode=case.get("world", 2)
+    )
+
+
+def curve(folder: Path) -> dict[int, dict[str, float]]:
+    return {
+        line["step"]: {name: value for name, value in line.items() if name not in VOLATILE}
+        for line in metrics(folder)
+        if "loss" in line
+    }
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "storage" / "uid-1" / "final" / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_killed_and_resumed_run_equals_the_undisturbed_one(
+    name: str, warm: Warm, model_folder: Path, tmp_path: Path
+) -> None:
+    case = CASES[name]
+    world = case.get("world", 2)
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    ended = warm.run(start(whole, model_folder, case), world)
+    assert ended.codes == [0] * world, ended.logs
+
+    ended = warm.run(start(killed, model_folder, case), world, prelude=at_step(6, KILL, rank=world - 1))
+    assert ended.codes[world - 1] == -signal.SIGKILL
+    if world > 1:
+        assert ended.records[0].reason == "PeerLost"
+    ended = warm.run(start(killed, model_folder, case, attempt=1), world)
+    assert ended.codes == [0] * world, ended.logs
+    assert ended.records[0].progress is not None
+    assert ended.records[0].progress.resumed_from_step == 4
+
+    assert curve(killed).keys() == curve(whole).keys() == set(range(1, 9))
+    for step, expected in curve(whole).items():
+        assert curve(killed)[step] == pytest.approx(expected, abs=1e-6), step
+    expected_weights, found = weights(whole), weights(killed)
+    assert expected_weights.keys() == found.keys()
+    for key, tensor in expected_weights.items():
+        assert (tensor - found[key]).abs().max().item() <= 1e-6, key
+    assert os.listdir(whole / "storage" / "uid-1" / "final") == os.listdir(killed / "storage" / "uid-1" / "final")

@@ -1,0 +1,199 @@
+"""What the trainer's tests share: data sets, job files, and ways to run ranks."""
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trl_contract.report import ExitRecord
+from trl_trainer import records
+
+SEED = 7
+PROMPTS = ("where is my order", "cancel my plan", "refund this item", "reset the password", "change my address")
+POLITE = ("thank you , we will gladly do that now", "of course , we have sent it to you", "happy to help , it is done")
+CURT = ("no", "wait", "not my job", "ask someone else")
+TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|> {{ message['content'] }} <|end|> {% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|> {% endif %}"
+)
+
+
+def preference_pairs(count: int, seed: int = SEED) -> list[dict[str, Any]]:
+    """Return conversational preference pairs: polite replies chosen, curt ones rejected."""
+    rng = random.Random(seed)
+    return [
+        {
+            "prompt": [{"role": "user", "content": rng.choice(PROMPTS)}],
+            "chosen": [{"role": "assistant", "content": rng.choice(POLITE)}],
+            "rejected": [{"role": "assistant", "content": rng.choice(CURT)}],
+        }
+        for _ in range(count)
+    ]
+
+
+def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def job_file(folder: Path, model: Path, kind: str = "DPOJob", *, spec: dict[str, Any], **fields: Any) -> Path:
+    """Write a job file into `folder` (its storage is `folder/storage`) and return its path.
+
+    `spec` is laid over a small default spec, section by section; train.jsonl in `folder` holds the rows.
+    """
+    base: dict[str, Any] = {
+        "model": {"volume": {"claimName": "model", "path": "base"}},
+        "dataset": {"train": {"volume": {"claimName": "data", "path": "train.jsonl"}}},
+        "training": {
+            "maxSteps": 8, "perDeviceBatchSize": 4, "gradientAccumulationSteps": 1, "learningRate": 2e-3,
+            "loggingSteps": 1,
+        },
+        "peft": {"method": "none"},
+        "checkpoint": {"everySteps": 2},
+        "evaluation": {"maxExamples": 8},
+    }  # fmt: skip
+    for section, values in spec.items():
+        base[section] = {**base[section], **values} if isinstance(values, dict) and section in base else values
+    paths = {"storage": str(folder / "storage"), "model": str(model), "train": str(folder / "train.jsonl")}
+    (folder / "storage").mkdir(exist_ok=True)
+    job = {
+        "contractVersion": 1, "kind": kind, "namespace": "default", "name": "job", "uid": "uid-1", "attempt": 0,
+        "numNodes": 1, "numProcPerNode": 2, "paths": paths, "spec": base, **fields,
+    }  # fmt: skip
+    path = folder / f"job-{job['attempt']}.json"
+    path.write_text(json.dumps(job))
+    return path
+
+
+@dataclass
+class Ended:
+    """How the ranks of one attempt ended."""
+
+    codes: list[int]
+    records: dict[int, ExitRecord]
+    logs: list[str]
+
+
+class Ranks:
+    """The ranks of one attempt, forked from the warm process."""
+
+    def __init__(self, pids: list[int], command: dict[str, Any]) -> None:
+        self.pids = pids
+        self._command = command
+
+    def logs(self) -> list[str]:
+        return [Path(f"{self._command['log']}.{rank}").read_text() for rank in range(len(self.pids))]
+
+    def kill(self, rank: int, number: int = signal.SIGKILL) -> None:
+        os.kill(self.pids[rank], number)
+
+    def wait(self, seconds: float = 120) -> Ended:
+        result = Path(self._command["result"])
+        wait_for(result.exists, seconds, lambda: "\n".join(self.logs()))
+        found = records.read(Path(self._command["records"]))
+        return Ended(json.loads(result.read_text()), found, self.logs())
+
+
+class Warm:
+    """Forks ranks that run the trainer's own main."""
+
+    def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
+        self._process = process
+        self._folder = folder
+        self._count = 0
+
+    def start(
+        self, job: Path, world: int = 2, environment: dict[str, str] | None = None, prelude: Sequence[str] = ()
+    ) -> Ranks:
+        self._count += 1
+        base = self._folder / str(self._count)
+        (base / "records").mkdir(parents=True)
+        command = {
+            "job": str(job), "world": world, "port": free_port(), "records": str(base / "records"),
+            "log": str(base / "log"), "result": str(base / "result.json"), "environment": environment or {},
+            "prelude": list(prelude),
+        }  # fmt: skip
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(command) + "\n")
+        self._process.stdin.flush()
+        return Ranks(json.loads(self._process.stdout.readline()), command)
+
+    def run(self, job: Path, world: int = 2, seconds: float = 120, **options: Any) -> Ended:
+        return self.start(job, world, **options).wait(seconds)
+
+
+@dataclass
+class Supervised:
+    """A finished run of the real supervisor."""
+
+    code: int
+    record: ExitRecord
+    log: str
+
+
+def supervise(job: Path, folder: Path, environment: dict[str, str] | None = None, seconds: float = 240) -> Supervised:
+    """Run the real supervisor, with the real torchrun, to its end."""
+    process = start_supervisor(job, folder, environment)
+    log, _ = process.communicate(timeout=seconds)
+    message = (folder / "termination-log").read_text()
+    assert len(message.encode()) <= 4096
+    return Supervised(process.returncode, ExitRecord.model_validate_json(message), log)
+
+
+def start_supervisor(job: Path, folder: Path, environment: dict[str, str] | None = None) -> subprocess.Popen[str]:
+    variables = {
+        **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+        "TRL_TERMINATION_LOG": str(folder / "termination-log"), **(environment or {}),
+    }  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-m", "trl_trainer.supervisor", "--job", str(job)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables,
+    )  # fmt: skip
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return int(sock.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], bool], seconds: float, explain: Callable[[], str] = str) -> None:
+    """Return when `condition` holds; AssertionError with `explain()` after `seconds`."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"not within {seconds} s\n{explain()}"
+        time.sleep(0.02)
+
+
+def metrics(folder: Path) -> list[dict[str, Any]]:
+    """Return the lines of metrics.jsonl."""
+    path = folder / "storage" / "uid-1" / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def at_step(step: int, action: str, rank: int = 1) -> list[str]:
+    """Return a prelude that makes `rank` run `action` when it enters step `step` (before its forward pass)."""
+    return [
+        f"""
+if rank == {rank}:
+    import os, signal, time
+    from transformers import TrainerCallback
+    from trl_trainer.pace import Pace
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step + 1 == {step}:
+            {action}
+    Pace.on_step_begin = on_step_begin
+"""
+    ]
+
+
+KILL = "os.kill(os.getpid(), signal.SIGKILL)"

@@ -1,0 +1,111 @@
+"""When to save and when to stop, agreed between all ranks: a rank that saves alone waits for ever.
+
+Reasons that only one rank knows (its SIGTERM, rank 0's clock) travel in one all-reduce on gloo. It is started at the
+end of a step and read at the end of the next, so that training never waits for it.
+"""
+
+import time
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from trl_trainer.termination import Termination
+from trl_trainer.world import Pending, Run, start_max
+
+
+class AlreadyTrained(Exception):
+    """The checkpoint is of the last step: training on would be one step too many."""
+
+
+class _StopEvaluation(Exception):
+    """SIGTERM during an evaluation, on all ranks at the same prediction step."""
+
+
+class Pace(TrainerCallback):
+    """Sets should_save and should_training_stop, on all ranks alike. Saves every so often, when told to stop, and
+    always after the last step."""
+
+    def __init__(self, run: Run, trainer: Trainer, termination: Termination) -> None:
+        checkpoint = run.job.spec.checkpoint
+        self._run = run
+        self._termination = termination
+        self._every_steps: int | None = checkpoint.every_steps
+        self._every_seconds = None if checkpoint.every_minutes is None else 60 * checkpoint.every_minutes
+        # GRPO's completions are used for numIterations steps and are not saved: only between two batches of them.
+        self._align: int = run.job.spec.grpo.num_iterations if run.job.kind == "GRPOJob" else 1
+        self._saved_at = time.monotonic()
+        self._pending: Pending | None = None
+        self._stop = self._save = False
+        self.preempted = False
+        """Training was cut short, and everything up to the current step is saved."""
+        _make_stoppable(trainer, self)
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            raise AlreadyTrained
+        self._saved_at = time.monotonic()
+        self._termination.watched = True
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self._pending is not None:
+            stop, save = self._pending.wait()
+            self._stop |= bool(stop)
+            self._save |= bool(save)
+        self._save |= self._every_steps is not None and state.global_step % self._every_steps == 0
+        last = state.global_step >= state.max_steps
+        if last or ((self._stop or self._save) and state.global_step % self._align == 0):
+            control.should_save = True
+            if self._stop and not last:
+                self._end(control)
+        if control.should_save:
+            # What is saved must be known to be finite, and that is looked at when it is logged.
+            control.should_log = True
+        self._pending = None if last or self.preempted else self._start()
+
+    def _start(self) -> Pending:
+        due = (
+            self._run.is_main
+            and self._every_seconds is not None
+            and time.monotonic() - self._saved_at >= self._every_seconds
+        )
+        return start_max(self._run, [int(self._termination.requested), int(due)])
+
+    def _end(self, control: TrainerControl) -> None:
+        control.should_training_stop = True
+        control.should_evaluate = False
+        self.preempted = True
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if not self._termination.watched:
+            return
+        if start_max(self._run, [int(self._termination.requested)]).wait()[0]:
+            raise _StopEvaluation
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._save = False
+        self._saved_at = time.monotonic()
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if not self.preempted:
+            self._termination.unwatch()
+
+    def cut_evaluation(self, control: TrainerControl) -> None:
+        """Save at the current step and stop, since an evaluation was cut short."""
+        control.should_save = True
+        self._end(control)
+
+
+def _make_stoppable(trainer: Trainer, pace: Pace) -> None:
+    """Let `trainer.evaluate` return early on SIGTERM: transformers has no flag for it."""
+    evaluate = trainer.evaluate
+
+    def stoppable(*args: Any, **kwargs: Any) -> dict[str, float]:
+        try:
+            return dict(evaluate(*args, **kwargs))
+        except _StopEvaluation:
+            pace.cut_evaluation(trainer.control)
+            return {}
+
+    trainer.evaluate = stoppable
