@@ -78,3 +78,8 @@ cluster-down: $(VENV) ## Take the dev cluster away; images and caches stay
 
 kubeconfig: $(VENV) ## Print the path of the dev cluster's kubeconfig (make -s kubeconfig)
 	@$(DEVCLUSTER) kubeconfig
+
+##@ Images
+
+images: $(VENV) ## Build the images of trainer and operator into the running dev cluster
+	@$(DEVCLUSTER) images
