@@ -19,6 +19,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
+from kubernetes import client, config
+
 from devcluster import pki, tools, trainingoperator
 from devcluster.errors import DevClusterError
 from devcluster.waiting import wait_for
@@ -127,6 +129,10 @@ class ControlPlane:
         path.write_text(json.dumps(config))
         return path
 
+    def api(self, kubeconfig: Path | None = None) -> client.ApiClient:
+        """A new client for the classes of `kubernetes.client`, as the administrator or with another kubeconfig."""
+        return config.new_client_from_config(str(kubeconfig or self.kubeconfig))
+
     def kubectl(self, *arguments: str | Path, stdin: str | None = None, kubeconfig: Path | None = None) -> str:
         """What kubectl prints, as the administrator or with another kubeconfig.
 
@@ -146,8 +152,7 @@ class ControlPlane:
 
     def apply(self, *objects: Mapping[str, Any], kubeconfig: Path | None = None) -> None:
         """Server-side applies the objects; raises DevClusterError with the API server's answer when one is refused."""
-        items = json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
-        self.kubectl("apply", "--server-side", "--filename=-", stdin=items, kubeconfig=kubeconfig)
+        self.kubectl("apply", "--server-side", "--filename=-", stdin=_list_of(objects), kubeconfig=kubeconfig)
 
     def audit(self, user: str | None = None) -> list[dict[str, Any]]:
         """Every request that was answered so far (audit.k8s.io/v1 Event, level Metadata), oldest first.
@@ -230,18 +235,19 @@ class ControlPlane:
     def _install(self) -> None:
         """What the API server has to hold before the controllers start."""
         certificates = trainingoperator.certificates(self.folder)
-        self.apply(*trainingoperator.objects(certificates, self._port("training-operator-webhook")))
-        files = [f"--filename={path}" for path in (trainingoperator.crd(), *self._crds)]
+        objects = self.folder / "training-operator.json"
+        objects.write_text(_list_of(trainingoperator.objects(certificates, self._port("training-operator-webhook"))))
+        files = [f"--filename={path}" for path in (objects, trainingoperator.crd(), *self._crds)]
         self.kubectl("apply", "--server-side", *files)
-        wait_for("CRDs are established", self._crds_are_established, READY_TIMEOUT)
+        extensions = client.ApiextensionsV1Api(self.api())
 
-    def _crds_are_established(self) -> bool:
-        # `kubectl wait` fails on a CRD that has no conditions yet.
-        for crd in json.loads(self.kubectl("get", "crd", "--output=json"))["items"]:
-            conditions = {c["type"]: c["status"] for c in crd.get("status", {}).get("conditions") or ()}
-            if conditions.get("Established") != "True":
-                return False
-        return True
+        def established() -> bool:
+            # Not `kubectl wait`: it fails on a CRD that has no conditions yet.
+            crds = json.loads(extensions.list_custom_resource_definition(_preload_content=False).data)["items"]
+            conditions = [{c["type"]: c["status"] for c in crd["status"].get("conditions") or ()} for crd in crds]
+            return all(found.get("Established") == "True" for found in conditions)
+
+        wait_for("the CRDs are established", established, READY_TIMEOUT, 0.05)
 
     def _etcd(self) -> list[str | Path]:
         client, peer = (f"http://127.0.0.1:{self._port(name)}" for name in ("etcd", "etcd-peer"))
@@ -308,6 +314,10 @@ class ControlPlane:
 
     def _log(self, name: str) -> Path:
         return self.logs / f"{name}.log"
+
+
+def _list_of(objects: Sequence[Mapping[str, Any]]) -> str:
+    return json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
 
 
 def _answers(url: str, context: ssl.SSLContext | None = None) -> bool:

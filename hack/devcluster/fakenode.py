@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -16,6 +16,7 @@ from devcluster.waiting import wait_for
 
 AGAIN = (410, 429, 500, 503, 504)  # answers after which the pods are listed again: the API server restarts
 Pod = dict[str, Any]  # as the API server writes it
+JOB_NAME = "training.kubeflow.org/job-name"
 STRATEGIC = "application/strategic-merge-patch+json"
 CAPACITY = {"cpu": "64", "memory": "512Gi", "pods": "2000", "nvidia.com/gpu": "64"}
 
@@ -35,7 +36,8 @@ class FakeNode:
     Then the test says what happens to it: `run`, `succeed`, `fail` and so on, each with a pod as the API server wrote
     it. Such a call raises ApiException 404 or 409 when that very pod is gone. A deleted pod ends by itself as `sigterm`
     says. With a `policy` the node calls it for every change of a pod that is bound and not being deleted:
-    `policy(node, pod)` may call the same methods. What goes wrong there is raised when the context ends.
+    `policy(node, pod)` may call the same methods. What goes wrong there is raised by `wait_for_pods` and by the end of
+    the context.
     """
 
     def __init__(
@@ -51,7 +53,8 @@ class FakeNode:
         self._core = core = client.CoreV1Api(config.new_client_from_config(str(kubeconfig)))
         self._list = partial(core.list_namespaced_pod, namespace) if namespace else core.list_pod_for_all_namespaces
         self._watch = watch.Watch()
-        self._pods: dict[str, Pod] = {}
+        self._pods: dict[str, Pod] = {}  # by uid, as `_gone`
+        self._gone: dict[str, Pod] = {}
         self._timers: dict[str, threading.Timer] = {}
         self._lock = threading.Lock()
         self._stopped = threading.Event()
@@ -66,7 +69,7 @@ class FakeNode:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stopped.set()
         for timer in list(self._timers.values()):
             timer.cancel()
@@ -74,27 +77,31 @@ class FakeNode:
             self._watch.stop()
             self._thread.join(0.1)
         self._core.api_client.close()
-        if self._error and error is None:
-            raise self._error
+        self._raise_error()
 
     # -- the pods of this node
 
     def pods(self, job: str | None = None, phase: str | None = None) -> list[Pod]:
         """The pods that are bound to this node, by name; only those of a PyTorchJob, only those in a phase."""
         with self._lock:
-            found = [pod for pod in self._pods.values() if pod["spec"].get("nodeName") == self.name]
-        labelled = [pod for pod in found if job in (None, _label(pod, "training.kubeflow.org/job-name"))]
-        return sorted(
-            (p for p in labelled if phase in (None, p["status"]["phase"])), key=lambda p: p["metadata"]["name"]
-        )
+            return _select(self._pods.values(), self.name, job, phase)
 
     def wait_for_pods(
         self, count: int, job: str | None = None, phase: str | None = None, timeout: float = 60
     ) -> list[Pod]:
         """`pods(job, phase)` once they are exactly `count`."""
-        what = f"{count} pods of {job or 'any job'} in phase {phase or 'any'} on {self.name}"
-        wait_for(what, lambda: self._failed() or len(self.pods(job, phase)) == count, timeout, 0.02)
+
+        def arrived() -> bool:
+            self._raise_error()
+            return len(self.pods(job, phase)) == count
+
+        wait_for(f"{count} pods of {job or 'any job'} in phase {phase or 'any'} on {self.name}", arrived, timeout, 0.02)
         return self.pods(job, phase)
+
+    def gone(self, job: str | None = None) -> list[Pod]:
+        """The pods of this node that were deleted, by name, as they were at the very end."""
+        with self._lock:
+            return _select(self._gone.values(), self.name, job, None)
 
     # -- what a kubelet does
 
@@ -213,17 +220,21 @@ class FakeNode:
     def _follow(self) -> None:
         listed = json.loads(self._list(_preload_content=False).data)
         with self._lock:
-            self._pods = {pod["metadata"]["uid"]: pod for pod in listed["items"]}
+            seen = {pod["metadata"]["uid"]: pod for pod in listed["items"]}
+            self._gone |= {uid: pod for uid, pod in self._pods.items() if uid not in seen}
+            self._pods = seen
         self._sync_all()
         version = listed["metadata"]["resourceVersion"]
         events = self._watch.stream(self._list, resource_version=version, timeout_seconds=600, deserialize=False)
         for event in events:
-            pod = event["object"]
-            with self._lock:
-                self._pods.pop(pod["metadata"]["uid"], None)
-                if event["type"] != "DELETED":
-                    self._pods[pod["metadata"]["uid"]] = pod
-            if event["type"] != "DELETED":
+            pod, uid = event["object"], event["object"]["metadata"]["uid"]
+            if event["type"] == "DELETED":
+                with self._lock:
+                    self._pods.pop(uid, None)
+                    self._gone[uid] = pod
+            else:
+                with self._lock:
+                    self._pods[uid] = pod
                 self._sync(pod)
 
     def _sync_all(self) -> None:
@@ -351,10 +362,10 @@ class FakeNode:
         data: dict[str, str] = json.loads(answer.data)["data"]
         return data
 
-    def _failed(self) -> bool:
-        if self._error:
-            raise self._error
-        return False
+    def _raise_error(self) -> None:
+        error, self._error = self._error, None
+        if error:
+            raise error
 
 
 def _now() -> str:
@@ -370,6 +381,8 @@ def _message_of(pod: Pod, kind: str) -> str | None:
     return found[0] if found else None
 
 
-def _label(pod: Pod, name: str) -> str | None:
-    label: str | None = pod["metadata"].get("labels", {}).get(name)
-    return label
+def _select(pods: Iterable[Pod], node: str, job: str | None, phase: str | None) -> list[Pod]:
+    found = [pod for pod in pods if pod["spec"].get("nodeName") == node and phase in (None, pod["status"]["phase"])]
+    if job is not None:
+        found = [pod for pod in found if pod["metadata"].get("labels", {}).get(JOB_NAME) == job]
+    return sorted(found, key=lambda pod: str(pod["metadata"]["name"]))

@@ -14,7 +14,7 @@ from devcluster.waiting import wait_for
 
 CRDS = sorted((REPOSITORY / "deploy" / "crds").glob("*.yaml"))
 Kubectl = Callable[..., str]
-KEPT = pytest.StashKey[list[str]]()
+SUMMARY = pytest.StashKey[list[str]]()
 
 
 @pytest.fixture(scope="session")
@@ -67,10 +67,11 @@ def _control_plane(request: pytest.FixtureRequest) -> Iterator[ControlPlane]:
     with ControlPlane(crds=CRDS) as plane:
         yield plane
         plane.keep = request.session.testsfailed > 0
-        if plane.keep:
-            request.config.stash.setdefault(KEPT, []).append(str(plane.logs))
+        kept = f"; its logs are in {plane.logs}" if plane.keep else ""
+        said = f"A control plane of these tests had started in {plane.start_seconds:.1f} s{kept}"
+        request.config.stash.setdefault(SUMMARY, []).append(said)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for folder in config.stash.get(KEPT, []):
-        terminalreporter.line(f"The logs of a control plane of these tests are in {folder}")
+    for line in config.stash.get(SUMMARY, []):
+        terminalreporter.line(line)
