@@ -45,7 +45,7 @@ def _ours(arguments: argparse.Namespace) -> None:
         case "kubeconfig":
             print(paths.KUBECONFIG)
         case "images":
-            for image in arguments.name or images.NAMES:
+            for image in [arguments.name] if arguments.name else images.NAMES:
                 images.build(image)
         case "clean-cache":
             cluster.down()
@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     parsers["logs"].add_argument("component", nargs="?", choices=list(cluster.COMMANDS))
     parsers["logs"].add_argument("--lines", type=int, default=20)
     parsers["logs"].add_argument("-f", "--follow", action="store_true")
-    parsers["images"].add_argument("name", nargs="*", choices=images.NAMES)
+    parsers["images"].add_argument("name", nargs="?", choices=images.NAMES)
     return parser
 
 
