@@ -1,5 +1,6 @@
 """One row of the user's data becomes one row of the form that TRL's trainer of that kind reads. Pure functions."""
 
+import json
 from itertools import takewhile
 from typing import Any
 
@@ -31,7 +32,7 @@ def shape(kind: Kind, row: Row, columns: dict[str, str] | None = None, system_pr
     if system_prompt is not None:
         _add_system_prompt(shaped, system_prompt)
     if kind != "GRPOJob" and "tools" in row and conversational(shaped):
-        shaped["tools"] = row["tools"]
+        shaped["tools"] = _tools(row["tools"])
     return shaped
 
 
@@ -237,6 +238,17 @@ def _message(message: Any, name: str) -> dict[str, Any]:
         "content": content,
         **{key: item for key, item in message.items() if key not in ("role", "content") and item is not None},
     }
+
+
+def _tools(value: Any) -> list[Any]:
+    """Return the tools of a row, which may be a list or, as TRL allows, one in a JSON string."""
+    try:
+        tools = json.loads(value) if isinstance(value, str) else value
+    except json.JSONDecodeError as error:
+        raise BadRow(f"tools is text that is not JSON: {error.msg}") from error
+    if not isinstance(tools, list):
+        raise BadRow(f"tools is {_type(tools)}; it must be a list of tool descriptions")
+    return tools
 
 
 def _type(value: Any) -> str:

@@ -1,0 +1,238 @@
+"""Everything that can be known to fail is found here, before weights are loaded, in seconds."""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from trl import get_training_chat_template
+
+from trl_contract.base import Model
+from trl_contract.jobfile import JobFile
+from trl_trainer import memory, model
+from trl_trainer.data import Data, DataReport
+from trl_trainer.errors import UserError
+from trl_trainer.memory import GIB, MemoryEstimate
+from trl_trainer.preflight import architecture, lengths, steps
+from trl_trainer.preflight.architecture import Architecture
+from trl_trainer.preflight.lengths import Lengths
+
+
+class Preflight(Model):
+    """What is known before training; shown by `explain` and written into the job's folder."""
+
+    architecture: str
+    parameters: int
+    trainable_parameters: int
+    data: DataReport
+    lengths: Lengths
+    total_steps: int | None
+    """Optimizer steps; None with packing, where the rows decide."""
+    memory: MemoryEstimate
+    checkpoint_bytes: int
+    """Size of one checkpoint."""
+    free_bytes: int
+    """Free space on the storage volume."""
+    findings: list[str]
+    """What is worth a look, most important first."""
+
+
+def run(job: JobFile, tokenizer: Any, rows: Data, work: Path, device: str) -> Preflight:
+    """Return what is known about a resolved job before its weights are loaded.
+
+    UserError when it cannot work: a model that is not there, of the wrong kind or too large, a tokenizer that does not
+    fit, an option that the data do not allow, too few rows, too little disk space.
+    """
+    base = architecture.inspect(job)
+    check_tokenizer(job, tokenizer, base)
+    check_loss(job, tokenizer, rows.report)
+    max_length: int | None = getattr(job.spec.training, "max_length", None)
+    seen = lengths.measure(job.kind, rows.train, tokenizer, max_length, completion_only(job, rows.report))
+    if seen.dropped == seen.sampled:
+        raise UserError(
+            "DataFormatError",
+            f"every one of {seen.sampled} rows is dropped: it is longer than training.maxLength ({max_length});"
+            f" the longest has {seen.longest} tokens",
+        )
+    total_steps = steps.total(job, seen.kept)
+    needs = memory.estimate(job, sizes(job, base, seen), available(job, device), device)
+    if needs.certain > needs.available:
+        change = f"smallest change that fits: {needs.change}" if needs.change else "no single change fits"
+        raise UserError(
+            "OutOfGPUMemory" if device == "cuda" else "OutOfHostMemory",
+            f"the job needs {needs.describe()}; {change}",
+        )
+    checkpoint, free = checkpoint_bytes(job, base), shutil.disk_usage(work).free
+    findings = [*rows.report.warnings(), *_length_findings(job, base, seen), *_memory_findings(needs)]
+    final = base.parameters * (2 if job.spec.peft.method != "none" and job.spec.training.precision == "bf16" else 4)
+    findings += disk_findings(job, checkpoint, final, free)
+    return Preflight(
+        architecture=base.name,
+        parameters=base.parameters,
+        trainable_parameters=base.trainable,
+        data=rows.report,
+        lengths=seen,
+        total_steps=total_steps,
+        memory=needs,
+        checkpoint_bytes=checkpoint,
+        free_bytes=free,
+        findings=findings,
+    )
+
+
+def check_tokenizer(job: JobFile, tokenizer: Any, base: Architecture) -> None:
+    """Raise UserError if the tokenizer has tokens that the model does not know, or lacks one that TRL needs."""
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= base.vocabulary:
+        raise UserError(
+            "InvalidSpec",
+            f"model: the tokenizer has token {highest}, but the model knows only {base.vocabulary}:"
+            " they do not belong together",
+        )
+    if tokenizer.eos_token is None:
+        raise UserError(
+            "InvalidSpec", "model: the tokenizer has no end-of-text token (eos_token): set it and save again"
+        )
+
+
+def completion_only(job: JobFile, report: DataReport) -> bool:
+    """Return whether sft's loss is on completions only: as given, else by TRL's rule."""
+    if job.kind != "SFTJob":
+        return False
+    given: bool | None = job.spec.sft.completion_only_loss
+    return "completion" in report.columns if given is None else given
+
+
+def check_loss(job: JobFile, tokenizer: Any, report: DataReport) -> None:
+    """Raise UserError if sft asks for a loss that the data or the chat template do not allow."""
+    if job.kind != "SFTJob":
+        return
+    if job.spec.sft.completion_only_loss and "completion" not in report.columns:
+        raise UserError(
+            "InvalidSpec", f"sft.completionOnlyLoss needs prompt and completion, but the data have {report.form}"
+        )
+    if not job.spec.sft.assistant_only_loss:
+        return
+    if not report.conversational:
+        raise UserError("InvalidSpec", f"sft.assistantOnlyLoss needs conversations, but the data have {report.form}")
+    if re.search(r"\{%-?\s*generation\s*-?%\}", tokenizer.chat_template):
+        return
+    try:
+        get_training_chat_template(tokenizer)  # TRL knows marked forms of well-known templates
+    except ValueError as error:
+        raise UserError(
+            "InvalidSpec",
+            "sft.assistantOnlyLoss: the chat template does not mark assistant turns with {% generation %}:"
+            f" set model.chatTemplate to one that does ({error})",
+        ) from error
+
+
+def sizes(job: JobFile, base: Architecture, seen: Lengths) -> memory.Sizes:
+    """Return what the memory estimate needs to know."""
+    if job.kind == "GRPOJob":
+        length = seen.longest + job.spec.grpo.generation.max_completion_length
+    else:
+        length = min(seen.longest, job.spec.training.max_length)
+    return memory.Sizes(
+        parameters=base.parameters,
+        linear=base.linear,
+        adapter=base.adapter,
+        hidden=base.hidden,
+        layers=base.layers,
+        vocabulary=base.vocabulary,
+        length=length,
+        other_model=_explicit_reference(job, base),
+        reward_models=_reward_models(job),
+    )
+
+
+def _explicit_reference(job: JobFile, base: Architecture) -> int:
+    if job.kind != "DPOJob" or job.spec.dpo.reference_model.mode != "explicit":
+        return 0
+    hub = job.spec.dpo.reference_model.source.hub
+    where = job.paths.reference_model or hub.repo
+    field = "dpo.referenceModel.source"
+    if job.paths.reference_model is not None:
+        model.check_folder(where, field)
+        architecture.check_weights(Path(where), field)
+    config = architecture.read_config(where, hub.revision if hub else None, field)
+    if config.get_text_config().vocab_size < base.vocabulary:
+        raise UserError("InvalidSpec", f"{field}: {where} knows fewer tokens than the model that is trained")
+    return int(architecture.build(config, classifier=False).num_parameters())
+
+
+def _reward_models(job: JobFile) -> int:
+    """Return the bytes of all reward models, in the precision of the arithmetic."""
+    if job.kind != "GRPOJob":
+        return 0
+    total = 0
+    for reward in job.spec.grpo.rewards:
+        if reward.reward_model is not None:
+            field = f"grpo.rewards.{reward.name}.rewardModel"
+            folder = model.check_folder(job.paths.rewards[reward.name], field)
+            architecture.check_weights(Path(folder), field)
+            config = architecture.read_config(folder, None, field)
+            total += architecture.build(config, classifier=True).num_parameters()
+    return total * (2 if job.spec.training.precision == "bf16" else 4)
+
+
+def available(job: JobFile, device: str) -> int:
+    """Return the bytes that one process may use."""
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[1])
+    return memory.host_memory() // job.num_proc_per_node
+
+
+def checkpoint_bytes(job: JobFile, base: Architecture) -> int:
+    """Return the size of a checkpoint: what is trained in fp32, and the optimizer's state."""
+    optimizer = {"paged_adamw_8bit": 2.0}.get(
+        job.spec.training.optimizer, memory.OPTIMIZER_BYTES[job.spec.training.optimizer]
+    )
+    return round(base.trainable * (4 + optimizer))
+
+
+def disk_findings(job: JobFile, checkpoint: int, final: int, free: int) -> list[str]:
+    """Return what to say about disk space; UserError when not even one checkpoint and the final model fit."""
+
+    def text(count: int) -> str:
+        return f"{count / GIB:.1f} GiB"
+
+    if free < checkpoint + final:
+        raise UserError(
+            "StorageFull",
+            f"storage: {text(free)} are free, but one checkpoint ({text(checkpoint)}) and the final model"
+            f" ({text(final)}) need {text(checkpoint + final)}",
+        )
+    # A new checkpoint is written before an old one goes.
+    wanted = (job.spec.checkpoint.keep + 1) * checkpoint + final
+    if free < wanted:
+        return [f"storage: {text(free)} are free; checkpoint.keep {job.spec.checkpoint.keep} needs {text(wanted)}"]
+    return []
+
+
+def _length_findings(job: JobFile, base: Architecture, seen: Lengths) -> list[str]:
+    found = []
+    about = "" if seen.exact else "about "
+    for count, what in ((seen.dropped, "dropped"), (seen.cut, "cut")):
+        if count:
+            share = f"{about}{100 * count / seen.sampled:.1f} %"
+            found.append(
+                f"{share} of the training rows are {what}: longer than training.maxLength"
+                f" {job.spec.training.max_length} (99 % have at most {seen.p99} tokens)"
+            )
+    longest = seen.longest
+    if job.kind == "GRPOJob":
+        longest += job.spec.grpo.generation.max_completion_length
+    else:
+        longest = min(longest, job.spec.training.max_length)
+    if base.positions is not None and longest > base.positions:
+        found.append(f"sequences of {longest} tokens are longer than the {base.positions} that the model was made for")
+    return found
+
+
+def _memory_findings(needs: MemoryEstimate) -> list[str]:
+    if needs.total <= needs.available:
+        return []
+    change = f"; what would fit: {needs.change}" if needs.change else ""
+    return [f"memory is tight: {needs.describe()}{change}"]

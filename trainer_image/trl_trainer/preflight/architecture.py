@@ -1,0 +1,153 @@
+"""What the model is, from its config alone: kind, size, vocabulary, adapter. No weights are loaded."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from peft import LoraConfig, get_peft_model
+from safetensors import SafetensorError, safe_open
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+)
+from transformers.pytorch_utils import Conv1D
+
+from trl_contract.jobfile import JobFile
+from trl_trainer import model
+from trl_trainer.errors import UserError
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The base model in numbers; counts of parameters."""
+
+    name: str
+    """Class of the model, for example Qwen3ForCausalLM."""
+    parameters: int
+    trainable: int
+    """What the job trains: all of it, or the adapter."""
+    linear: int
+    """In linear layers of the blocks."""
+    adapter: int
+    """Of the job's adapter; with method none of the one that lora would train by default."""
+    hidden: int
+    layers: int
+    vocabulary: int
+    positions: int | None
+    """Longest sequence that the model was made for."""
+
+
+def inspect(job: JobFile) -> Architecture:
+    """Return what the base model is. UserError when it is not there, of the wrong kind, or not in safetensors."""
+    where = model.path(job)
+    if Path(where).is_absolute():
+        check_weights(Path(where), "model")
+    hub = job.spec.model.hub
+    config = read_config(where, hub.revision if hub else None, "model")
+    reward = job.kind == "RewardJob"
+    _check_kind(config, where, reward)
+    skeleton = build(config, reward)
+    parameters, linear = skeleton.num_parameters(), _linear(skeleton)
+    adapter = _adapter(job, skeleton)
+    text = config.get_text_config()
+    return Architecture(
+        name=type(skeleton).__name__,
+        parameters=parameters,
+        trainable=parameters if job.spec.peft.method == "none" else adapter,
+        linear=linear,
+        adapter=adapter,
+        hidden=text.hidden_size,
+        layers=text.num_hidden_layers,
+        vocabulary=text.vocab_size,
+        positions=getattr(text, "max_position_embeddings", None),
+    )
+
+
+def read_config(where: str, revision: str | None, field: str) -> Any:
+    """Return the transformers config of a folder or hub repository. UserError names `field`."""
+    try:
+        if not Path(where).is_absolute():
+            _check_hub(where, revision, field)
+        return AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
+    except GatedRepoError as error:
+        raise UserError("AccessDenied", f"{field}: {where} is gated: give tokenSecretRef and ask for access") from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise UserError("ModelNotFound", f"{field}: {where} is not on the hub, or is private: {error}") from error
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError("InvalidSpec", f"{field}: the config.json of {where} is of no known model: {error}") from error
+
+
+def _check_hub(repo: str, revision: str | None, field: str) -> None:
+    """Refuse weights that are only there as pickle: loading them runs foreign code."""
+    try:
+        names = HfApi().list_repo_files(repo, revision=revision)
+    except (RepositoryNotFoundError, RevisionNotFoundError):
+        raise
+    except (HfHubHTTPError, OSError):
+        return  # offline: from_pretrained looks into the cache, and takes safetensors only
+    if not any(name.endswith(".safetensors") for name in names):
+        raise UserError("ModelNotFound", f"{field}: {repo} has no safetensors, and pickle weights are not loaded")
+
+
+def check_weights(folder: Path, field: str) -> None:
+    """Raise UserError if a safetensors file of `folder` is cut, or one that the index names is missing."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        wanted = set(json.loads(index.read_text())["weight_map"].values())
+        missing = sorted(name for name in wanted if not (folder / name).exists())
+        if missing:
+            raise UserError("ModelNotFound", f"{field}: {folder} lacks {', '.join(missing)}; copy the model again")
+    for path in folder.glob("*.safetensors"):
+        try:
+            with safe_open(path, "pt"):
+                pass
+        except SafetensorError as error:
+            raise UserError("ModelNotFound", f"{field}: {path} is not sound ({error}); copy it again") from error
+
+
+def _check_kind(config: Any, where: str, reward: bool) -> None:
+    """Only what was trained as a language model (or, for a reward model, as one or as a classifier) is a base."""
+    families = [MODEL_FOR_CAUSAL_LM_MAPPING] + ([MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING] if reward else [])
+    wanted = "causal language model" + (" or sequence classifier" if reward else "")
+    known = {name for family in families if type(config) in family for name in _names(family[type(config)])}
+    given = config.architectures or list(known)
+    if not known & set(given) or (reward and type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING):
+        found = ", ".join(given) or config.model_type
+        raise UserError("InvalidSpec", f"model: {where} is a {found}, but this job needs a {wanted}")
+
+
+def _names(classes: Any) -> list[str]:
+    return [item.__name__ for item in (classes if isinstance(classes, list | tuple) else [classes])]
+
+
+def build(config: Any, classifier: bool) -> Any:
+    """Return the model without weights (on the meta device)."""
+    with torch.device("meta"):
+        if classifier:
+            config.num_labels = 1
+            return AutoModelForSequenceClassification.from_config(config)
+        return AutoModelForCausalLM.from_config(config)
+
+
+def _linear(skeleton: Any) -> int:
+    output = skeleton.get_output_embeddings() if hasattr(skeleton, "get_output_embeddings") else None
+    layers = [m for m in skeleton.modules() if isinstance(m, torch.nn.Linear | Conv1D) and m is not output]
+    return sum(layer.weight.numel() for layer in layers)
+
+
+def _adapter(job: JobFile, skeleton: Any) -> int:
+    """Return the number of parameters of the adapter, made by peft itself; UserError if it cannot be put on."""
+    task = "SEQ_CLS" if job.kind == "RewardJob" else "CAUSAL_LM"
+    config = model.lora(job, task) or LoraConfig(r=job.spec.peft.r, target_modules="all-linear", task_type=task)
+    try:
+        adapted = get_peft_model(skeleton, config, low_cpu_mem_usage=True)
+    except ValueError as error:
+        raise UserError("InvalidSpec", f"peft: {error}") from error
+    return int(adapted.get_nb_trainable_parameters()[0])
