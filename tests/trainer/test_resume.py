@@ -6,19 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trainer_kit import KILL, Warm, at_step, job_file, metrics, preference_pairs, write_jsonl
+from trainer_kit import KILL, Warm, at_step, conversations, job_file, metrics, preference_pairs, prompts, write_jsonl
 
+ROWS = {"SFTJob": conversations, "RewardJob": preference_pairs, "DPOJob": preference_pairs, "GRPOJob": prompts}
 VOLATILE = {"time", "num_tokens", "step_time"}
 CASES: dict[str, dict[str, Any]] = {
     "dpo-full-sharded": {"kind": "DPOJob", "spec": {}},
     "dpo-lora": {"kind": "DPOJob", "spec": {"peft": {"method": "lora", "r": 4}}},
+    "sft-packed": {"kind": "SFTJob", "spec": {"sft": {"packing": True}, "training": {"maxLength": 32}}},
+    "reward-full": {"kind": "RewardJob", "spec": {}},
+    "reward-lora": {"kind": "RewardJob", "spec": {"peft": {"method": "lora", "r": 4}}},
     "dpo-one-process": {"kind": "DPOJob", "spec": {}, "world": 1},
 }
 
 
 def start(folder: Path, model: Path, case: dict[str, Any], attempt: int = 0) -> Path:
     folder.mkdir(exist_ok=True)
-    write_jsonl(folder / "train.jsonl", preference_pairs(60))
+    write_jsonl(folder / "train.jsonl", ROWS[case["kind"]](60))
     return job_file(
         folder, model, case["kind"], spec=case["spec"], attempt=attempt, numProcPerNode=case.get("world", 2)
     )

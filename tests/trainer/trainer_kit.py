@@ -39,6 +39,16 @@ def preference_pairs(count: int, seed: int = SEED) -> list[dict[str, Any]]:
     ]
 
 
+def conversations(count: int, seed: int = SEED) -> list[dict[str, Any]]:
+    """Return conversations of one polite reply each."""
+    return [{"messages": [*row["prompt"], *row["chosen"]]} for row in preference_pairs(count, seed)]
+
+
+def prompts(count: int, seed: int = SEED) -> list[dict[str, Any]]:
+    """Return prompts with a reference answer in a column of their own."""
+    return [{"prompt": row["prompt"], "answer": row["chosen"][0]["content"]} for row in preference_pairs(count, seed)]
+
+
 def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path

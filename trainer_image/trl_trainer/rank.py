@@ -17,12 +17,12 @@ from trl_trainer.pace import AlreadyTrained, Pace
 from trl_trainer.progress import Reporter, Sender, metrics_of
 from trl_trainer.publisher import FiniteGuard, LoadGuard, Publisher
 from trl_trainer.sharding import ShardingCheck
-from trl_trainer.stages import dpo
+from trl_trainer.stages import dpo, reward, sft
 from trl_trainer.termination import Termination
 from trl_trainer.watchdog import Watchdog
 from trl_trainer.world import Run
 
-STAGES: dict[str, ModuleType] = {"DPOJob": dpo}
+STAGES: dict[str, ModuleType] = {"SFTJob": sft, "RewardJob": reward, "DPOJob": dpo}
 
 
 def main(job: JobFile, termination: Termination) -> int:
