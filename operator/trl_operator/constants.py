@@ -7,7 +7,6 @@ VERSION: Final = "v1alpha1"
 API_VERSION: Final = f"{GROUP}/{VERSION}"
 
 KUBEFLOW_GROUP: Final = "kubeflow.org"
-PYTORCHJOBS: Final = "pytorchjobs"
 CONTAINER: Final = "pytorch"
 """The training-operator insists on this container name."""
 

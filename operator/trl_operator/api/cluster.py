@@ -204,7 +204,7 @@ class ClusterSpec(Model):
     storage: Storage
     """Where checkpoints and the model go."""
     shared_memory: Quantity | None = None
-    """Size of /dev/shm; it counts against the memory limit. Half of the memory limit if unset."""
+    """Size of /dev/shm; it counts against the memory limit, and is bounded by it if unset."""
     node_selector: Annotated[dict[str, LabelValue], Field(max_length=16)] | None = None
     """Node labels that the pods need."""
     tolerations: Annotated[list[Toleration], Field(max_length=16)] | None = None

@@ -1,0 +1,64 @@
+"""A stored custom resource as typed values."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from trl_contract.training import TrainingSpec
+from trl_operator.api.cluster import ClusterSpec
+from trl_operator.api.kinds import KINDS, KindInfo
+from trl_operator.constants import API_VERSION, GROUP, VERSION
+
+
+@dataclass(frozen=True)
+class Job:
+    """One custom resource: who it is and what it asks for. `cluster` and `training` are the two parts of its spec."""
+
+    info: KindInfo
+    namespace: str
+    name: str
+    uid: str
+    generation: int
+    cluster: ClusterSpec
+    training: TrainingSpec
+
+    @property
+    def audience(self) -> str:
+        """Audience of the tokens that this job's pods report with; it holds for this very object only."""
+        return f"{GROUP}/{VERSION}/namespaces/{self.namespace}/{self.info.plural}/{self.name}/{self.uid}"
+
+    @property
+    def owner_reference(self) -> dict[str, Any]:
+        return {
+            "apiVersion": API_VERSION,
+            "kind": self.info.kind,
+            "name": self.name,
+            "uid": self.uid,
+            "controller": True,
+            "blockOwnerDeletion": True,
+        }
+
+    def child_name(self, attempt: int) -> str:
+        """Name of an attempt's PyTorchJob and ConfigMap."""
+        return f"{self.name}-{self.info.suffix}-{attempt}"
+
+    @property
+    def base_name(self) -> str:
+        """Name of what all attempts share: the claim and the NetworkPolicy."""
+        return f"{self.name}-{self.info.suffix}"
+
+
+def parse_job(obj: dict[str, Any]) -> Job:
+    """Return the typed form of an object that the API server accepted; raises ValueError if it is none."""
+    info = KINDS[obj["kind"]]
+    metadata = obj["metadata"]
+    spec = info.spec.model_validate(obj["spec"])
+    training = {name: getattr(spec, name) for name in info.training.model_fields}
+    return Job(
+        info=info,
+        namespace=metadata["namespace"],
+        name=metadata["name"],
+        uid=metadata["uid"],
+        generation=metadata.get("generation", 0),
+        cluster=spec,
+        training=info.training.model_validate(training),
+    )

@@ -1,0 +1,15 @@
+"""Errors that cross module borders."""
+
+
+class ApiError(Exception):
+    """The API server refused or could not be reached (status 0); the work is repeated with backoff."""
+
+    def __init__(self, status: int, message: str, retry_after: float = 0.0) -> None:
+        super().__init__(f"{status}: {message}" if status else message)
+        self.status = status
+        self.retry_after = retry_after
+        """Seconds that the API server asks to wait."""
+
+
+class LeaseLost(Exception):
+    """Another replica may lead: nothing more may be written."""

@@ -1,0 +1,153 @@
+"""The API server: plain dicts in and out. The only module that imports `kubernetes`."""
+
+import asyncio
+import json
+import os
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Final, Self
+from urllib.parse import quote, urlencode
+
+import aiohttp
+from kubernetes.aio.client import ApiClient, Configuration
+from kubernetes.aio.client.exceptions import ApiException
+from kubernetes.aio.config import load_incluster_config, load_kube_config
+
+from trl_operator.api.kinds import KINDS
+from trl_operator.constants import GROUP, VERSION
+from trl_operator.errors import ApiError
+
+Obj = dict[str, Any]
+
+READ_SECONDS = 30.0
+WRITE_SECONDS = 4.0
+"""A write that takes longer is given up: whoever leads by then must not be surprised by it."""
+PAGE = 500
+CONNECTIONS = 64
+
+
+@dataclass(frozen=True)
+class Resource:
+    """A resource of the API: where its objects live."""
+
+    group: str
+    version: str
+    plural: str
+
+    def path(self, namespace: str | None = None, name: str | None = None, subresource: str | None = None) -> str:
+        root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
+        place = f"/namespaces/{quote(namespace)}" if namespace else ""
+        tail = "".join(f"/{quote(part)}" for part in (name, subresource) if part)
+        return f"{root}{place}/{self.plural}{tail}"
+
+
+PODS: Final = Resource("", "v1", "pods")
+CONFIG_MAPS: Final = Resource("", "v1", "configmaps")
+CLAIMS: Final = Resource("", "v1", "persistentvolumeclaims")
+SECRETS: Final = Resource("", "v1", "secrets")
+EVENTS: Final = Resource("", "v1", "events")
+LEASES: Final = Resource("coordination.k8s.io", "v1", "leases")
+NETWORK_POLICIES: Final = Resource("networking.k8s.io", "v1", "networkpolicies")
+TOKEN_REVIEWS: Final = Resource("authentication.k8s.io", "v1", "tokenreviews")
+PYTORCHJOBS: Final = Resource("kubeflow.org", "v1", "pytorchjobs")
+JOBS: Final[dict[str, Resource]] = {kind: Resource(GROUP, VERSION, info.plural) for kind, info in KINDS.items()}
+
+
+class Kube:
+    """One connection pool to the API server. Every call has a timeout; every failure is an ApiError."""
+
+    def __init__(self, client: ApiClient) -> None:
+        self._client = client
+
+    @classmethod
+    async def connect(cls) -> Self:
+        """Connect as the pod's service account, or as KUBECONFIG says."""
+        configuration = Configuration()
+        if "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
+            load_incluster_config(client_configuration=configuration)
+        else:
+            await load_kube_config(client_configuration=configuration)
+        configuration.connection_pool_maxsize = CONNECTIONS
+        return cls(ApiClient(configuration))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._client.close()
+
+    async def get(self, resource: Resource, namespace: str, name: str) -> Obj | None:
+        """Return the object as it is now; None if there is none."""
+        try:
+            return await self._request("GET", resource.path(namespace, name))
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+
+    async def list(self, resource: Resource, namespace: str | None = None, selector: str = "") -> tuple[list[Obj], int]:
+        """Return all objects, page by page, and the version of the list."""
+        items: list[Obj] = []
+        query: dict[str, str] = {"limit": str(PAGE)} | ({"labelSelector": selector} if selector else {})
+        while True:
+            page = await self._request("GET", resource.path(namespace), query=query)
+            kind = page["kind"].removesuffix("List")
+            items += [{"apiVersion": page["apiVersion"], "kind": kind, **item} for item in page["items"]]
+            metadata = page["metadata"]
+            if not metadata.get("continue"):
+                return items, int(metadata["resourceVersion"])
+            query["continue"] = metadata["continue"]
+
+    async def create(self, resource: Resource, body: Obj, namespace: str | None = None) -> Obj:
+        """Create an object; status 409 if its name is taken."""
+        return await self._request("POST", resource.path(namespace), body)
+
+    async def replace(self, resource: Resource, namespace: str, name: str, body: Obj) -> Obj:
+        """Replace an object; status 409 if it has changed since `body` was read."""
+        return await self._request("PUT", resource.path(namespace, name), body)
+
+    async def apply(
+        self, resource: Resource, namespace: str, body: Obj, manager: str, subresource: str | None = None
+    ) -> Obj:
+        """Server-side apply, taking over the fields of `body`."""
+        path = resource.path(namespace, body["metadata"]["name"], subresource)
+        query = {"fieldManager": manager, "force": "true"}
+        return await self._request("PATCH", path, body, query, "application/apply-patch+yaml")
+
+    async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
+        """Delete this very object in the background; fine if it is gone already."""
+        body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+        try:
+            await self._request("DELETE", resource.path(namespace, name), body)
+        except ApiError as error:
+            if error.status not in (404, 409):
+                raise
+
+    async def _request(
+        self,
+        method: str,
+        path: str,
+        body: Obj | None = None,
+        query: dict[str, str] | None = None,
+        content_type: str = "application/json",
+    ) -> Obj:
+        seconds = READ_SECONDS if method == "GET" else WRITE_SECONDS
+        headers = {"Accept": "application/json", "Content-Type": content_type}
+        url = path + (f"?{urlencode(query)}" if query else "")
+        try:
+            request = await self._client.param_serialize(
+                method, url, header_params=headers, body=body, auth_settings=["BearerToken"]
+            )
+            async with asyncio.timeout(seconds):
+                response = await self._client.call_api(*request, _request_timeout=seconds)
+                data = await response.read()
+        except (aiohttp.ClientError, ApiException, OSError, TimeoutError) as error:
+            raise ApiError(0, f"{method} {path}: {error!r}") from error
+        answer: Obj = json.loads(data) if data.startswith(b"{") else {"message": data.decode(errors="replace")[:300]}
+        if response.status >= 400:
+            wait = response.headers.get("Retry-After", "0")
+            message = f"{method} {path}: {answer.get('message', '')}"
+            raise ApiError(response.status, message, float(wait) if wait.isdigit() else 0.0)
+        return answer

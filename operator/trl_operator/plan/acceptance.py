@@ -1,0 +1,99 @@
+"""What a job needs of other objects, and what is wrong when they are not as it needs them."""
+
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from trl_contract.sources import ConfigMapKey, Dataset, DataSource, ModelSource, Volume
+from trl_operator.api.job import Job
+from trl_operator.constants import MAX_INLINE_BYTES
+
+SHARED = {"ReadWriteMany", "ReadOnlyMany"}
+
+
+@dataclass(frozen=True)
+class Blocker:
+    """Why no attempt may start: a condition Accepted=False that heals when the object changes."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Reference:
+    """An object that the spec names: `field` is where."""
+
+    field: str
+    kind: Literal["ConfigMap", "PersistentVolumeClaim"]
+    name: str
+    key: str = ""
+    writes: bool = False
+
+
+def references(job: Job) -> list[Reference]:
+    """Return the ConfigMaps and claims that the spec names."""
+    spec: Any = job.training
+    dataset: Dataset = spec.dataset
+    found = [*_source("model", spec.model), *_source("dataset.train", dataset.train)]
+    found += _source("dataset.eval", dataset.eval)
+    if job.info.kind == "DPOJob":
+        found += _source("dpo.referenceModel.source", spec.dpo.reference_model.source)
+    for index, reward in enumerate(spec.grpo.rewards if job.info.kind == "GRPOJob" else []):
+        field = f"grpo.rewards[{index}]"
+        if reward.python:
+            found.append(_config_map(f"{field}.python.configMap", reward.python.config_map))
+        if reward.reward_model:
+            found.append(_claim(f"{field}.rewardModel.volume", reward.reward_model.volume))
+    if job.cluster.storage.claim_name:
+        claim = job.cluster.storage.claim_name
+        found.append(Reference("storage.claimName", "PersistentVolumeClaim", claim, writes=True))
+    return found
+
+
+def check_spec(job: Job) -> Blocker | None:
+    """Return what is wrong with the spec itself and cannot be said in its schema."""
+    dataset: Dataset = getattr(job.training, "dataset")  # noqa: B009
+    for name, source in (("train", dataset.train), ("eval", dataset.eval)):
+        if source and source.inline:
+            size = len(json.dumps(source.inline, ensure_ascii=False).encode())
+            if size > MAX_INLINE_BYTES:
+                remedy = "put the rows into a ConfigMap or a volume"
+                message = f"dataset.{name}.inline has {size} bytes, at most {MAX_INLINE_BYTES}: {remedy}"
+                return Blocker("InlineTooLarge", message)
+    return None
+
+
+def check_reference(reference: Reference, obj: dict[str, Any] | None, num_nodes: int) -> Blocker | None:
+    """Return what is wrong with an object that the spec names; `obj` is None if there is none."""
+    where = f"{reference.field} names {reference.kind} {reference.name}"
+    if obj is None:
+        return Blocker(f"{reference.kind}NotFound", f"{where}, which does not exist: create it")
+    if reference.key and reference.key not in {**obj.get("data", {}), **obj.get("binaryData", {})}:
+        return Blocker("ConfigMapKeyNotFound", f"{where}, which has no key {reference.key}: add it")
+    if reference.kind == "PersistentVolumeClaim":
+        modes = set(obj["spec"].get("accessModes", ()))
+        if "deletionTimestamp" in obj["metadata"]:
+            return Blocker("PersistentVolumeClaimNotFound", f"{where}, which is being deleted: create another one")
+        if num_nodes > 1 and not modes & ({"ReadWriteMany"} if reference.writes else SHARED):
+            has = f"{where} with access modes {', '.join(sorted(modes))}, but numNodes is {num_nodes}"
+            return Blocker("AccessModeNotShared", f"{has}: several nodes need ReadWriteMany")
+    return None
+
+
+def _source(field: str, source: ModelSource | DataSource | None) -> list[Reference]:
+    if source is None:
+        return []
+    found = []
+    if source.volume:
+        found.append(_claim(f"{field}.volume", source.volume))
+    if isinstance(source, DataSource) and source.config_map:
+        found.append(_config_map(f"{field}.configMap", source.config_map))
+    return found
+
+
+def _claim(field: str, volume: Volume) -> Reference:
+    return Reference(field, "PersistentVolumeClaim", volume.claim_name)
+
+
+def _config_map(field: str, source: ConfigMapKey) -> Reference:
+    return Reference(field, "ConfigMap", source.name, source.key)

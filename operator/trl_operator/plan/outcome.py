@@ -1,0 +1,92 @@
+"""How an attempt ended: from exit records and pod statuses to one cause."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from pydantic import ValidationError
+
+from trl_contract.report import ExitRecord
+from trl_operator.plan.observation import Pod, parse_time
+from trl_operator.plan.reasons import REASONS
+
+_CODES = {11: "OutOfGPUMemory", 12: "NonFiniteLoss", 13: "CheckpointCorrupt", 14: "RewardError", 143: "Preempted"}
+_NODE_FAULTS = {"DeletionByTaintManager": "NodeLost", "DeletionByPodGC": "NodeLost", "TerminationByKubelet": "NodeLost"}
+_END = datetime.max.replace(tzinfo=UTC)
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why an attempt failed."""
+
+    reason: str
+    message: str
+    pod: str | None = None
+    rank: int | None = None
+    exit_code: int | None = None
+    log: str | None = None
+    time: datetime = _END
+
+
+def exit_record(pod: Pod) -> ExitRecord | None:
+    """Return the pod's exit record; None if it left none."""
+    if not pod.exit_message.startswith("{"):
+        return None
+    try:
+        return ExitRecord.model_validate_json(pod.exit_message)
+    except ValidationError:
+        return None
+
+
+def records(pods: Iterable[Pod]) -> list[ExitRecord]:
+    """Return the exit records of the pods, in their order by rank."""
+    found = (exit_record(pod) for pod in sorted(pods, key=lambda pod: pod.index))
+    return [record for record in found if record is not None]
+
+
+def classify(pods: Iterable[Pod], num_nodes: int, processes: int) -> Cause:
+    """Return the first cause among the ended pods of a failed attempt; what follows from another failure comes last."""
+    pods = list(pods)
+    causes = [cause for pod in pods if (cause := _cause(pod, processes))]
+    if not causes:
+        return Cause("Unknown", "the attempt failed, and neither a pod nor an exit record is left to say why")
+    first = min(causes, key=lambda cause: (REASONS[cause.reason].effect, cause.time))
+    all_started = sum(pod.started for pod in pods) >= num_nodes
+    if first.reason == "Unknown" and not all_started:
+        return Cause(**{**vars(first), "reason": "StartTimeout"})
+    return first
+
+
+def _cause(pod: Pod, processes: int) -> Cause | None:
+    record = exit_record(pod)
+    if record is not None:
+        if record.outcome == "Succeeded":
+            return None
+        reason: str = record.reason or ("Preempted" if record.outcome == "Preempted" else "Unknown")
+        time = parse_time(record.time) or _END
+        return Cause(reason, record.message, pod.name, record.rank, pod.exit_code, record.log or None, time)
+    if (found := _without_record(pod)) is None:
+        return None
+    time = parse_time(pod.exit_time) or _END
+    log = pod.exit_message[-2048:] or None
+    return Cause(*found, pod.name, pod.index * processes, pod.exit_code, log, time)
+
+
+def _without_record(pod: Pod) -> tuple[str, str] | None:
+    """Return reason and message of a pod that left no exit record; None if it did not fail."""
+    if pod.disruption in _NODE_FAULTS and pod.reason != "Evicted":
+        return _NODE_FAULTS[pod.disruption], f"pod {pod.name} was taken from node {pod.node}: {pod.disruption}"
+    if pod.disruption:
+        return "Preempted", f"pod {pod.name} had to give way: {pod.disruption}"
+    if pod.reason == "Evicted":
+        return "Evicted", f"pod {pod.name} was evicted: {pod.message}"
+    if pod.exit_reason == "OOMKilled":
+        return "OutOfHostMemory", f"pod {pod.name} went over its memory limit and was killed"
+    if pod.exit_code:
+        reason = _CODES.get(pod.exit_code, "Unknown")
+        return reason, f"pod {pod.name} ended with exit code {pod.exit_code} and no exit record"
+    if pod.phase == "Failed":
+        return "Unknown", f"pod {pod.name} failed: {pod.reason} {pod.message}".rstrip(": ")
+    if pod.gone and pod.exit_code is None and pod.phase != "Succeeded":
+        return "ChildDeleted", f"pod {pod.name} was deleted and left no exit record"
+    return None

@@ -1,0 +1,50 @@
+"""Why attempts fail, what to do about it, and whether another attempt can help."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Reason:
+    """`retryable`: another attempt may succeed. `free`: it does not count against maxRestarts.
+
+    `effect`: it follows from another rank's failure, which is the cause if there is one.
+    """
+
+    hint: str
+    retryable: bool = False
+    free: bool = False
+    effect: bool = False
+
+
+REASONS: dict[str, Reason] = {
+    "InvalidSpec": Reason("Correct the field that the message names and create a new job."),
+    "DataFormatError": Reason(
+        "Correct the row that the message names, or allow some bad rows with dataset.maxBadRows."
+    ),
+    "DatasetNotFound": Reason("Check dataset.train and dataset.eval: claim, path, repository, split and spelling."),
+    "ModelNotFound": Reason("Check model: claim, path, repository, revision and spelling."),
+    "AccessDenied": Reason("Check the Secret in tokenSecretRef and the rights of its token."),
+    "OutOfGPUMemory": Reason(
+        "Halve training.perDeviceBatchSize and double gradientAccumulationSteps, shorten maxLength, or use more nodes."
+    ),
+    "OutOfHostMemory": Reason("Raise resources.limits.memory, or use a smaller model or batch."),
+    "NonFiniteLoss": Reason("Lower training.learningRate or training.maxGradNorm, and look for odd rows in the data."),
+    "RewardError": Reason("Correct the reward that the message names; onError: zero counts errors as 0."),
+    "RewardUnavailable": Reason("Check that the reward's service answers.", retryable=True),
+    "CheckpointCorrupt": Reason("Look at the storage: no checkpoint of this job could be read.", retryable=True),
+    "StorageFull": Reason("Make room on the storage volume or enlarge it, and create a new job."),
+    "CommunicationTimeout": Reason(
+        "Look at the network between the pods and at slow nodes.", retryable=True, effect=True
+    ),
+    "PeerLost": Reason("Look at the other pods of the attempt.", retryable=True, effect=True),
+    "ChildDeleted": Reason("Do not delete the pods or the PyTorchJob of a running job.", retryable=True),
+    "Evicted": Reason("Raise the resources that the message names.", retryable=True),
+    "NodeLost": Reason("Nothing to do: the node went away.", retryable=True, free=True),
+    "Preempted": Reason("Nothing to do: the pod had to give way.", retryable=True, free=True, effect=True),
+    "StartTimeout": Reason("Nothing to do: a pod ended before all had started.", retryable=True, free=True),
+    "DeadlineExceeded": Reason("Raise runPolicy.activeDeadlineSeconds."),
+    "Unknown": Reason("Read the log below and the pod's own log.", retryable=True),
+}
+
+MAX_FREE_IN_A_ROW = 5
+"""So many free restarts in a row without a newer checkpoint; the next one counts."""

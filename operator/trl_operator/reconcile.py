@@ -1,0 +1,287 @@
+"""The one loop: observe, decide, write the status, act, tell."""
+
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import ValidationError
+
+from trl_operator.api.job import Job, parse_job
+from trl_operator.cache import Cache
+from trl_operator.constants import API_VERSION, LABEL_ATTEMPT, LABEL_JOB_UID, MANAGER, MANAGER_PROGRESS, MANAGER_STATUS
+from trl_operator.errors import ApiError
+from trl_operator.kube import CLAIMS, CONFIG_MAPS, EVENTS, JOBS, NETWORK_POLICIES, PODS, PYTORCHJOBS, Kube, Resource
+from trl_operator.lease import Lease
+from trl_operator.metrics import Metrics
+from trl_operator.plan.acceptance import Blocker, check_reference, check_spec, references
+from trl_operator.plan.observation import Child, Key, child_from, controller_uid
+from trl_operator.plan.outcome import records
+from trl_operator.queue import WorkQueue
+from trl_operator.render.manifests import Installation, claim, config_map, network_policy, pytorchjob
+from trl_operator.render.volumes import storage_claim
+from trl_operator.status.conditions import Status, set_condition
+from trl_operator.status.events import Event, events
+from trl_operator.status.lifecycle import Decision, View, decide, owned
+from trl_operator.status.progress import is_newer, progress_fields
+
+logger = logging.getLogger(__name__)
+
+Obj = dict[str, Any]
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Reconciler:
+    """Brings one job a step further at each call; may be killed between any two of its requests."""
+
+    def __init__(
+        self,
+        kube: Kube,
+        cache: Cache,
+        lease: Lease,
+        installation: Installation,
+        identity: str,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._kube = kube
+        self._cache = cache
+        self._lease = lease
+        self._installation = installation
+        self._identity = identity
+        self._now = now
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Bring the job a step further; return the seconds after which it wants another look, if any."""
+        obj = await self._kube.get(JOBS[key[0]], *key[1:])
+        if obj is None:
+            self._cache.drop_job(key)
+            return None
+        if "deletionTimestamp" in obj["metadata"]:
+            return None
+        try:
+            job = parse_job(obj)
+        except ValidationError as error:
+            await self._refuse(obj, error)
+            return None
+        obj = await self._save_last_words(job, obj)
+        current = obj.get("status", {})
+        view = await self._observe(job, current)
+        decision = decide(job, current, view, self._now())
+        obj = await self._write_status(job, obj, decision.status)
+        return await self._act(job, obj, decision)
+
+    async def _refuse(self, obj: Obj, error: ValidationError) -> None:
+        """A stored object that does not fit our models: made before a rule was added."""
+        first = error.errors(include_url=False)[0]
+        message = f"spec.{'.'.join(str(part) for part in first['loc'])}: {first['msg']}: create a new job"
+        status = owned(obj.get("status", {}))
+        generation = obj["metadata"]["generation"]
+        set_condition(status, "Accepted", "False", "InvalidSpec", message, generation=generation, now=self._now())
+        status["phase"] = "Pending"
+        await self._put_status(obj, status)
+
+    async def _observe(self, job: Job, current: Status) -> View:
+        """Look at what the decision needs. The cache may lag, so what is missing in it is asked for."""
+        children = self._cache.children(job.uid, job.namespace)
+        if "attempt" not in current:
+            return View(others=tuple(children), blocker=await self._find_blocker(job, 0))
+        attempt: int = current["attempt"]
+        name = job.child_name(attempt)
+        others = tuple(child for child in children if child.name != name)
+        if "completionTime" in current:
+            return View(others=others)
+        self._cache.drop_pods(job.uid, before_attempt=attempt)
+        child = next((child for child in children if child.name == name), None)
+        known = current.get("pytorchJob", {}).get("uid")
+        if child is None or (known and child.uid != known):
+            child = await self._live_child(job, attempt)
+        if child is None and known is None:
+            return View(others=others, blocker=await self._find_blocker(job, attempt))
+        if child is None or child.state != "active":
+            await self._refresh_pods(job, attempt)
+        return View(child, others, tuple(self._cache.pods(job.uid, attempt)))
+
+    async def _live_child(self, job: Job, attempt: int) -> Child | None:
+        obj = await self._kube.get(PYTORCHJOBS, job.namespace, job.child_name(attempt))
+        if obj is None or controller_uid(obj["metadata"]) != job.uid:
+            return None
+        return child_from(obj)
+
+    async def _refresh_pods(self, job: Job, attempt: int) -> None:
+        selector = f"{LABEL_JOB_UID}={job.uid},{LABEL_ATTEMPT}={attempt}"
+        for pod in (await self._kube.list(PODS, job.namespace, selector))[0]:
+            self._cache.put_pod(pod)
+
+    async def _find_blocker(self, job: Job, attempt: int) -> Blocker | None:
+        """Return what stands against starting an attempt now."""
+        if blocker := check_spec(job):
+            return blocker
+        for reference in references(job):
+            resource = CONFIG_MAPS if reference.kind == "ConfigMap" else CLAIMS
+            found = await self._kube.get(resource, job.namespace, reference.name)
+            if blocker := check_reference(reference, found, job.cluster.num_nodes):
+                return blocker
+        for resource, name in (
+            (PYTORCHJOBS, job.child_name(attempt)),
+            (CONFIG_MAPS, job.child_name(attempt)),
+            (NETWORK_POLICIES, job.base_name),
+        ):
+            if blocker := await self._name_taken(job, resource, name):
+                return blocker
+        return await self._claim_taken(job)
+
+    async def _name_taken(self, job: Job, resource: Resource, name: str) -> Blocker | None:
+        found = await self._kube.get(resource, job.namespace, name)
+        if found is None or controller_uid(found["metadata"]) == job.uid:
+            return None
+        return await self._conflict(job, resource.plural, found)
+
+    async def _claim_taken(self, job: Job) -> Blocker | None:
+        """A claim of ours by label is used again; it may be left over from an earlier job of the same name."""
+        if job.cluster.storage.claim_name:
+            return None
+        found = await self._kube.get(CLAIMS, job.namespace, storage_claim(job))
+        if found is None or controller_uid(found["metadata"]) == job.uid:
+            return None
+        ours = LABEL_JOB_UID in found["metadata"].get("labels", {}) and not found["metadata"].get("ownerReferences")
+        if ours and "deletionTimestamp" not in found["metadata"]:
+            return None
+        return await self._conflict(job, CLAIMS.plural, found)
+
+    async def _conflict(self, job: Job, plural: str, found: Obj) -> Blocker:
+        name = found["metadata"]["name"]
+        if "deletionTimestamp" in found["metadata"] or await self._owner_is_gone(job, found):
+            return Blocker("WaitingForDeletion", f"{plural} {name} of an earlier job is being deleted")
+        return Blocker("NameConflict", f"{plural} {name} exists and is not this job's: delete it, or rename the job")
+
+    async def _owner_is_gone(self, job: Job, found: Obj) -> bool:
+        """Whether the owner was an earlier job of this name: the garbage collector is about to delete its child."""
+        owner = controller_uid(found["metadata"])
+        names = [ref["name"] for ref in found["metadata"].get("ownerReferences", ()) if ref["kind"] == job.info.kind]
+        if not owner or not names:
+            return False
+        live = await self._kube.get(JOBS[job.info.kind], job.namespace, names[0])
+        return live is None or live["metadata"]["uid"] != owner
+
+    async def _save_last_words(self, job: Job, obj: Obj) -> Obj:
+        """Write the progress that exit records carry, so that the end does not depend on the receiver."""
+        current = obj.get("status", {})
+        if "attempt" not in current or "completionTime" in current:
+            return obj
+        for record in records(self._cache.pods(job.uid, current["attempt"])):
+            progress = record.progress
+            if progress is not None and progress.attempt == current["attempt"] and is_newer(progress, current):
+                percentage = 100 if record.outcome == "Succeeded" else None
+                fields = progress_fields(progress, percentage, current)
+                return await self._put_status(obj, fields, MANAGER_PROGRESS)
+        return obj
+
+    async def _write_status(self, job: Job, obj: Obj, status: Status) -> Obj:
+        """Write the status if it changed, then tell what happened."""
+        before = obj.get("status", {})
+        if owned(before) == status:
+            return obj
+        obj = await self._put_status(obj, status)
+        for event in events(before, status):
+            await self._tell(job, event)
+        return obj
+
+    async def _put_status(self, obj: Obj, status: Status, manager: str = MANAGER_STATUS) -> Obj:
+        """Write one manager's part of the status, unless the object has changed since it was read."""
+        self._lease.check()
+        metadata = {name: obj["metadata"][name] for name in ("name", "namespace", "uid", "resourceVersion")}
+        body = {"apiVersion": API_VERSION, "kind": obj["kind"], "metadata": metadata, "status": status}
+        return await self._kube.apply(JOBS[obj["kind"]], metadata["namespace"], body, manager, "status")
+
+    async def _act(self, job: Job, obj: Obj, decision: Decision) -> float | None:
+        for child in decision.delete:
+            self._lease.check()
+            await self._kube.delete(PYTORCHJOBS, job.namespace, child.name, child.uid)
+        if decision.delete_job:
+            self._lease.check()
+            await self._kube.delete(JOBS[job.info.kind], job.namespace, job.name, job.uid)
+            return None
+        if decision.create:
+            started = await self._start(job, decision.status["attempt"])
+            if started is None:
+                return 0.0
+            begun = decide(job, obj["status"], View(started), self._now())
+            await self._write_status(job, obj, begun.status)
+            return begun.requeue
+        return decision.requeue
+
+    async def _start(self, job: Job, attempt: int) -> Child | None:
+        """Create what the attempt needs, its PyTorchJob last; None if the name was taken meanwhile."""
+        if job.cluster.storage.size and not await self._kube.get(CLAIMS, job.namespace, storage_claim(job)):
+            self._lease.check()
+            await self._kube.create(CLAIMS, claim(job), job.namespace)
+        for resource, manifest in (
+            (NETWORK_POLICIES, network_policy(job)),
+            (CONFIG_MAPS, config_map(job, attempt, self._installation)),
+        ):
+            self._lease.check()
+            await self._kube.apply(resource, job.namespace, manifest, MANAGER)
+        self._lease.check()
+        manifest = pytorchjob(job, attempt, self._installation)
+        try:
+            return child_from(await self._kube.create(PYTORCHJOBS, manifest, job.namespace))
+        except ApiError as error:
+            if error.status != 409:
+                raise
+            return await self._live_child(job, attempt)
+
+    async def _tell(self, job: Job, event: Event) -> None:
+        now = self._now().strftime("%Y-%m-%dT%H:%M:%SZ")
+        body = {
+            "apiVersion": "v1",
+            "kind": "Event",
+            "metadata": {"generateName": f"{job.name}.", "namespace": job.namespace},
+            "involvedObject": {
+                "apiVersion": API_VERSION,
+                "kind": job.info.kind,
+                "namespace": job.namespace,
+                "name": job.name,
+                "uid": job.uid,
+            },
+            "type": event.type,
+            "reason": event.reason,
+            "message": event.message[:1024],
+            "firstTimestamp": now,
+            "lastTimestamp": now,
+            "count": 1,
+            "source": {"component": "trl-operator"},
+            "reportingComponent": "trl-operator",
+            "reportingInstance": self._identity,
+        }
+        try:
+            await self._kube.create(EVENTS, body, job.namespace)
+        except ApiError as error:
+            # An event is a courtesy: a namespace that refuses it must not stop the job.
+            logger.warning("event %s of %s/%s: %s", event.reason, job.namespace, job.name, error)
+
+
+async def work(queue: WorkQueue[Key], reconciler: Reconciler, metrics: Metrics) -> None:
+    """Take keys from the queue for ever. What fails is repeated with backoff: one bad job must not stop the others."""
+    while True:
+        key = await queue.get()
+        name = "/".join(key)
+        try:
+            delay = await reconciler.reconcile(key)
+        except ApiError as error:
+            metrics.count("trl_operator_reconcile_errors_total", status=str(error.status))
+            level = logging.DEBUG if error.status == 409 else logging.WARNING
+            logger.log(level, "%s: %s", name, error)
+            queue.failed(key, error.retry_after)
+        except (AssertionError, ArithmeticError, LookupError, TypeError, ValueError):
+            metrics.count("trl_operator_reconcile_errors_total", status="bug")
+            logger.exception("%s: this is a bug; other jobs go on", name)
+            queue.failed(key, at_least=5.0)
+        else:
+            queue.succeeded(key)
+            if delay is not None:
+                queue.add_later(key, delay)
+        finally:
+            queue.done(key)

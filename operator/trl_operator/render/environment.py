@@ -1,0 +1,82 @@
+"""Environment variables of the trainer's container."""
+
+from typing import Any
+
+from trl_contract.sources import Dataset, DataSource, ModelSource, SecretKeyRef
+from trl_operator.api.cluster import EnvVar
+from trl_operator.api.job import Job
+from trl_operator.constants import GROUP, LABEL_REPLICA_INDEX, VERSION
+from trl_operator.render.volumes import ATTEMPT, HOME, TOKEN
+
+MASTER_PORT = 29500
+
+
+def environment(job: Job, attempt: int, receiver_url: str) -> list[dict[str, Any]]:
+    """Return the container's env: launch, reports, offline mode, secrets by reference, then the user's own."""
+    literals = {
+        "PET_MASTER_ADDR": f"{job.child_name(attempt)}-worker-0",
+        "PET_MASTER_PORT": str(MASTER_PORT),
+        "HOME": HOME,
+        "KUBEFLOW_TRAINER_SERVER_URL": f"{receiver_url}{report_path(job)}",
+        "KUBEFLOW_TRAINER_SERVER_CA_CERT": f"{ATTEMPT}/ca.crt",
+        "KUBEFLOW_TRAINER_SERVER_TOKEN": TOKEN,
+    }
+    if not hub_sources(job):
+        literals["HF_HUB_OFFLINE"] = "1"
+    rank = {"fieldRef": {"fieldPath": f"metadata.labels['{LABEL_REPLICA_INDEX}']"}}
+    return [
+        {"name": "PET_NODE_RANK", "valueFrom": rank},
+        *({"name": name, "value": value} for name, value in literals.items()),
+        *({"name": name, "valueFrom": _secret(ref)} for name, ref in secrets(job).items()),
+        *(_user(variable) for variable in job.cluster.env or []),
+    ]
+
+
+def report_path(job: Job) -> str:
+    """Return the path that the job's pods report to, on the receiver."""
+    return f"/apis/{GROUP}/{VERSION}/namespaces/{job.namespace}/{job.info.plural}/{job.name}/status"
+
+
+def hub_sources(job: Job) -> list[Any]:
+    """Return the parts of the spec that name a repository on the hub."""
+    spec: Any = job.training
+    dataset: Dataset = spec.dataset
+    sources: list[ModelSource | DataSource | None] = [spec.model, dataset.train, dataset.eval]
+    if job.info.kind == "DPOJob":
+        sources.append(spec.dpo.reference_model.source)
+    return [source.hub for source in sources if source and source.hub]
+
+
+def hub_secrets(job: Job) -> list[SecretKeyRef]:
+    """Return the different token references of the hub sources; the libraries know one token only."""
+    found: list[SecretKeyRef] = []
+    for hub in hub_sources(job):
+        if hub.token_secret_ref and hub.token_secret_ref not in found:
+            found.append(hub.token_secret_ref)
+    return found
+
+
+def secrets(job: Job) -> dict[str, SecretKeyRef]:
+    """Return the references to secrets, by the name of the variable that carries each."""
+    spec: Any = job.training
+    found: dict[str, SecretKeyRef] = {}
+    if refs := hub_secrets(job):
+        found["HF_TOKEN"] = refs[0]
+    if spec.tracking and spec.tracking.wandb and spec.tracking.wandb.secret_ref:
+        found["WANDB_API_KEY"] = spec.tracking.wandb.secret_ref
+    if job.info.kind == "GRPOJob":
+        for reward in spec.grpo.rewards:
+            if reward.http and reward.http.secret_ref:
+                found[f"TRL_REWARD_{reward.name.upper().replace('-', '_')}_TOKEN"] = reward.http.secret_ref
+    return found
+
+
+def _secret(ref: Any) -> dict[str, Any]:
+    return {"secretKeyRef": {"name": ref.name, "key": ref.key}}
+
+
+def _user(variable: EnvVar) -> dict[str, Any]:
+    if variable.value_from:
+        return {"name": variable.name, "valueFrom": _secret(variable.value_from.secret_key_ref)}
+    # Kubernetes expands $(X) in values; doubled, a dollar sign stands for itself.
+    return {"name": variable.name, "value": (variable.value or "").replace("$", "$$")}

@@ -1,0 +1,197 @@
+"""The objects of an attempt: PyTorchJob, ConfigMap, NetworkPolicy and claim."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from trl_contract.jobfile import JobFile
+from trl_contract.resolve import resolve
+from trl_operator.api.job import Job
+from trl_operator.constants import (
+    CONTAINER,
+    KUBEFLOW_GROUP,
+    LABEL_ATTEMPT,
+    LABEL_JOB_KIND,
+    LABEL_JOB_NAME,
+    LABEL_JOB_UID,
+)
+from trl_operator.plan.topology import gpus_per_node, processes_per_node
+from trl_operator.render.environment import environment
+from trl_operator.render.volumes import inline_rows, mounts, storage_claim
+
+USER = 1000
+
+Manifest = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Installation:
+    """What the installation adds to every job."""
+
+    trainer_image: str
+    receiver_url: str
+    ca_certificate: str
+    """PEM of the authority behind the receiver's certificate."""
+
+
+def labels(job: Job) -> dict[str, str]:
+    """Return the labels of everything that belongs to a job."""
+    return {
+        "app.kubernetes.io/managed-by": "trl-operator",
+        LABEL_JOB_UID: job.uid,
+        LABEL_JOB_NAME: job.name,
+        LABEL_JOB_KIND: job.info.kind,
+    }
+
+
+def claim(job: Job) -> Manifest:
+    """Return the claim that the job asks for; a retained one belongs to nobody, so that it outlives the job."""
+    storage = job.cluster.storage
+    assert storage.size is not None, "a job with claimName has its claim already"
+    spec: Manifest = {
+        "accessModes": storage.access_modes or ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": storage.size}},
+    }
+    if storage.storage_class_name:
+        spec["storageClassName"] = storage.storage_class_name
+    metadata = _metadata(job, storage_claim(job))
+    if storage.retain is not False:
+        del metadata["ownerReferences"]
+    return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
+
+
+def network_policy(job: Job) -> Manifest:
+    """Return the policy that lets only pods of the same job reach the job's pods."""
+    selector = {"matchLabels": {LABEL_JOB_UID: job.uid}}
+    return {
+        "apiVersion": "networking.k8s.io/v1",
+        "kind": "NetworkPolicy",
+        "metadata": _metadata(job, job.base_name),
+        "spec": {
+            "podSelector": selector,
+            "policyTypes": ["Ingress"],
+            "ingress": [{"from": [{"podSelector": selector}]}],
+        },
+    }
+
+
+def job_file(job: Job, attempt: int) -> JobFile:
+    """Return what the trainer of an attempt is told."""
+    _, paths = mounts(job, attempt)
+    policy = job.cluster.run_policy
+    return JobFile(
+        kind=job.info.kind,
+        namespace=job.namespace,
+        name=job.name,
+        uid=job.uid,
+        attempt=attempt,
+        num_nodes=job.cluster.num_nodes,
+        num_proc_per_node=processes_per_node(job.cluster),
+        has_gpus=gpus_per_node(job.cluster) > 0,
+        stall_timeout_seconds=policy.stall_timeout_seconds,
+        termination_grace_period_seconds=policy.termination_grace_period_seconds,
+        paths=paths,
+        spec=job.training,
+    )
+
+
+def config_map(job: Job, attempt: int, installation: Installation) -> Manifest:
+    """Return the attempt's ConfigMap: job.json, resolved.json, ca.crt and the rows that the spec itself holds."""
+    file = job_file(job, attempt)
+    rows = {
+        name: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
+        for name, found in inline_rows(job).items()
+    }
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": _metadata(job, job.child_name(attempt), attempt),
+        "data": {
+            "job.json": json.dumps(file.to_wire(), indent=1, ensure_ascii=False),
+            "resolved.json": json.dumps(resolve(file).to_wire(), indent=1, ensure_ascii=False),
+            "ca.crt": installation.ca_certificate,
+            **rows,
+        },
+    }
+
+
+def pytorchjob(job: Job, attempt: int, installation: Installation) -> Manifest:
+    """Return the attempt's PyTorchJob: workers only, so that it succeeds only when every worker has."""
+    return {
+        "apiVersion": f"{KUBEFLOW_GROUP}/v1",
+        "kind": "PyTorchJob",
+        "metadata": _metadata(job, job.child_name(attempt), attempt),
+        "spec": {
+            "nprocPerNode": str(processes_per_node(job.cluster)),
+            # Retries, deadline and TTL are ours: its own backoffLimit 0 deletes every pod, evidence included.
+            "runPolicy": {"cleanPodPolicy": "Running"},
+            "pytorchReplicaSpecs": {
+                "Worker": {
+                    "replicas": job.cluster.num_nodes,
+                    "restartPolicy": "Never",
+                    "template": _template(job, attempt, installation),
+                }
+            },
+        },
+    }
+
+
+def _metadata(job: Job, name: str, attempt: int | None = None) -> Manifest:
+    return {
+        "name": name,
+        "namespace": job.namespace,
+        "labels": labels(job) | ({LABEL_ATTEMPT: str(attempt)} if attempt is not None else {}),
+        "ownerReferences": [job.owner_reference],
+    }
+
+
+def _template(job: Job, attempt: int, installation: Installation) -> Manifest:
+    cluster = job.cluster
+    found, _ = mounts(job, attempt)
+    optional: Manifest = {
+        "nodeSelector": cluster.node_selector,
+        "tolerations": [toleration.to_wire() for toleration in cluster.tolerations or []],
+        "priorityClassName": cluster.priority_class_name,
+        "imagePullSecrets": [secret.to_wire() for secret in cluster.image_pull_secrets or []],
+    }
+    return {
+        "metadata": {
+            "labels": labels(job) | {LABEL_ATTEMPT: str(attempt)},
+            # A mesh's sidecar outlives the trainer and keeps the pod from ending.
+            "annotations": {"sidecar.istio.io/inject": "false"},
+        },
+        "spec": {
+            "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": cluster.run_policy.termination_grace_period_seconds,
+            "automountServiceAccountToken": False,
+            "enableServiceLinks": False,
+            "securityContext": {
+                "runAsNonRoot": True,
+                "runAsUser": USER,
+                "runAsGroup": USER,
+                "fsGroup": USER,
+                "fsGroupChangePolicy": "OnRootMismatch",
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "containers": [_container(job, attempt, installation, found.mounts)],
+            "volumes": found.volumes,
+            **{name: value for name, value in optional.items() if value},
+        },
+    }
+
+
+def _container(job: Job, attempt: int, installation: Installation, volume_mounts: list[Manifest]) -> Manifest:
+    return {
+        "name": CONTAINER,
+        "image": job.cluster.image or installation.trainer_image,
+        "imagePullPolicy": "IfNotPresent",
+        "env": environment(job, attempt, installation.receiver_url),
+        "resources": job.cluster.resources.to_wire(),
+        "volumeMounts": volume_mounts,
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "securityContext": {
+            "allowPrivilegeEscalation": False,
+            "capabilities": {"drop": ["ALL"]},
+            "readOnlyRootFilesystem": True,
+        },
+    }

@@ -1,0 +1,38 @@
+"""Which transitions of the status are told as events."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from trl_operator.status.conditions import Status, condition
+
+
+@dataclass(frozen=True)
+class Event:
+    """A Kubernetes event about a job."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+def events(before: Status, after: Status) -> list[Event]:
+    """Return what happened between two statuses, oldest first."""
+    found = []
+    accepted = condition(after, "Accepted")
+    if accepted.get("status") == "False" and accepted.get("reason") != condition(before, "Accepted").get("reason"):
+        found.append(Event("Warning", accepted["reason"], accepted["message"]))
+    if after.get("restarts", 0) > before.get("restarts", 0):
+        running = condition(after, "Running")
+        found.append(Event("Warning", "AttemptFailed", f"{running['reason']}: {running['message']}"))
+    if "pytorchJob" in after and "pytorchJob" not in before:
+        message = f"attempt {after['attempt']} is PyTorchJob {after['pytorchJob']['name']}"
+        found.append(Event("Normal", "AttemptStarted", message))
+    if condition(after, "Running").get("status") == "True" != condition(before, "Running").get("status"):
+        found.append(Event("Normal", "Running", condition(after, "Running")["message"]))
+    if "completionTime" in after and "completionTime" not in before:
+        ended = condition(after, "Succeeded")
+        if ended["status"] == "True":
+            found.append(Event("Normal", "Succeeded", ended["message"]))
+        else:
+            found.append(Event("Warning", "Failed", f"{ended['reason']}: {ended['message']}"))
+    return found

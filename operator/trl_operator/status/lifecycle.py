@@ -1,0 +1,288 @@
+"""The one state machine: job, children, previous status and time become the next status and what to do."""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from trl_operator.api.job import Job
+from trl_operator.plan.acceptance import Blocker
+from trl_operator.plan.observation import Child, Pod, format_time, parse_time
+from trl_operator.plan.outcome import Cause, classify, records
+from trl_operator.plan.reasons import MAX_FREE_IN_A_ROW, REASONS
+from trl_operator.plan.topology import batch_size, processes_per_node, world_size
+from trl_operator.status.conditions import Status, clean, condition, set_condition
+from trl_operator.status.starting import waiting_reason
+
+LOST_NODE_SECONDS = 60
+"""A pod on a lost node that is still there so long after its grace period counts as gone."""
+REFERENCE_POLL_SECONDS = 2.0
+"""A job that waits for another object looks again after so long."""
+BACKOFF_SECONDS = 10
+MAX_BACKOFF_SECONDS = 300
+
+OWNED = (
+    "observedGeneration", "conditions", "phase", "attempt", "pytorchJob", "restarts", "retry", "startTime",
+    "completionTime", "artifacts", "failure",
+)  # fmt: skip
+"""Status fields of the field manager trl-operator-status, beside its part of `effective`."""
+EFFECTIVE = ("batchSize", "worldSize", "model")
+
+
+@dataclass(frozen=True)
+class View:
+    """What was observed of a job. `child` is the PyTorchJob of status.attempt, `pods` are those of that attempt."""
+
+    child: Child | None = None
+    others: tuple[Child, ...] = ()
+    pods: tuple[Pod, ...] = ()
+    blocker: Blocker | None = None
+
+
+@dataclass
+class Decision:
+    """The next status, and what to do after it was written."""
+
+    status: Status
+    create: bool = False
+    """Create the PyTorchJob of status.attempt."""
+    delete: list[Child] = field(default_factory=list)
+    delete_job: bool = False
+    requeue: float | None = None
+    """Seconds until the job wants another look."""
+
+
+def decide(job: Job, current: Status, view: View, now: datetime) -> Decision:
+    """Return the next status of `job` and the actions that go with it.
+
+    `current` is the whole stored status; the result holds only the fields of trl-operator-status.
+    """
+    status = owned(current)
+    machine = _Machine(job, status, current, view, now)
+    if "completionTime" in status:
+        return machine.finished()
+    machine.describe()
+    if "attempt" in status and (view.child is not None or "pytorchJob" in status):
+        return machine.alive()
+    return machine.between()
+
+
+def owned(current: Status) -> Status:
+    """Return the part of a stored status that trl-operator-status writes."""
+    status = {name: current[name] for name in OWNED if name in current}
+    effective = {name: current["effective"][name] for name in EFFECTIVE if name in current.get("effective", {})}
+    return status | ({"effective": effective} if effective else {})
+
+
+@dataclass
+class _Machine:
+    job: Job
+    status: Status
+    current: Status
+    view: View
+    now: datetime
+
+    def condition(self, kind: str, value: bool, reason: str, message: str) -> None:
+        text = "True" if value else "False"
+        generation = self.job.generation
+        set_condition(self.status, kind, text, reason, message, generation=generation, now=self.now)
+
+    def describe(self) -> None:
+        """What follows from the spec alone."""
+        self.status["observedGeneration"] = self.job.generation
+        self.status["effective"] = {
+            "batchSize": batch_size(self.job),
+            "worldSize": world_size(self.job.cluster),
+            "model": _model_name(self.job),
+        }
+        spec: Any = self.job.training
+        if not spec.evaluation.enabled:
+            self.condition("EvaluationSkipped", True, "Disabled", "evaluation.enabled is false")
+        elif spec.dataset.eval is None and spec.dataset.eval_split == 0:
+            self.condition("EvaluationSkipped", True, "NoHeldOutRows", "no dataset.eval, and dataset.evalSplit is 0")
+        if self.job.info.kind == "GRPOJob" and spec.grpo.beta == 0:
+            self.condition(
+                "KLPenaltyDisabled", True, "BetaIsZero", "grpo.beta is 0: nothing ties the policy to its base"
+            )
+
+    def finished(self) -> Decision:
+        """Terminal is terminal: only earlier attempts are cleaned up, and the job itself after its TTL."""
+        last = self.status.get("attempt", 0)
+        decision = Decision(
+            self.status, delete=[c for c in self.view.others if c.attempt < last or c.state == "active"]
+        )
+        ttl = self.job.cluster.run_policy.ttl_seconds_after_finished
+        if ttl is not None:
+            ended = parse_time(self.status["completionTime"])
+            assert ended is not None
+            left = (ended + timedelta(seconds=ttl) - self.now).total_seconds()
+            decision.delete_job, decision.requeue = left <= 0, max(left, 0)
+        return decision
+
+    def between(self) -> Decision:
+        """No attempt is alive: start the next one when nothing stands against it."""
+        if self._deadline_left() <= 0:
+            return self._fail(Cause("DeadlineExceeded", self._deadline_message()))
+        decision = Decision(self.status, delete=self._stale_children(), requeue=self._until_deadline())
+        if blocker := self.view.blocker:
+            self.condition("Accepted", False, blocker.reason, blocker.message)
+            self.status["phase"] = "Restarting" if self.status.get("attempt") else "Pending"
+            decision.requeue = REFERENCE_POLL_SECONDS
+            return decision
+        self.condition("Accepted", True, "Accepted", "the spec is valid and everything that it names is there")
+        not_before = parse_time(self.status.get("retry", {}).get("notBefore"))
+        if not_before and not_before > self.now:
+            self.status["phase"] = "Restarting"
+            decision.requeue = min((not_before - self.now).total_seconds(), decision.requeue or float("inf"))
+            return decision
+        self.status.setdefault("attempt", 0)
+        self.status.setdefault("restarts", 0)
+        self.status.setdefault("startTime", format_time(self.now))
+        if condition(self.status, "Running").get("reason") != "Starting":
+            self.condition("Running", False, "Starting", f"attempt {self.status['attempt']} starts")
+        self.status["phase"] = "Starting"
+        decision.create = True
+        return decision
+
+    def alive(self) -> Decision:
+        """The attempt has a PyTorchJob, or had one."""
+        child = self.view.child
+        if child is not None:
+            self.status["pytorchJob"] = {"name": child.name, "uid": child.uid}
+        if child is not None and child.state == "succeeded" and all(pod.finished for pod in self.view.pods):
+            return self._succeed()
+        if self._deadline_left() <= 0:
+            return self._stop(Cause("DeadlineExceeded", self._deadline_message()))
+        vanished = [pod for pod in self.view.pods if pod.gone and pod.phase not in ("Succeeded", "Failed")]
+        if child is None or child.deleting or child.state == "failed" or vanished:
+            return self._ending(child)
+        self._show_running()
+        return Decision(self.status, delete=self._stale_children(), requeue=self._until_deadline())
+
+    def _show_running(self) -> None:
+        nodes = self.job.cluster.num_nodes
+        running = sum(pod.phase == "Running" and pod.started for pod in self.view.pods)
+        finished = sum(pod.finished for pod in self.view.pods)
+        if running + finished >= nodes and (running or condition(self.status, "Running").get("status") == "True"):
+            self.condition("Running", True, "AllPodsRunning", f"attempt {self.status['attempt']} runs on {nodes} pods")
+            self.status["phase"] = "Running"
+            return
+        reason, message = waiting_reason(self.view.pods, nodes)
+        self.condition("Running", False, reason, message)
+        self.status["phase"] = "Starting"
+
+    def _ending(self, child: Child | None) -> Decision:
+        """The attempt has failed: once every pod has ended, find the cause and decide about the next attempt."""
+        doomed = [child] if child is not None and child.state == "active" and not child.deleting else []
+        waiting = [pod for pod in self.view.pods if not self._over(pod)]
+        if doomed or waiting:
+            message = f"attempt {self.status['attempt']} failed; {len(waiting)} pods have yet to end"
+            self.condition("Running", False, "Stopping", message)
+            self.status["phase"] = "Restarting"
+            return Decision(self.status, delete=doomed, requeue=10.0)
+        cause = self._cause(child)
+        reason = REASONS[cause.reason]
+        if not reason.retryable:
+            return self._fail(cause)
+        return self._restart(cause)
+
+    def _cause(self, child: Child | None) -> Cause:
+        if not self.view.pods and (child is None or child.deleting):
+            name = self.status["pytorchJob"]["name"]
+            return Cause("ChildDeleted", f"PyTorchJob {name} was deleted while it ran")
+        cluster = self.job.cluster
+        return classify(self.view.pods, cluster.num_nodes, processes_per_node(cluster))
+
+    def _restart(self, cause: Cause) -> Decision:
+        """Count the failure; then either the next attempt, or the end."""
+        retry = {"counted": 0, "freeInARow": 0, "checkpointStep": 0, **self.status.get("retry", {})}
+        newest = max([self._newest_checkpoint(), retry["checkpointStep"]])
+        if newest > retry["checkpointStep"]:
+            retry |= {"freeInARow": 0, "checkpointStep": newest}
+        if REASONS[cause.reason].free and retry["freeInARow"] < MAX_FREE_IN_A_ROW:
+            retry["freeInARow"] += 1
+        elif retry["counted"] >= self.job.cluster.run_policy.max_restarts:
+            return self._fail(cause)
+        else:
+            retry["counted"] += 1
+        in_a_row = retry["counted"] + retry["freeInARow"]
+        delay = min(BACKOFF_SECONDS * 2 ** min(in_a_row - 1, 10), MAX_BACKOFF_SECONDS)
+        retry["notBefore"] = format_time(self.now + timedelta(seconds=delay))
+        ended = self.status["attempt"]
+        self.condition("Running", False, cause.reason, f"attempt {ended} failed: {cause.message}")
+        self.status |= {"retry": retry, "attempt": ended + 1, "restarts": self.status.get("restarts", 0) + 1}
+        self.status["phase"] = "Restarting"
+        del self.status["pytorchJob"]
+        return Decision(self.status, requeue=float(delay))
+
+    def _newest_checkpoint(self) -> int:
+        steps = [int(checkpoint["step"]) for checkpoint in self.current.get("checkpoints", ())]
+        return max(steps, default=0)
+
+    def _stop(self, cause: Cause) -> Decision:
+        """End the attempt from outside: intent first, then the deletion, then the end."""
+        child = self.view.child
+        if child is None and all(self._over(pod) for pod in self.view.pods):
+            return self._fail(cause)
+        self.condition("Running", False, cause.reason, cause.message)
+        return Decision(self.status, delete=[child] if child and not child.deleting else [], requeue=10.0)
+
+    def _succeed(self) -> Decision:
+        found = records(self.view.pods)
+        reason = "Succeeded" if found else "NoExitRecord"
+        message = "training has finished" if found else "all pods ended with exit code 0 and left no exit record"
+        self.condition("Running", False, reason, message)
+        self.condition("Succeeded", True, reason, message)
+        artifacts = [artifact.to_wire() for record in found for artifact in record.artifacts]
+        if artifacts:
+            self.status["artifacts"] = artifacts
+        return self._complete("Succeeded")
+
+    def _fail(self, cause: Cause) -> Decision:
+        failure: Status = {
+            "reason": cause.reason,
+            "message": clean(cause.message, 1024),
+            "hint": REASONS[cause.reason].hint,
+            "pod": cause.pod,
+            "rank": cause.rank,
+            "exitCode": cause.exit_code,
+            "log": clean(cause.log, 2048) if cause.log else None,
+        }
+        self.status["failure"] = {name: value for name, value in failure.items() if value is not None}
+        self.condition("Running", False, cause.reason, cause.message)
+        self.condition("Succeeded", False, cause.reason, cause.message)
+        return self._complete("Failed")
+
+    def _complete(self, phase: str) -> Decision:
+        self.status |= {"phase": phase, "completionTime": format_time(self.now)}
+        return self.finished()
+
+    def _stale_children(self) -> list[Child]:
+        """Other attempts: alive though they should not be, or older than the one before."""
+        attempt = self.status.get("attempt", 0)
+        return [c for c in self.view.others if not c.deleting and (c.state == "active" or c.attempt < attempt - 1)]
+
+    def _over(self, pod: Pod) -> bool:
+        if pod.finished:
+            return True
+        lost = pod.disruption and pod.deletion_time
+        return bool(lost and self.now > lost + timedelta(seconds=LOST_NODE_SECONDS))
+
+    def _deadline_left(self) -> float:
+        deadline = self.job.cluster.run_policy.active_deadline_seconds
+        start = parse_time(self.status.get("startTime"))
+        if deadline is None or start is None:
+            return float("inf")
+        return (start + timedelta(seconds=deadline) - self.now).total_seconds()
+
+    def _until_deadline(self) -> float | None:
+        left = self._deadline_left()
+        return left if left != float("inf") else None
+
+    def _deadline_message(self) -> str:
+        return f"not done {self.job.cluster.run_policy.active_deadline_seconds} s after its start"
+
+
+def _model_name(job: Job) -> str:
+    model: Any = getattr(job.training, "model")  # noqa: B009
+    name = model.hub.repo if model.hub else f"{model.volume.claim_name}/{model.volume.path}"
+    return str(name)[:256]

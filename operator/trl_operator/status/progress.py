@@ -1,0 +1,136 @@
+"""Progress reports become the part of the status that belongs to trl-operator-progress."""
+
+from math import isfinite
+from typing import Any
+
+from trl_contract.report import CheckpointReport, Metric, Progress, ProgressReport
+from trl_operator.status.conditions import Status, clean
+
+OWNED = ("progress", "checkpoints", "resumedFromStep", "evaluation", "rewards")
+EFFECTIVE = ("totalSteps", "trainableParameters")
+MAX_METRICS = 24
+_NAMED = {"loss": "loss", "learning_rate": "learningRate", "grad_norm": "gradNorm"}
+
+
+def from_stock(report: ProgressReport, attempt: int) -> Progress:
+    """Return the report of a stock transformers script in our terms; its steps travel as metrics."""
+    status = report.trainer_status
+    values = {metric.name: value for metric in status.metrics if (value := _finite(metric.value)) is not None}
+    return Progress(
+        attempt=attempt,
+        activity="training",
+        step=max(int(values.get("current_step", 0)), 0),
+        total_steps=max(int(values.get("total_steps", 0)), 0),
+        epoch=values.get("current_epoch"),
+        eta_seconds=status.estimated_remaining_seconds,
+        last_update_time=status.last_updated_time,
+        metrics=status.metrics[:64],
+    )
+
+
+def is_newer(progress: Progress, current: Status) -> bool:
+    """Return whether a report says more than the stored status: a later attempt, or step, or the same step later."""
+    known = current.get("progress")
+    if known is None:
+        return True
+    return (progress.attempt, progress.step, progress.last_update_time) > (
+        known["attempt"],
+        known["step"],
+        known["lastUpdateTime"],
+    )
+
+
+def progress_fields(progress: Progress, percentage: int | None, current: Status) -> Status:
+    """Return everything that trl-operator-progress writes; what this report does not say is kept from `current`."""
+    fields: Status = {name: current[name] for name in OWNED if name in current}
+    if progress.attempt > current.get("progress", {}).get("attempt", progress.attempt):
+        fields.pop("resumedFromStep", None)
+    effective = {name: current["effective"][name] for name in EFFECTIVE if name in current.get("effective", {})}
+    fields["progress"] = _progress(progress, percentage)
+    if progress.checkpoints:
+        fields["checkpoints"] = [_checkpoint(checkpoint) for checkpoint in progress.checkpoints[-5:]]
+    if progress.resumed_from_step is not None:
+        fields["resumedFromStep"] = progress.resumed_from_step
+    if progress.evaluation:
+        found = {"before": _metrics(progress.evaluation.before), "after": _metrics(progress.evaluation.after)}
+        fields["evaluation"] = {
+            **fields.get("evaluation", {}),
+            **{name: value for name, value in found.items() if value},
+        }
+    if progress.rewards:
+        fields["rewards"] = [
+            {"name": reward.name, "mean": mean, "std": std, "errors": reward.errors}
+            for reward in progress.rewards
+            if (mean := decimal(reward.mean)) is not None and (std := decimal(reward.std)) is not None
+        ]
+    if progress.total_steps:
+        effective["totalSteps"] = progress.total_steps
+    if progress.trainable_parameters is not None:
+        effective["trainableParameters"] = progress.trainable_parameters
+    return fields | ({"effective": effective} if effective else {})
+
+
+def _progress(progress: Progress, percentage: int | None) -> Status:
+    metrics = _metrics(progress.metrics)
+    values = {metric["name"]: metric["value"] for metric in metrics}
+    total = progress.total_steps
+    if percentage is None:
+        percentage = min(100 * progress.step // total, 99) if total else 0
+    fields: dict[str, Any] = {
+        "attempt": progress.attempt,
+        "activity": progress.activity,
+        "display": f"{progress.step}/{total}" if total else str(progress.step),
+        "eta": duration(progress.eta_seconds) if progress.eta_seconds is not None else None,
+        "etaSeconds": progress.eta_seconds,
+        "step": progress.step,
+        "totalSteps": total,
+        "percentage": percentage,
+        "epoch": decimal(progress.epoch),
+        **{field: values.get(metric) for metric, field in _NAMED.items()},
+        "tokensPerSecond": decimal(progress.tokens_per_second),
+        "lastUpdateTime": progress.last_update_time,
+        "metrics": metrics,
+        "warnings": [clean(warning, 300) for warning in progress.warnings],
+    }
+    return {name: value for name, value in fields.items() if value is not None and value != []}
+
+
+def _metrics(metrics: list[Metric]) -> list[Status]:
+    """Return the metrics that are finite and have a printable name, once each, 24 at most."""
+    found: dict[str, str] = {}
+    for metric in metrics:
+        value = decimal(metric.value)
+        if value is not None and metric.name.isprintable():
+            found[metric.name] = value
+    return [{"name": name, "value": value} for name, value in list(found.items())[:MAX_METRICS]]
+
+
+def _checkpoint(checkpoint: CheckpointReport) -> Status:
+    fields: Status = {"step": checkpoint.step, "path": clean(checkpoint.path, 1024), "time": checkpoint.time}
+    metrics = _metrics(checkpoint.metrics)
+    return fields | ({"metrics": metrics} if metrics else {})
+
+
+def decimal(value: float | str | None) -> str | None:
+    """Return a number as a short decimal string; None for what is no finite number."""
+    number = _finite(value)
+    return None if number is None else f"{number:.6g}"
+
+
+def _finite(value: float | str | None) -> float | None:
+    if value is None:
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    return number if isfinite(number) else None
+
+
+def duration(seconds: int) -> str:
+    """Return a time span in its two largest units: 45s, 12m5s, 1h20m, 2d3h."""
+    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+        if seconds >= size:
+            rest = seconds % size // part
+            return f"{seconds // size}{unit}" + (f"{rest}{smaller}" if rest else "")
+    return f"{seconds}s"

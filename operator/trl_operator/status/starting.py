@@ -1,0 +1,22 @@
+"""Why an attempt does not run yet."""
+
+from collections.abc import Iterable
+
+from trl_operator.plan.observation import Pod
+
+_IMAGE = {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"}
+
+
+def waiting_reason(pods: Iterable[Pod], num_nodes: int) -> tuple[str, str]:
+    """Return reason and message of an attempt whose pods do not all run; the most telling pod speaks."""
+    pods = sorted(pods, key=lambda pod: pod.index)
+    for pod in pods:
+        if pod.waiting_reason in _IMAGE:
+            return "ImagePullFailed", f"pod {pod.name}: {pod.waiting_message or pod.waiting_reason}"
+        if pod.waiting_reason == "CreateContainerConfigError" and "secret" in pod.waiting_message:
+            return "SecretNotFound", f"pod {pod.name}: {pod.waiting_message}"
+    for pod in pods:
+        if pod.unschedulable:
+            return "Unschedulable", f"pod {pod.name}: {pod.unschedulable}"
+    running = sum(pod.phase == "Running" for pod in pods)
+    return "Starting", f"{running} of {num_nodes} pods run"
