@@ -1,0 +1,242 @@
+"""What goes wrong while training, and how the rank, the checkpoints and the record answer."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trainer_kit import (
+    KILL,
+    Ended,
+    Warm,
+    at_step,
+    job_file,
+    metrics,
+    preference_pairs,
+    start_supervisor,
+    wait_for,
+    write_jsonl,
+)
+
+from trl_contract.report import ExitRecord
+from trl_trainer import checkpoint
+
+SIGTERM = "os.kill(os.getpid(), signal.SIGTERM)"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_jsonl(tmp_path / "train.jsonl", preference_pairs(60))
+    return tmp_path
+
+
+def steps(folder: Path) -> list[int]:
+    work = folder / "storage" / "uid-1"
+    return [step for step, path in checkpoint.folders(work) if (path / checkpoint.MANIFEST).exists()]
+
+
+def run(warm: Warm, folder: Path, model: Path, attempt: int = 0, **options: Any) -> Ended:
+    spec = options.pop("spec", {})
+    world = options.pop("world", 2)
+    return warm.run(
+        job_file(folder, model, spec=spec, attempt=attempt, numProcPerNode=world, **options.pop("job", {})),
+        world,
+        **options,
+    )
+
+
+def test_sigterm_on_one_rank_saves_on_all_and_ends_with_143(warm: Warm, folder: Path, model_folder: Path) -> None:
+    ended = run(
+        warm, folder, model_folder, spec={"checkpoint": {"everySteps": 100}}, prelude=at_step(3, SIGTERM, rank=1)
+    )
+    assert ended.codes == [143, 143], ended.logs
+    assert {record.outcome for record in ended.records.values()} == {"Preempted"}
+    # The signal came in step 3, travelled at its end, and was read at the end of step 4.
+    assert steps(folder) == [4]
+    ended = run(warm, folder, model_folder, attempt=1)
+    assert ended.codes == [0, 0], ended.logs
+    assert ended.records[0].progress is not None
+    assert ended.records[0].progress.resumed_from_step == 4
+
+
+def test_sigterm_in_an_evaluation_saves_the_step_and_stops(warm: Warm, folder: Path, model_folder: Path) -> None:
+    prelude = [
+        """
+if rank == 1:
+    import os, signal
+    from trl_trainer.publisher import FiniteGuard
+    def on_prediction_step(self, args, state, control, **kwargs):
+        if state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+    FiniteGuard.on_prediction_step = on_prediction_step
+"""
+    ]
+    spec = {
+        "checkpoint": {"everySteps": 100},
+        "evaluation": {"everySteps": 3, "maxExamples": 6, "perDeviceBatchSize": 1},
+    }
+    ended = run(warm, folder, model_folder, spec=spec, prelude=prelude)
+    assert ended.codes == [143, 143], ended.logs
+    assert steps(folder) == [3]
+
+
+def test_nan_ends_the_run_without_a_manifest_and_with_its_own_class(
+    warm: Warm, folder: Path, model_folder: Path
+) -> None:
+    poison = "next(p for p in kwargs['model'].parameters() if p.requires_grad).data.mul_(float('nan'))"
+    ended = run(warm, folder, model_folder, prelude=at_step(6, poison, rank=0))
+    assert ended.codes == [12, 12], ended.logs
+    assert ended.records[0].reason == "NonFiniteLoss"
+    assert "step 6" in ended.records[0].message
+    assert steps(folder) == [4, 2]
+
+
+def test_diverging_run_never_publishes_what_is_not_finite(warm: Warm, folder: Path, model_folder: Path) -> None:
+    spec = {"training": {"learningRate": 1, "optimizer": "sgd", "maxGradNorm": 1000, "loggingSteps": 100}}
+    blow = "[p.data.mul_(1e30) for p in kwargs['model'].parameters()]"
+    prelude = [*at_step(3, blow, rank=0), at_step(3, blow, rank=1)[0]]
+    ended = run(warm, folder, model_folder, spec=spec, prelude=prelude)
+    assert 12 in ended.codes, ended.logs
+    assert steps(folder) == [2]
+
+
+def test_hanging_rank_is_found_and_every_stack_is_written(warm: Warm, folder: Path, model_folder: Path) -> None:
+    ended = run(
+        warm, folder, model_folder, job={"stallTimeoutSeconds": 4}, prelude=at_step(3, "time.sleep(1000)", rank=1)
+    )
+    assert ended.codes == [137, 137], ended.logs
+    for record, log in zip(ended.records.values(), ended.logs, strict=True):
+        assert record.reason == "CommunicationTimeout"
+        assert "stacks of all threads" in log
+    assert "time.sleep" not in ended.logs[0]
+    assert "on_step_begin" in ended.logs[1]
+
+
+def test_training_without_sharding_is_refused(warm: Warm, folder: Path, model_folder: Path) -> None:
+    """Without cpu_fsdp.py accelerate trains DDP; should it shard one day by itself, that file can go."""
+    ended = run(warm, folder, model_folder, prelude=["import trl_trainer.cpu_fsdp as c; c.enable = lambda: None"])
+    assert ended.codes == [1, 1], ended.logs
+    assert "not sharded: FSDP is off" in ended.records[0].message
+    assert metrics(folder) == []
+
+
+@pytest.mark.parametrize("damage", ["truncate", "empty", "delete", "flip", "no-manifest"])
+def test_torn_checkpoint_is_passed_over_for_the_one_before(
+    damage: str, warm: Warm, folder: Path, model_folder: Path
+) -> None:
+    ended = run(warm, folder, model_folder, world=1, prelude=at_step(7, KILL, rank=0))
+    assert ended.codes == [-signal.SIGKILL]
+    newest = folder / "storage" / "uid-1" / "checkpoint-6"
+    victim = newest / "optimizer.pt"
+    match damage:
+        case "truncate":
+            os.truncate(victim, victim.stat().st_size // 2)
+        case "empty":
+            os.truncate(victim, 0)
+        case "delete":
+            victim.unlink()
+        case "flip":
+            content = bytearray(victim.read_bytes())
+            content[len(content) // 2] ^= 1
+            victim.write_bytes(content)
+        case "no-manifest":
+            (newest / checkpoint.MANIFEST).unlink()
+    ended = run(warm, folder, model_folder, world=1, attempt=1)
+    assert ended.codes == [0], ended.logs
+    progress = ended.records[0].progress
+    assert progress is not None
+    assert progress.resumed_from_step == 4
+    assert any("checkpoint-6" in warning for warning in progress.warnings)
+
+
+def test_checkpoint_that_verifies_but_does_not_load_is_marked_and_the_next_attempt_falls_back(
+    warm: Warm, folder: Path, model_folder: Path
+) -> None:
+    run(warm, folder, model_folder, world=1, prelude=at_step(7, KILL, rank=0))
+    newest = folder / "storage" / "uid-1" / "checkpoint-6"
+    (newest / "optimizer.pt").write_bytes(b"not an optimizer")
+    manifest = checkpoint.Manifest.model_validate_json((newest / checkpoint.MANIFEST).read_text())
+    files = [checkpoint.describe(newest, newest / file.path) for file in manifest.files]
+    (newest / checkpoint.MANIFEST).write_text(
+        manifest.model_copy(update={"files": files}).model_dump_json(by_alias=True)
+    )
+    ended = run(warm, folder, model_folder, world=1, attempt=1)
+    assert ended.codes == [13], ended.logs
+    assert ended.records[0].reason == "CheckpointCorrupt"
+    ended = run(warm, folder, model_folder, world=1, attempt=2)
+    assert ended.codes == [0], ended.logs
+    assert ended.records[0].progress is not None
+    assert ended.records[0].progress.resumed_from_step == 4
+
+
+def test_another_number_of_processes_is_refused(warm: Warm, folder: Path, model_folder: Path) -> None:
+    run(warm, folder, model_folder, world=1, prelude=at_step(5, KILL, rank=0))
+    ended = run(warm, folder, model_folder, world=2, attempt=1)
+    assert ended.codes[0] == 10, ended.logs
+    assert "written by 1 processes and this attempt has 2" in ended.records[0].message
+
+
+def test_finished_training_is_not_repeated_and_export_runs(warm: Warm, folder: Path, model_folder: Path) -> None:
+    """Killed between the last checkpoint and the export."""
+    prelude = [
+        "import os, signal, trl_trainer.export as e; e.weights = lambda *a: os.kill(os.getpid(), signal.SIGKILL)"
+    ]
+    ended = run(warm, folder, model_folder, prelude=prelude)
+    assert -signal.SIGKILL in ended.codes
+    assert steps(folder)[0] == 8
+    before = metrics(folder)
+    ended = run(warm, folder, model_folder, attempt=1)
+    assert ended.codes == [0, 0], ended.logs
+    record = ended.records[0]
+    assert record.step == 8
+    assert record.artifacts
+    assert [line for line in metrics(folder) if "loss" in line] == [line for line in before if "loss" in line]
+    assert record.progress is not None
+    assert record.progress.evaluation is not None
+    assert record.progress.evaluation.before
+
+
+def test_older_attempt_that_wakes_up_publishes_nothing(warm: Warm, folder: Path, model_folder: Path) -> None:
+    claim = f"open({str(folder)!r} + '/storage/uid-1/attempt/1', 'w').close()"
+    ended = run(warm, folder, model_folder, prelude=at_step(3, claim, rank=0))
+    assert ended.codes[0] == 137, ended.logs
+    assert "attempt 1 has taken over" in ended.records[0].message
+    assert steps(folder) == [2]
+
+
+def test_full_disk_while_saving_keeps_the_older_checkpoints(warm: Warm, folder: Path, model_folder: Path) -> None:
+    """A real, small file system that is full."""
+    storage = folder / "storage"
+    storage.mkdir()
+    assert os.system(f"mount -t tmpfs -o size=4m none {storage}") == 0
+    try:
+        fill = f"open({str(storage)!r} + '/ballast', 'wb').write(bytes(3 << 20))"
+        try_fill = f"exec({fill!r}) if not os.path.exists({str(storage)!r} + '/ballast') else None"
+        ended = run(warm, folder, model_folder, world=1, prelude=at_step(4, try_fill, rank=0))
+        assert ended.codes == [10], ended.logs
+        assert ended.records[0].reason == "StorageFull"
+        assert steps(folder) == [2]
+        (storage / "ballast").unlink()
+        ended = run(warm, folder, model_folder, world=1, attempt=1)
+        assert ended.codes == [0], ended.logs
+    finally:
+        assert os.system(f"umount -l {storage}") == 0
+
+
+def test_sigterm_to_the_supervisor_saves_and_exits_143(folder: Path, model_folder: Path) -> None:
+    """The whole way: supervisor, torchrun, ranks; and a second SIGTERM changes nothing."""
+    spec = {"training": {"maxSteps": 100000}, "checkpoint": {"everySteps": 100000}}
+    process = start_supervisor(job_file(folder, model_folder, spec=spec), folder)
+    wait_for(lambda: any(line["step"] >= 3 for line in metrics(folder)), 120)
+    process.send_signal(signal.SIGTERM)
+    process.send_signal(signal.SIGTERM)
+    log, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, log
+    record = ExitRecord.model_validate_json((folder / "termination-log").read_text())
+    assert (record.outcome, record.reason) == ("Preempted", "Preempted")
+    assert "is saved" in record.message
+    [saved] = steps(folder)
+    manifest = json.loads((folder / "storage" / "uid-1" / f"checkpoint-{saved}" / "MANIFEST.json").read_text())
+    assert manifest["worldSize"] == 2
