@@ -3,7 +3,7 @@
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from trl import get_training_chat_template
@@ -17,6 +17,9 @@ from trl_trainer.memory import GIB, MemoryEstimate
 from trl_trainer.preflight import architecture, lengths, steps
 from trl_trainer.preflight.architecture import Architecture
 from trl_trainer.preflight.lengths import Lengths
+
+if TYPE_CHECKING:
+    from trl_trainer.rewards import Rewards
 
 
 class Preflight(Model):
@@ -38,8 +41,10 @@ class Preflight(Model):
     """What is worth a look, most important first."""
 
 
-def run(job: JobFile, tokenizer: Any, rows: Data, work: Path, device: str) -> Preflight:
-    """Return what is known about a resolved job before its weights are loaded.
+def run(
+    job: JobFile, tokenizer: Any, rows: Data, work: Path, device: str, rewards: "Rewards | None" = None
+) -> Preflight:
+    """Return what is known about a resolved job before its weights are loaded; `rewards` go with a GRPOJob.
 
     UserError when it cannot work: a model that is not there, of the wrong kind or too large, a tokenizer that does not
     fit, an option that the data do not allow, too few rows, too little disk space.
@@ -56,6 +61,10 @@ def run(job: JobFile, tokenizer: Any, rows: Data, work: Path, device: str) -> Pr
             f" the longest has {seen.longest} tokens",
         )
     total_steps = steps.total(job, seen.kept)
+    findings = rows.report.warnings()
+    if rewards is not None:
+        check_reward_columns(job, rows.report)
+        findings += rewards.try_out(list(rows.train.select(range(min(2, len(rows.train))))))
     needs = memory.estimate(job, sizes(job, base, seen), available(job, device), device)
     if needs.certain > needs.available:
         change = f"smallest change that fits: {needs.change}" if needs.change else "no single change fits"
@@ -64,7 +73,7 @@ def run(job: JobFile, tokenizer: Any, rows: Data, work: Path, device: str) -> Pr
             f"the job needs {needs.describe()}; {change}",
         )
     checkpoint, free = checkpoint_bytes(job, base), shutil.disk_usage(work).free
-    findings = [*rows.report.warnings(), *_length_findings(job, base, seen), *_memory_findings(needs)]
+    findings += [*_length_findings(job, base, seen), *_memory_findings(needs)]
     final = base.parameters * (2 if job.spec.peft.method != "none" and job.spec.training.precision == "bf16" else 4)
     findings += disk_findings(job, checkpoint, final, free)
     return Preflight(
@@ -128,6 +137,18 @@ def check_loss(job: JobFile, tokenizer: Any, report: DataReport) -> None:
         ) from error
 
 
+def check_reward_columns(job: JobFile, report: DataReport) -> None:
+    """Raise UserError if a reward compares with a column that the data do not have."""
+    for reward in job.spec.grpo.rewards:
+        compared = reward.similarity or reward.accuracy
+        if compared is not None and compared.column not in report.columns:
+            raise UserError(
+                "InvalidSpec",
+                f"grpo.rewards.{reward.name}: the data have no column {compared.column}, only"
+                f" {', '.join(report.columns)}; dataset.columns can rename one",
+            )
+
+
 def sizes(job: JobFile, base: Architecture, seen: Lengths) -> memory.Sizes:
     """Return what the memory estimate needs to know."""
     if job.kind == "GRPOJob":
@@ -169,10 +190,7 @@ def _reward_models(job: JobFile) -> int:
     total = 0
     for reward in job.spec.grpo.rewards:
         if reward.reward_model is not None:
-            field = f"grpo.rewards.{reward.name}.rewardModel"
-            folder = model.check_folder(job.paths.rewards[reward.name], field)
-            architecture.check_weights(Path(folder), field)
-            config = architecture.read_config(folder, None, field)
+            config = architecture.classifier_config(job.paths.rewards[reward.name], f"grpo.rewards.{reward.name}")
             total += architecture.build(config, classifier=True).num_parameters()
     return total * (2 if job.spec.training.precision == "bf16" else 4)
 

@@ -123,6 +123,20 @@ def _check_kind(config: Any, where: str, reward: bool) -> None:
         raise UserError("InvalidSpec", f"model: {where} is a {found}, but this job needs a {wanted}")
 
 
+def classifier_config(folder: str, field: str) -> Any:
+    """Return the config of a reward model's folder; UserError unless it is a classifier with one label, sound."""
+    model.check_folder(folder, field)
+    check_weights(Path(folder), field)
+    config = read_config(folder, None, field)
+    known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+    if type(config) not in known or not set(config.architectures or []) & set(_names(known[type(config)])):
+        found = ", ".join(config.architectures or []) or config.model_type
+        raise UserError("InvalidSpec", f"{field}: {folder} is a {found}, but a reward model is a sequence classifier")
+    if config.num_labels != 1:
+        raise UserError("InvalidSpec", f"{field}: {folder} has {config.num_labels} labels; a reward model has one")
+    return config
+
+
 def _names(classes: Any) -> list[str]:
     return [item.__name__ for item in (classes if isinstance(classes, list | tuple) else [classes])]
 

@@ -1,0 +1,167 @@
+"""The built-in rewards: each a pure function of the completion's text and, for some, of the right answer.
+
+A ValueError says why a row cannot be scored (an answer that is missing or has no number); a completion can always be.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable
+from decimal import Decimal
+from typing import Any
+
+import jsonschema
+from referencing import Registry
+
+from trl_contract.rewards import (
+    AccuracyReward,
+    FormatReward,
+    JsonSchemaReward,
+    KeywordReward,
+    LengthReward,
+    RegexReward,
+    SimilarityReward,
+)
+from trl_trainer.errors import UserError
+from trl_trainer.rewards.limits import time_limit
+
+MATCH_SECONDS = 2
+"""Time limit of one match: some patterns need longer than the universe has existed."""
+
+Text = Callable[[str], float]
+Compare = Callable[[str, Any], float]
+
+# A minus after a word or a bracket is an operator: `10-3` ends with 3. Commas group thousands.
+NUMBER = re.compile(r"(?:(?<![\w).])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][+-]?\d{1,3})?|(?<!\d)\.\d+")
+
+
+def length(given: LengthReward) -> Text:
+    """With n words (separated by white space): max(0, 1 - |n - target| / target), or 1 if min <= n <= max, else 0."""
+
+    def score(text: str) -> float:
+        words = len(text.split())
+        if given.target is not None:
+            return max(0.0, 1 - abs(words - given.target) / given.target)
+        assert given.min is not None
+        assert given.max is not None
+        return float(given.min <= words <= given.max)
+
+    return score
+
+
+def keyword(given: KeywordReward) -> Text:
+    """1 if any, all or none of the words occur at word boundaries, whatever their case, else 0."""
+    patterns = [
+        re.compile(r"(?<!\w)" + r"\s+".join(map(re.escape, word.split())) + r"(?!\w)", re.IGNORECASE)
+        for word in given.words
+    ]
+
+    def score(text: str) -> float:
+        found = [pattern.search(text) is not None for pattern in patterns]
+        return float({"any": any(found), "all": all(found), "none": not any(found)}[given.mode])
+
+    return score
+
+
+def regex(given: RegexReward) -> Text:
+    """1 if the pattern is found anywhere in the completion, else 0."""
+    try:
+        pattern = re.compile(given.pattern)
+    except re.error as error:
+        raise UserError("InvalidSpec", f"regex.pattern {given.pattern!r} is no regular expression: {error}") from error
+
+    def score(text: str) -> float:
+        with time_limit(MATCH_SECONDS):
+            return float(pattern.search(text) is not None)
+
+    return score
+
+
+def format_(given: FormatReward) -> Text:
+    """1 if the completion, without white space around it, is the template with anything in place of each `...`."""
+    first, *rest = given.template.strip().split("...")
+
+    def score(text: str) -> float:
+        text = text.strip()
+        if not rest:
+            return float(text == first)
+        *middle, last = rest
+        at, end = len(first), len(text) - len(last)
+        if at > end or not text.startswith(first) or not text.endswith(last):
+            return 0.0
+        for literal in middle:
+            found = text.find(literal, at, end)
+            if found < 0:
+                return 0.0
+            at = found + len(literal)
+        return 1.0
+
+    return score
+
+
+def json_schema(given: JsonSchemaReward) -> Text:
+    """1 if the completion is JSON that satisfies the schema, else 0."""
+    try:
+        schema = json.loads(given.schema_)
+        kind = jsonschema.validators.validator_for(schema, default=jsonschema.Draft202012Validator)
+        kind.check_schema(schema)
+    except (json.JSONDecodeError, jsonschema.SchemaError) as error:
+        raise UserError("InvalidSpec", f"jsonSchema.schema is no JSON schema: {error}".split("\n")[0]) from error
+    # An empty registry: a $ref to some address is an error and not a download.
+    validator = kind(schema, registry=Registry())
+
+    def score(text: str) -> float:
+        try:
+            value = json.loads(text)
+        except (json.JSONDecodeError, RecursionError):
+            return 0.0
+        with time_limit(MATCH_SECONDS):
+            return float(validator.is_valid(value))
+
+    return score
+
+
+def similarity(given: SimilarityReward) -> Compare:
+    """F1 of the words (runs of letters and digits, whatever their case) that completion and reference share, each as
+    often as it is in both; 1 if both have none."""
+
+    def score(text: str, reference: Any) -> float:
+        ours, theirs = _words(text), _words(_answer(reference, given.column))
+        if not ours or not theirs:
+            return float(ours == theirs)
+        # 2PR / (P + R), with precision and recall over the same shared count.
+        return 2 * (ours & theirs).total() / (ours.total() + theirs.total())
+
+    return score
+
+
+def accuracy(given: AccuracyReward) -> Compare:
+    """1 if the completion is the answer (both stripped) or, with numeric, if the last number in the completion equals
+    the last one in the answer; else 0."""
+
+    def score(text: str, answer: Any) -> float:
+        wanted = _answer(answer, given.column)
+        if not given.numeric:
+            return float(text.strip() == wanted.strip())
+        number = last_number(wanted)
+        if number is None:
+            raise ValueError(f"column {given.column} has no number: {wanted[:80]!r}")
+        return float(last_number(text) == number)
+
+    return score
+
+
+def last_number(text: str) -> Decimal | None:
+    """Return the last decimal number of the text, None if there is none: `-1,234.50` is -1234.5."""
+    found = NUMBER.findall(text)
+    return Decimal(found[-1].replace(",", "")) if found else None
+
+
+def _words(text: str) -> Counter[str]:
+    return Counter(re.findall(r"\w+", text.casefold()))
+
+
+def _answer(value: Any, column: str) -> str:
+    if value is None or isinstance(value, bool | list | dict):
+        raise ValueError(f"column {column} is {value!r}: it must be text or a number")
+    return str(value)

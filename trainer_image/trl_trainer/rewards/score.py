@@ -1,0 +1,34 @@
+"""What goes into a scorer and what comes out."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+Completion = str | list[dict[str, Any]]
+Score = float | str
+"""A number, or why there is none."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One rank's completions of one generation step; all lists have one entry per completion."""
+
+    prompts: list[Completion]
+    completions: list[Completion]
+    columns: dict[str, list[Any]]
+    """The other columns of the data."""
+
+    @property
+    def texts(self) -> list[str]:
+        """What the model said: the completions, or the contents of their assistant turns."""
+        return [text_of(completion) for completion in self.completions]
+
+
+Scorer = Callable[[Batch], list[Score]]
+"""Returns one score per completion; whatever it raises concerns all of them."""
+
+
+def text_of(completion: Completion) -> str:
+    if isinstance(completion, str):
+        return completion
+    return "\n".join(message.get("content") or "" for message in completion if message["role"] == "assistant")
