@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from devcluster import addons, images, other, paths, tools
+from devcluster import addons, images, other, paths, release, tools
 from devcluster.cluster import complete
 
 HACK = Path(__file__).parents[2] / "hack"
@@ -90,6 +90,14 @@ def trainer_image(cluster: None) -> str:
     if not os.environ.get("CLUSTER"):
         images.build("trainer")
     return images.reference("trainer")
+
+
+@pytest.fixture(scope="session")
+def operator(kubectl: Kubectl, trainer_image: str) -> None:
+    """The operator of this checkout runs, installed by its chart."""
+    if not os.environ.get("CLUSTER"):
+        images.build("operator")
+    release.install(kubectl.kubeconfig)
 
 
 @pytest.fixture(scope="session")

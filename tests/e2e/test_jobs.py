@@ -1,0 +1,156 @@
+"""One job of each kind on real pods: two nodes, FSDP2, progress in status, a model at the end."""
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TINY = Path(__file__).with_name("tiny.py")
+KINDS = {"SFTJob": "conversations", "RewardJob": "pairs", "DPOJob": "pairs", "GRPOJob": "prompts"}
+POD_SECURITY = {
+    "runAsNonRoot": True,
+    "runAsUser": 1000,
+    "runAsGroup": 1000,
+    "fsGroup": 1000,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+
+
+def wait_for(found: Callable[[], Any], seconds: float, describe: Callable[[], str]) -> Any:
+    """Return the first true value of `found`; fail after `seconds` with what `describe` says."""
+    deadline = time.monotonic() + seconds
+    while not (value := found()):
+        assert time.monotonic() < deadline, describe()
+        time.sleep(1)
+    return value
+
+
+@pytest.fixture(scope="module")
+def team(kubectl: Any, operator: None, trainer_image: str) -> Iterator[str]:
+    """A restricted namespace with a claim that holds a tiny model and rows for every stage."""
+    name = "e2e-jobs"
+    restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
+    kubectl("delete", "namespace", name, "--ignore-not-found", "--timeout=180s")
+    kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": restricted}})
+    kubectl.wait("jsonpath={.metadata.name}=default", f"--namespace={name}", "serviceaccount/default")
+    kubectl.apply(
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "tiny"}, "data": {"tiny.py": TINY.read_text()}},
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": "models"},
+            "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}},
+        },
+        maker(trainer_image),
+        namespace=name,
+    )
+    kubectl.wait("condition=Complete", f"--namespace={name}", "job/tiny")
+    yield name
+    kubectl("delete", "namespace", name, "--wait=false")
+
+
+def maker(image: str) -> dict[str, Any]:
+    """A Kubernetes Job that runs tiny.py in the trainer image."""
+    container = {
+        "name": "tiny",
+        "image": image,
+        "command": ["python", "/tiny/tiny.py", "/models/tiny"],
+        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
+        "volumeMounts": [{"name": "models", "mountPath": "/models"}, {"name": "tiny", "mountPath": "/tiny"}],
+    }
+    spec = {
+        "restartPolicy": "Never",
+        "securityContext": POD_SECURITY,
+        "containers": [container],
+        "volumes": [
+            {"name": "models", "persistentVolumeClaim": {"claimName": "models"}},
+            {"name": "tiny", "configMap": {"name": "tiny"}},
+        ],
+    }
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": {"name": "tiny"},
+        "spec": {"backoffLimit": 0, "template": {"spec": spec}},
+    }
+
+
+def job(kind: str, **training: Any) -> dict[str, Any]:
+    """A job of two nodes that trains the tiny model."""
+    spec: dict[str, Any] = {
+        "model": {"volume": {"claimName": "models", "path": "tiny/model"}},
+        "dataset": {"train": {"volume": {"claimName": "models", "path": f"tiny/{KINDS[kind]}.jsonl"}}},
+        "numNodes": 2,
+        "peft": {"method": "none"},
+        "training": {
+            "maxSteps": 6,
+            "perDeviceBatchSize": 4,
+            "gradientAccumulationSteps": 1,
+            "learningRate": 1e-3,
+            "loggingSteps": 1,
+            **training,
+        },
+        "evaluation": {"maxExamples": 8},
+        "storage": {"claimName": "models", "subPath": "runs"},
+        "env": [{"name": "OMP_NUM_THREADS", "value": "1"}],
+        "resources": {"limits": {"memory": "4Gi"}},
+    }
+    if kind == "GRPOJob":
+        keyword = {"name": "polite", "keyword": {"words": ["thank", "happy", "gladly"]}}
+        length = {"name": "brief", "weight": 0.5, "length": {"target": 8}}
+        spec["grpo"] = {"rewards": [keyword, length], "generation": {"maxCompletionLength": 12}}
+    name = kind.removesuffix("Job").lower()
+    return {"apiVersion": "trl-operator.io/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
+
+
+def status(kubectl: Any, team: str, kind: str) -> dict[str, Any]:
+    found = kubectl.get(f"--namespace={team}", f"{kind.lower()}/{kind.removesuffix('Job').lower()}")
+    return dict(found.get("status", {}))
+
+
+def describe(kubectl: Any, team: str, kind: str) -> Callable[[], str]:
+    def text() -> str:
+        logs = kubectl("logs", f"--namespace={team}", "--selector=training.kubeflow.org/replica-index=0", "--tail=40")
+        return f"{kind}: {status(kubectl, team, kind)}\n{logs}"
+
+    return text
+
+
+def ended(kubectl: Any, team: str, kind: str) -> dict[str, Any] | None:
+    found = status(kubectl, team, kind)
+    return found if found.get("phase") in ("Succeeded", "Failed") else None
+
+
+@pytest.mark.parametrize("kind", ["RewardJob", "DPOJob", "GRPOJob"])
+def test_a_job_of_two_nodes_succeeds_and_leaves_a_model(kubectl: Any, team: str, kind: str) -> None:
+    kubectl.apply(job(kind), namespace=team)
+    found = wait_for(lambda: ended(kubectl, team, kind), 240, describe(kubectl, team, kind))
+    assert found["phase"] == "Succeeded", describe(kubectl, team, kind)()
+    assert found["effective"] | {"model": ""} == {"batchSize": 8, "worldSize": 2, "model": ""}
+    assert found["progress"]["display"] == "6/6"
+    assert found["restarts"] == 0
+    assert [artifact["type"] for artifact in found["artifacts"]] == ["model"]
+    assert found["checkpoints"][-1]["step"] == 6
+    if kind == "GRPOJob":
+        assert {reward["name"] for reward in found["rewards"]} == {"polite", "brief"}
+    else:
+        assert found["evaluation"]["before"] != found["evaluation"]["after"]
+    kubectl("delete", f"--namespace={team}", f"{kind.lower()}/{kind.removesuffix('Job').lower()}")
+
+
+def test_a_job_whose_pod_is_killed_resumes_from_its_checkpoint(kubectl: Any, team: str) -> None:
+    kind = "SFTJob"
+    resource = job(kind, maxSteps=240)
+    resource["spec"]["checkpoint"] = {"everySteps": 20}
+    kubectl.apply(resource, namespace=team)
+    wait_for(lambda: status(kubectl, team, kind).get("checkpoints"), 180, describe(kubectl, team, kind))
+    kubectl("delete", f"--namespace={team}", "pod/sft-sft-0-worker-1", "--grace-period=0", "--force")
+    found = wait_for(lambda: ended(kubectl, team, kind), 300, describe(kubectl, team, kind))
+    assert found["phase"] == "Succeeded", describe(kubectl, team, kind)()
+    assert (found["attempt"], found["restarts"]) == (1, 1)
+    assert found["resumedFromStep"] >= 20
+    assert found["progress"]["display"] == "240/240"
+    children = kubectl.get(f"--namespace={team}", "pytorchjobs", "--selector=trl-operator.io/job-name=sft")["items"]
+    assert sorted(child["metadata"]["name"] for child in children) == ["sft-sft-0", "sft-sft-1"]
