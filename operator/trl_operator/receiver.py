@@ -137,7 +137,9 @@ class Receiver:
         known = {"progress": _known(pending.progress)} if pending and pending.job.uid == job.uid else {}
         if not is_newer(progress, obj.get("status", {})) or not is_newer(progress, known):
             return False, "not newer than what is known"
-        self._pending[key] = Pending(job, progress, report.trainer_status.progress_percentage)
+        # Our trainer's 100 % are all steps done; that the job is done comes with its exit record.
+        percentage = None if report.trl else report.trainer_status.progress_percentage
+        self._pending[key] = Pending(job, progress, percentage)
         self._wake.set()
         return True, f"step {progress.step} of attempt {progress.attempt}"
 

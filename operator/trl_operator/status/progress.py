@@ -76,12 +76,13 @@ def _progress(progress: Progress, percentage: int | None) -> Status:
     total = progress.total_steps
     if percentage is None:
         percentage = min(100 * progress.step // total, 99) if total else 0
+    eta = progress.eta_seconds if percentage < 100 else None
     fields: dict[str, Any] = {
         "attempt": progress.attempt,
         "activity": progress.activity,
         "display": f"{progress.step}/{total}" if total else str(progress.step),
-        "eta": duration(progress.eta_seconds) if progress.eta_seconds is not None else None,
-        "etaSeconds": progress.eta_seconds,
+        "eta": duration(eta) if eta is not None else None,
+        "etaSeconds": eta,
         "step": progress.step,
         "totalSteps": total,
         "percentage": percentage,

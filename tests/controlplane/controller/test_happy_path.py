@@ -3,9 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from devcluster.controlplane import ControlPlane
 from devcluster.fakenode import FakeNode
-from devcluster.waiting import wait_for
 
 WRITES = {"create", "update", "patch", "delete"}
 

@@ -1,0 +1,198 @@
+"""What happens when an attempt fails, or when somebody interferes."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+from devcluster.fakenode import Exit, FakeNode
+from devcluster.waiting import wait_for
+
+SHARED = {"size": "1Gi", "accessModes": ["ReadWriteMany"]}
+
+
+def start(jobs: Any, node: FakeNode, job: Any, attempt: int = 0) -> list[Any]:
+    """Apply a job of two nodes and run its pods."""
+    jobs.apply(job)
+    return run(jobs, node, job["metadata"]["name"], attempt)
+
+
+def run(jobs: Any, node: FakeNode, name: str, attempt: int) -> list[Any]:
+    pods = node.wait_for_pods(2, f"{name}-dpo-{attempt}", timeout=90)
+    for pod in pods:
+        node.run(pod)
+    jobs.wait("dpojob", name, "runs", lambda s: s.get("phase") == "Running" and s["attempt"] == attempt)
+    return pods
+
+
+def succeed(node: FakeNode, pods: list[Any], message: str) -> None:
+    for pod in pods:
+        node.succeed(pod, message)
+
+
+def test_a_failed_worker_restarts_the_gang_exactly_once(
+    operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any], record: Callable[..., str]
+) -> None:
+    node.sigterm = Exit(137, record("Failed", reason="PeerLost", message="a peer is gone", rank=0))
+    pods = start(jobs, node, dpo(numNodes=2, storage=SHARED))
+    node.fail(pods[1], 1, message="Segmentation fault")
+    status = jobs.wait("dpojob", "tune", "restarts", lambda s: s.get("restarts") == 1)
+    running = next(c for c in status["conditions"] if c["type"] == "Running")
+    assert (running["status"], running["reason"]) == ("False", "Unknown")
+    assert "tune-dpo-0-worker-1" in running["message"]
+    pods = run(jobs, node, "tune", 1)
+    succeed(node, pods, record(attempt=1))
+    status = jobs.wait_for_phase("tune", "Succeeded")
+    assert (status["restarts"], status["attempt"]) == (1, 1)
+    assert "failure" not in status
+    assert status["retry"]["counted"] == 1
+
+
+def test_a_deleted_worker_pod_that_saved_its_work_costs_no_restart_of_the_budget(
+    operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any], record: Callable[..., str]
+) -> None:
+    node.sigterm = Exit(143, record("Preempted", reason="Preempted", message="SIGTERM", rank=0))
+    pods = start(jobs, node, dpo(numNodes=2, storage=SHARED, runPolicy={"maxRestarts": 0}))
+    jobs.delete("pod", pods[1]["metadata"]["name"])
+    pods = run(jobs, node, "tune", 1)
+    succeed(node, pods, record(attempt=1))
+    status = jobs.wait_for_phase("tune", "Succeeded")
+    assert (status["restarts"], status["retry"]["counted"], status["retry"]["freeInARow"]) == (1, 0, 1)
+
+
+def test_a_failure_of_the_users_making_ends_the_job_with_reason_and_hint(
+    operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any], record: Callable[..., str]
+) -> None:
+    node.sigterm = Exit(137, record("Failed", reason="PeerLost", message="a peer is gone", rank=0))
+    pods = start(jobs, node, dpo(numNodes=2, storage=SHARED))
+    message = record("Failed", reason="DataFormatError", message="row 7 has no chosen", rank=1, log="Traceback: row 7")
+    node.fail(pods[1], 10, message=message)
+    status = jobs.wait_for_phase("tune", "Failed")
+    failure = status["failure"]
+    assert (failure["reason"], failure["rank"], failure["exitCode"]) == ("DataFormatError", 1, 10)
+    assert failure["message"] == "row 7 has no chosen"
+    assert failure["pod"] == "tune-dpo-0-worker-1"
+    assert failure["log"] == "Traceback: row 7"
+    assert "maxBadRows" in failure["hint"]
+    succeeded = next(c for c in status["conditions"] if c["type"] == "Succeeded")
+    assert (succeeded["status"], succeeded["reason"]) == ("False", "DataFormatError")
+    assert len(jobs.list("pytorchjobs")) == 1
+    told = [event for event in jobs.list("events") if event["involvedObject"]["kind"] == "DPOJob"]
+    assert {event["reason"] for event in told} == {"AttemptStarted", "Running", "Failed"}
+    assert all(event["involvedObject"]["uid"] == jobs.get("dpojob", "tune")["metadata"]["uid"] for event in told)
+
+
+def test_a_job_out_of_restarts_fails_with_the_last_cause(
+    operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any]
+) -> None:
+    pods = start(jobs, node, dpo(numNodes=2, storage=SHARED, runPolicy={"maxRestarts": 0}))
+    node.fail(pods[0], 1)
+    status = jobs.wait_for_phase("tune", "Failed")
+    assert status["failure"]["reason"] == "Unknown"
+    assert status["restarts"] == 0
+
+
+def test_a_pytorchjob_deleted_by_hand_is_a_failed_attempt(
+    operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any]
+) -> None:
+    start(jobs, node, dpo(numNodes=2, storage=SHARED))
+    jobs.delete("pytorchjob", "tune-dpo-0")
+    status = jobs.wait("dpojob", "tune", "restarts", lambda s: s.get("restarts") == 1, 90)
+    assert status["attempt"] == 1
+    node.wait_for_pods(2, "tune-dpo-1", timeout=90)
+
+
+def test_a_pod_deleted_by_force_restarts_the_gang_though_its_pytorchjob_goes_on(
+    operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any]
+) -> None:
+    pods = start(jobs, node, dpo(numNodes=2, storage=SHARED))
+    name = pods[1]["metadata"]["name"]
+    jobs.plane.kubectl(
+        "delete", "pod", name, f"--namespace={jobs.namespace}", "--force", "--grace-period=0", "--wait=false"
+    )
+    status = jobs.wait("dpojob", "tune", "restarts", lambda s: s.get("restarts") == 1, 90)
+    running = next(c for c in status["conditions"] if c["type"] == "Running")
+    assert running["reason"] == "ChildDeleted"
+    run(jobs, node, "tune", 1)
+    assert all(pod["status"]["phase"] == "Failed" for pod in node.pods("tune-dpo-0"))
+
+
+def test_deleting_a_job_removes_every_child_but_the_retained_claim(
+    operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any]
+) -> None:
+    start(jobs, node, dpo(numNodes=2, storage=SHARED))
+    start(jobs, node, dpo("brief", numNodes=2, storage={**SHARED, "retain": False}))
+    kinds = "pytorchjobs,configmaps,networkpolicies,persistentvolumeclaims,pods"
+
+    def there() -> set[str]:
+        # A claim keeps its finalizer here: the controller that takes it off does not run.
+        found = [obj["metadata"] for obj in jobs.list(kinds)]
+        return {meta["name"] for meta in found if "deletionTimestamp" not in meta} - {"kube-root-ca.crt"}
+
+    assert {"tune-dpo", "tune-dpo-0", "brief-dpo", "brief-dpo-0", "tune-dpo-0-worker-0"} <= there()
+    jobs.delete("dpojob", "tune")
+    jobs.delete("dpojob", "brief")
+    wait_for("the children are gone", lambda: there() == {"tune-dpo"}, 90, 0.5)
+    [left] = [claim for claim in jobs.list("persistentvolumeclaims") if claim["metadata"]["name"] == "tune-dpo"]
+    assert "ownerReferences" not in left["metadata"]
+    jobs.apply(dpo(numNodes=2, storage=SHARED))
+    run(jobs, node, "tune", 0)
+
+
+def test_a_finished_job_is_left_alone_and_deleted_after_its_ttl(
+    operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any], record: Callable[..., str]
+) -> None:
+    succeed(node, start(jobs, node, dpo(numNodes=2, storage=SHARED)), record())
+    done = jobs.wait_for_phase("tune", "Succeeded")
+    jobs.delete("pytorchjob", "tune-dpo-0")
+    wait_for("the PyTorchJob is gone", lambda: not jobs.list("pytorchjobs"), 60, 0.2)
+    jobs.patch("dpojob", "tune", {"metadata": {"labels": {"touched": "yes"}}})
+    jobs.patch("dpojob", "tune", {"spec": {"runPolicy": {"ttlSecondsAfterFinished": 1}}})
+    wait_for("the job is gone", lambda: jobs.get("dpojob", "tune") is None, 60, 0.2)
+    assert not jobs.list("pytorchjobs")
+    assert done["attempt"] == 0
+
+
+def test_a_job_over_its_deadline_is_stopped_and_fails(
+    operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any]
+) -> None:
+    start(jobs, node, dpo(numNodes=2, storage=SHARED))
+    jobs.patch("dpojob", "tune", {"spec": {"runPolicy": {"activeDeadlineSeconds": 1}}})
+    status = jobs.wait_for_phase("tune", "Failed", seconds=90)
+    assert status["failure"]["reason"] == "DeadlineExceeded"
+    assert not jobs.list("pytorchjobs")
+    assert not node.pods("tune-dpo-0")
+
+
+def test_an_out_of_memory_kill_names_the_memory_limit(
+    operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any]
+) -> None:
+    pods = start(jobs, node, dpo(numNodes=2, storage=SHARED))
+    node.oom_kill(pods[0])
+    status = jobs.wait_for_phase("tune", "Failed")
+    assert status["failure"]["reason"] == "OutOfHostMemory"
+    assert "resources.limits.memory" in status["failure"]["hint"]
+
+
+def test_a_lost_node_is_free_and_the_job_goes_on_elsewhere(
+    operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any]
+) -> None:
+    pods = start(jobs, node, dpo(numNodes=2, storage=SHARED, runPolicy={"maxRestarts": 0}))
+    node.evict(pods[0], "The node was low on resource: memory.")
+    run(jobs, node, "tune", 1)
+    status = jobs.status("dpojob", "tune")
+    assert (status["restarts"], status["retry"]["counted"]) == (1, 0)
+
+
+def test_the_waiting_reason_of_a_job_that_cannot_start_is_told(
+    operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any]
+) -> None:
+    jobs.apply(dpo())
+    [pod] = node.wait_for_pods(1, "tune-dpo-0")
+    node.wait(pod, "ImagePullBackOff", 'Back-off pulling image "nowhere/nothing"')
+
+    def told(status: Any) -> bool:
+        return any(c["reason"] == "ImagePullFailed" for c in status.get("conditions", ()))
+
+    status = jobs.wait("dpojob", "tune", "tells why", told)
+    assert status["phase"] == "Starting"
+    assert "nowhere/nothing" in json.dumps(status)
