@@ -3,7 +3,7 @@
 accelerate maps MULTI_GPU and friends to FSDP when a plugin is given, but never MULTI_CPU: two CPU ranks with
 `fsdp=True` train replicas and exit 0. Demo, tests and laptops train on CPU, and they must run the very code that a
 GPU cluster runs. This is the one place that reaches into accelerate's state; on CUDA it does nothing.
-tests/trainer/test_cpu_fsdp.py fails on the day that accelerate does it by itself.
+tests/trainer/test_faults.py (training without sharding) fails on the day that accelerate does it by itself.
 """
 
 from typing import Any

@@ -54,7 +54,8 @@ class Stop:
         os.kill(self.launcher, signal.SIGTERM)
 
     def _on_deadline(self, number: int, frame: FrameType | None) -> None:
-        kill_descendants()
+        for child in _children(os.getpid()):
+            _kill_tree(child)
 
 
 def main() -> int:
@@ -200,12 +201,17 @@ def launch(argv: list[str], variables: dict[str, str]) -> int:
     pid = os.fork()
     if pid == 0:
         os.setsid()
-        _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        end_with_parent()
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
         os.execvpe(argv[0], argv, variables)
     return pid
+
+
+def end_with_parent() -> None:
+    """Have the kernel send SIGTERM to this process when the thread that forked it is gone."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def wait(pid: int) -> None:

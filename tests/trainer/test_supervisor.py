@@ -1,0 +1,189 @@
+"""PID 1: children, signals, names of peers, limits of the container."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from trainer_kit import job_file, wait_for, write_jsonl
+
+from trl_contract.report import ExitRecord
+from trl_trainer import fence, supervisor
+from trl_trainer.errors import TrainerError
+
+
+def python(code: str, **options: object) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def test_it_starts_without_torch() -> None:
+    code = "import sys, time; t = time.time(); import trl_trainer.supervisor; print('torch' in sys.modules)"
+    out, _ = python(code).communicate(timeout=60)
+    assert out == "False\n"
+
+
+@pytest.mark.parametrize(
+    ("environment", "names"),
+    [
+        ({}, []),
+        ({"PET_NNODES": "1", "PET_MASTER_ADDR": "job-worker-0"}, []),
+        ({"PET_NNODES": "3", "PET_MASTER_ADDR": "job-worker-0"}, ["job-worker-0", "job-worker-1", "job-worker-2"]),
+        ({"PET_NNODES": "2", "PET_MASTER_ADDR": "job-node-0-0.job"}, ["job-node-0-0.job", "job-node-0-1.job"]),
+        ({"PET_NNODES": "2", "PET_MASTER_ADDR": "10.0.0.7"}, ["10.0.0.7"]),
+    ],
+)
+def test_peers_are_counted_from_the_masters_name(environment: dict[str, str], names: list[str]) -> None:
+    assert supervisor.peers(environment) == names
+
+
+def test_it_waits_for_a_name_that_does_not_resolve_and_can_be_stopped_meanwhile(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [])
+    job = job_file(tmp_path, tmp_path, spec={})
+    variables = {
+        **os.environ, "PET_NNODES": "2", "PET_MASTER_ADDR": "no-such-host-0.invalid", "PET_NODE_RANK": "1",
+        "TRL_TERMINATION_LOG": str(tmp_path / "log"),
+    }  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "trl_trainer.supervisor", "--job", str(job)],
+        env=variables, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert "waiting for no-such-host-0.invalid, no-such-host-1.invalid" in line
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(20) == 143
+    assert ExitRecord.model_validate_json((tmp_path / "log").read_text()).outcome == "Preempted"
+
+
+def test_a_bad_job_file_names_the_field(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [])
+    job = job_file(tmp_path, tmp_path, spec={"training": {"learningRat": 1}})
+    run = subprocess.run(
+        [sys.executable, "-m", "trl_trainer.supervisor", "--job", str(job)],
+        env={**os.environ, "TRL_TERMINATION_LOG": str(tmp_path / "log")}, check=False, timeout=60,
+    )  # fmt: skip
+    record = ExitRecord.model_validate_json((tmp_path / "log").read_text())
+    assert (run.returncode, record.reason) == (10, "InvalidSpec")
+    assert "learningRat" in record.message
+
+
+def test_a_storage_that_cannot_be_written_is_access_denied(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [])
+    job = job_file(tmp_path, tmp_path, spec={})
+    assert os.system(f"mount -t tmpfs -o ro none {tmp_path}/storage") == 0
+    try:
+        run = subprocess.run(
+            [sys.executable, "-m", "trl_trainer.supervisor", "--job", str(job)],
+            env={**os.environ, "TRL_TERMINATION_LOG": str(tmp_path / "log")}, check=False, timeout=60,
+        )  # fmt: skip
+    finally:
+        os.system(f"umount -l {tmp_path}/storage")
+    record = ExitRecord.model_validate_json((tmp_path / "log").read_text())
+    assert (run.returncode, record.reason) == (10, "AccessDenied")
+
+
+def test_no_process_is_left_and_no_zombie(tmp_path: Path) -> None:
+    """The launcher leaves a daemon and a zombie behind: both are gone when the supervisor is done."""
+    code = f"""
+import ctypes, os, sys
+from trl_trainer import supervisor
+supervisor._libc.prctl(36, 1, 0, 0, 0)
+script = "(setsid sleep 300 & echo $! > {tmp_path}/daemon) ; true & exit 3"
+pid = supervisor.launch(["sh", "-c", script], dict(os.environ))
+supervisor.wait(pid)
+supervisor.kill_descendants()
+print(supervisor._children(os.getpid()))
+"""
+    out, _ = python(code).communicate(timeout=30)
+    assert out == "[]\n"
+    daemon = int((tmp_path / "daemon").read_text())
+    wait_for(lambda: not Path(f"/proc/{daemon}").exists(), 5)
+
+
+def test_the_launcher_is_told_to_stop_when_the_supervisor_dies(tmp_path: Path) -> None:
+    code = f"""
+import os, signal
+from trl_trainer import supervisor
+script = "trap 'touch {tmp_path}/told; exit' TERM; touch {tmp_path}/up; while :; do sleep 0.1; done"
+supervisor.launch(["sh", "-c", script], dict(os.environ))
+signal.pause()
+"""
+    process = python(code)
+    wait_for((tmp_path / "up").exists, 30)
+    process.kill()
+    process.wait(10)
+    wait_for((tmp_path / "told").exists, 10)
+
+
+def test_ranks_that_do_not_end_are_killed_before_the_grace_period_is_over(tmp_path: Path) -> None:
+    code = """
+import os, signal, sys
+from trl_trainer import supervisor
+stop = supervisor.Stop(grace_seconds=7)
+stop.launcher = supervisor.launch(["sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.1; done"], dict(os.environ))
+signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
+supervisor.wait(stop.launcher)
+print("ended")
+"""
+    process = python(code)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "up\n"
+    started = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    out, _ = process.communicate(timeout=20)
+    assert out == "ended\n"
+    assert 1 <= time.monotonic() - started < 7
+
+
+def test_kills_for_memory_are_read_from_cgroup_v2_and_v1(tmp_path: Path) -> None:
+    assert supervisor.oom_kills(tmp_path) == 0
+    (tmp_path / "memory").mkdir()
+    (tmp_path / "memory" / "memory.oom_control").write_text("oom_kill_disable 0\nunder_oom 0\noom_kill 2\n")
+    assert supervisor.oom_kills(tmp_path) == 2
+    (tmp_path / "memory.events").write_text("low 0\nhigh 0\nmax 10\noom 3\noom_kill 3\n")
+    assert supervisor.oom_kills(tmp_path) == 3
+
+
+def test_threads_follow_the_containers_cpu_limit(tmp_path: Path) -> None:
+    allowed = len(os.sched_getaffinity(0))
+    assert supervisor.cpus(tmp_path) == allowed
+    (tmp_path / "cpu.max").write_text("max 100000\n")
+    assert supervisor.cpus(tmp_path) == allowed
+    (tmp_path / "cpu.max").write_text("50000 100000\n")
+    assert supervisor.cpus(tmp_path) == 1
+
+
+def test_a_newer_attempt_fences_an_older_one_off(tmp_path: Path) -> None:
+    fence.claim(tmp_path, 0)
+    fence.claim(tmp_path, 0)
+    fence.claim(tmp_path, 2)
+    fence.check(tmp_path, 2)
+    with pytest.raises(TrainerError, match="attempt 2 has taken over"):
+        fence.check(tmp_path, 0)
+    with pytest.raises(TrainerError, match="attempt 2 has taken over"):
+        fence.claim(tmp_path, 1)
+
+
+def test_torchrun_gets_the_time_to_save_and_restarts_nothing(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [])
+    job = supervisor.read_job(str(job_file(tmp_path, tmp_path, spec={}, terminationGracePeriodSeconds=100)))
+    argv = supervisor.command("job.json", job, tmp_path, world=2)
+    options = dict(pairwise(argv))
+    assert options["--shutdown-timeout"] == "85"
+    assert options["--max-restarts"] == "0"
+    assert options["--module"] == "trl_trainer"
+    assert supervisor.command("job.json", job, tmp_path, world=1)[1:] == ["-m", "trl_trainer", "--job", "job.json"]
+
+
+def test_ranks_get_what_the_libraries_must_know_before_import(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [])
+    job = supervisor.read_job(str(job_file(tmp_path, tmp_path, spec={})))
+    found = supervisor.environment(job, tmp_path, nproc=2)
+    assert found["DISABLE_KUBEFLOW_INTEGRATION"] == "TRUE"
+    assert found["HF_DATASETS_CACHE"].startswith(job.paths.storage)
+    assert json.loads(Path(tmp_path / "job-0.json").read_text())["uid"] in found["HF_DATASETS_CACHE"]
