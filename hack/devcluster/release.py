@@ -16,8 +16,8 @@ def install(kubeconfig: Path) -> None:
 
     On a cluster that is not ours the images must be where its nodes find them: IMAGE_REGISTRY names the registry.
     """
-    values = {"trainer.image": _reference("trainer")}
-    repository, _, tag = _reference("operator").rpartition(":")
+    values = {"trainer.image": reference("trainer")}
+    repository, _, tag = reference("operator").rpartition(":")
     values |= {"image.repository": repository, "image.tag": tag}
     # The tag stays the same when the code changes, so a mark of the code has to make the pods new.
     values["podAnnotations.inputs"] = images.plan("operator", paths.REPOSITORY)[-1].inputs
@@ -30,6 +30,7 @@ def install(kubeconfig: Path) -> None:
     )
 
 
-def _reference(image: str) -> str:
+def reference(image: str) -> str:
+    """Return the image by the name that the cluster's nodes know it by."""
     registry = os.environ.get("IMAGE_REGISTRY")
     return f"{registry}/trl-{image}:dev" if registry else images.reference(image)
