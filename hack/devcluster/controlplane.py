@@ -21,25 +21,13 @@ from typing import Any, Self
 
 from kubernetes import client, config
 
+from devcluster import controlplane_commands as commands
 from devcluster import pki, tools, trainingoperator
 from devcluster.errors import DevClusterError
 from devcluster.waiting import wait_for
 
 BINARIES = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl", "training-operator")
-CONTROLLERS = (
-    "garbage-collector-controller",
-    "namespace-controller",
-    "resourcequota-controller",
-    "serviceaccount-controller",  # without a default ServiceAccount no pod is admitted
-)
 READY_TIMEOUT = 60  # seconds; the slowest, the API server, needs 3 on an idle machine
-# One entry per request once it is answered, and one when a watch begins.
-AUDIT_POLICY = {
-    "apiVersion": "audit.k8s.io/v1",
-    "kind": "Policy",
-    "omitStages": ["RequestReceived"],
-    "rules": [{"level": "Metadata"}],
-}
 
 
 class ControlPlane:
@@ -220,11 +208,11 @@ class ControlPlane:
         for subject in subjects[1:]:
             config = pki.kubeconfig(self.folder / "pki", subject.file, self.url)
             (self.folder / f"{subject.file}.kubeconfig").write_text(config)
-        (self.folder / "audit-policy.json").write_text(json.dumps(AUDIT_POLICY))
+        (self.folder / "audit-policy.json").write_text(json.dumps(commands.AUDIT_POLICY))
         self._commands = {
-            "etcd": self._etcd(),
-            "kube-apiserver": self._apiserver(),
-            "kube-controller-manager": self._controller_manager(),
+            "etcd": commands.etcd(self.folder, self._port("etcd"), self._port("etcd-peer")),
+            "kube-apiserver": commands.kube_apiserver(self.folder, self._port("kube-apiserver"), self._port("etcd")),
+            "kube-controller-manager": commands.kube_controller_manager(self.folder),
             "training-operator": trainingoperator.command(
                 self.folder / "training-operator.kubeconfig",
                 self._port("training-operator-webhook"),
@@ -248,56 +236,6 @@ class ControlPlane:
             return all(found.get("Established") == "True" for found in conditions)
 
         wait_for("the CRDs are established", established, READY_TIMEOUT, 0.05)
-
-    def _etcd(self) -> list[str | Path]:
-        client, peer = (f"http://127.0.0.1:{self._port(name)}" for name in ("etcd", "etcd-peer"))
-        return [
-            tools.binary("etcd"),
-            f"--data-dir={self.folder / 'etcd'}",
-            f"--listen-client-urls={client}",
-            f"--advertise-client-urls={client}",
-            f"--listen-peer-urls={peer}",
-            f"--initial-advertise-peer-urls={peer}",
-            f"--initial-cluster=default={peer}",
-            "--unsafe-no-fsync",
-            "--log-level=warn",
-        ]
-
-    def _apiserver(self) -> list[str | Path]:
-        folder = self.folder / "pki"
-        return [
-            tools.binary("kube-apiserver"),
-            f"--etcd-servers=http://127.0.0.1:{self._port('etcd')}",
-            "--bind-address=127.0.0.1",
-            "--advertise-address=127.0.0.1",
-            "--endpoint-reconciler-type=none",
-            f"--secure-port={self._port('kube-apiserver')}",
-            "--service-cluster-ip-range=10.96.0.0/16",
-            "--authorization-mode=Node,RBAC",
-            # The second one asks for the right that blockOwnerDeletion takes on clusters that enforce it.
-            "--enable-admission-plugins=NodeRestriction,OwnerReferencesPermissionEnforcement",
-            f"--client-ca-file={folder / 'ca.crt'}",
-            f"--tls-cert-file={folder / 'kube-apiserver.crt'}",
-            f"--tls-private-key-file={folder / 'kube-apiserver.key'}",
-            "--service-account-issuer=https://kubernetes.default.svc.cluster.local",
-            f"--service-account-key-file={folder / 'sa.pub'}",
-            f"--service-account-signing-key-file={folder / 'sa.key'}",
-            f"--audit-policy-file={self.folder / 'audit-policy.json'}",
-            f"--audit-log-path={self.logs / 'audit.log'}",
-        ]
-
-    def _controller_manager(self) -> list[str | Path]:
-        return [
-            tools.binary("kube-controller-manager"),
-            f"--kubeconfig={self.folder / 'kube-controller-manager.kubeconfig'}",
-            f"--controllers={','.join(CONTROLLERS)}",
-            "--use-service-account-credentials",
-            f"--service-account-private-key-file={self.folder / 'pki' / 'sa.key'}",
-            "--leader-elect=false",
-            "--secure-port=0",
-            "--kube-api-qps=500",
-            "--kube-api-burst=1000",
-        ]
 
     def _port(self, name: str) -> int:
         """A port that stays ours from the first call to the end, also while nothing listens on it.

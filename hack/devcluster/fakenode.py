@@ -2,9 +2,8 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -12,11 +11,11 @@ from typing import Any, Self
 import urllib3
 from kubernetes import client, config, watch
 
+from devcluster import podstatus
+from devcluster.podstatus import Pod
 from devcluster.waiting import wait_for
 
 AGAIN = (410, 429, 500, 503, 504)  # answers after which the pods are listed again: the API server restarts
-Pod = dict[str, Any]  # as the API server writes it
-JOB_NAME = "training.kubeflow.org/job-name"
 STRATEGIC = "application/strategic-merge-patch+json"
 CAPACITY = {"cpu": "64", "memory": "512Gi", "pods": "2000", "nvidia.com/gpu": "64"}
 
@@ -34,8 +33,8 @@ class FakeNode:
     """A context manager: inside it every pending pod of `namespace` (None: of all) is bound to this node at once.
 
     Then the test says what happens to it: `run`, `succeed`, `fail` and so on, each with a pod as the API server wrote
-    it. Such a call raises ApiException 404 or 409 when that very pod is gone. A deleted pod ends by itself as `sigterm`
-    says. With a `policy` the node calls it for every change of a pod that is bound and not being deleted:
+    it. Such a call raises ApiException 404, 409 or 422 when that very pod is gone. A deleted pod ends by itself as
+    `sigterm` says. With a `policy` the node calls it for every change of a pod that is bound and not being deleted:
     `policy(node, pod)` may call the same methods. What goes wrong there is raised by `wait_for_pods` and by the end of
     the context.
     """
@@ -64,7 +63,11 @@ class FakeNode:
         self._thread = threading.Thread(target=self._live, name=name, daemon=True)
 
     def __enter__(self) -> Self:
-        self._core.create_node({"metadata": {"name": self.name}}, _preload_content=False)
+        try:
+            self._core.create_node({"metadata": {"name": self.name}}, _preload_content=False)
+        except client.ApiException as error:
+            if error.status != 409:  # the node was here before
+                raise
         self._write_node("True", "KubeletReady")
         self._thread.start()
         return self
@@ -84,7 +87,7 @@ class FakeNode:
     def pods(self, job: str | None = None, phase: str | None = None) -> list[Pod]:
         """The pods that are bound to this node, by name; only those of a PyTorchJob, only those in a phase."""
         with self._lock:
-            return _select(self._pods.values(), self.name, job, phase)
+            return podstatus.select(self._pods.values(), self.name, job, phase)
 
     def wait_for_pods(
         self, count: int, job: str | None = None, phase: str | None = None, timeout: float = 60
@@ -101,22 +104,21 @@ class FakeNode:
     def gone(self, job: str | None = None) -> list[Pod]:
         """The pods of this node that were deleted, by name, as they were at the very end."""
         with self._lock:
-            return _select(self._gone.values(), self.name, job, None)
+            return podstatus.select(self._gone.values(), self.name, job, None)
 
     # -- what a kubelet does
 
     def run(self, pod: Pod) -> None:
         """All containers have started and are ready."""
-        running = {"running": {"startedAt": _now()}}
-        self._write(pod, "Running", running, ready=True, podIP="10.244.0.10", startTime=_now())
+        self._patch(pod, podstatus.running(pod))
 
     def succeed(self, pod: Pod, message: str = "") -> None:
         """All containers have ended with 0; `message` is their termination message."""
-        self._write(pod, "Succeeded", self._terminated(pod, 0, "Completed", message))
+        self._patch(pod, podstatus.ended(self._latest(pod), 0, "Completed", message))
 
     def fail(self, pod: Pod, exit_code: int = 1, reason: str = "Error", message: str = "") -> None:
-        """All containers have ended with `exit_code`; `message` is their termination message."""
-        self._write(pod, "Failed", self._terminated(pod, exit_code, reason, message))
+        """All containers have ended with `exit_code`, not 0; `message` is their termination message."""
+        self._patch(pod, podstatus.ended(self._latest(pod), exit_code, reason, message))
 
     def oom_kill(self, pod: Pod) -> None:
         """The kernel has killed the containers at their memory limit."""
@@ -124,13 +126,11 @@ class FakeNode:
 
     def evict(self, pod: Pod, message: str, own_fault: bool = False) -> None:
         """The kubelet has evicted the pod for a reason that `message` gives; `own_fault`: over a limit of its own."""
-        disrupted = [] if own_fault else [_condition("DisruptionTarget", "True", "TerminationByKubelet", message)]
-        state = self._terminated(pod, 137, "Error", "")
-        self._write(pod, "Failed", state, conditions=disrupted, reason="Evicted", message=message)
+        self._patch(pod, podstatus.evicted(self._latest(pod), message, own_fault))
 
     def wait(self, pod: Pod, reason: str, message: str = "") -> None:
         """No container can start: reason ImagePullBackOff, CreateContainerConfigError and the like."""
-        self._write(pod, "Pending", {"waiting": {"reason": reason, "message": message}})
+        self._patch(pod, podstatus.waiting(pod, reason, message))
 
     def files(self, pod: Pod, mount_path: str) -> dict[str, str]:
         """What the first container reads in the ConfigMap or projected volume mounted there: file name -> content.
@@ -173,7 +173,7 @@ class FakeNode:
     def drain(self, pod: Pod) -> None:
         """The pod is evicted through the Eviction API, as `kubectl drain` does."""
         meta = pod["metadata"]
-        body = {"metadata": {"name": meta["name"], "namespace": meta["namespace"]}}
+        body = {"metadata": {"name": meta["name"]}, "deleteOptions": {"preconditions": {"uid": meta["uid"]}}}
         self._core.create_namespaced_pod_eviction(meta["name"], meta["namespace"], body, _preload_content=False)
 
     def lose(self) -> None:
@@ -257,7 +257,7 @@ class FakeNode:
             elif self.policy and phase in ("Pending", "Running"):
                 self.policy(self, pod)
         except client.ApiException as error:
-            if error.status not in (404, 409):  # the pod has changed or gone since: the next event tells
+            if not _is_gone(error):  # the next event tells
                 raise
 
     def _schedule(self, pod: Pod) -> None:
@@ -266,8 +266,8 @@ class FakeNode:
             target = {"apiVersion": "v1", "kind": "Node", "name": self.name}
             body = {"metadata": {"name": meta["name"], "uid": meta["uid"]}, "target": target}
             self._core.create_namespaced_pod_binding(meta["name"], meta["namespace"], body, _preload_content=False)
-        elif _message_of(pod, "PodScheduled") != self._unschedulable:
-            condition = _condition("PodScheduled", "False", "Unschedulable", self._unschedulable)
+        elif podstatus.message_of(pod, "PodScheduled") != self._unschedulable:
+            condition = podstatus.condition("PodScheduled", "False", "Unschedulable", self._unschedulable)
             self._patch(pod, {"conditions": [condition]})
 
     def _end_in_time(self, pod: Pod) -> None:
@@ -291,12 +291,12 @@ class FakeNode:
         except urllib3.exceptions.HTTPError:
             pass  # the API server is away; the next list brings the pod again
         except client.ApiException as error:
-            if error.status not in (404, 409, *AGAIN):
+            if not _is_gone(error) and error.status not in AGAIN:
                 self._error = error
 
     def _end(self, pod: Pod, end: Exit) -> None:
         """The containers' end is written before the pod goes, as the kubelet does it."""
-        if pod["status"]["phase"] == "Running":
+        if self._latest(pod)["status"]["phase"] == "Running":
             if end.code:
                 self.fail(pod, end.code, "Error", end.message)
             else:
@@ -304,39 +304,13 @@ class FakeNode:
         self._delete(pod, gracePeriodSeconds=0)
 
     def _disrupt(self, pod: Pod, reason: str, message: str) -> None:
-        self._patch(pod, {"conditions": [_condition("DisruptionTarget", "True", reason, message)]})
+        self._patch(pod, {"conditions": [podstatus.condition("DisruptionTarget", "True", reason, message)]})
         self._delete(pod)
 
     def _delete(self, pod: Pod, **options: int) -> None:
         meta = pod["metadata"]
         body = {"preconditions": {"uid": meta["uid"]}, **options}
         self._core.delete_namespaced_pod(meta["name"], meta["namespace"], body=body, _preload_content=False)
-
-    def _write(
-        self,
-        pod: Pod,
-        phase: str,
-        state: dict[str, Any],
-        *,
-        ready: bool = False,
-        conditions: Sequence[dict[str, Any]] = (),
-        **status: str,
-    ) -> None:
-        containers = [
-            {
-                "name": container["name"],
-                "image": container["image"],
-                "imageID": "",
-                "ready": ready,
-                "started": ready,
-                "restartCount": 0,
-                "state": state,
-            }
-            for container in pod["spec"]["containers"]
-        ]
-        readiness = [_condition(kind, str(ready)) for kind in ("Ready", "ContainersReady")]
-        body = {"phase": phase, "containerStatuses": containers, "conditions": [*readiness, *conditions], **status}
-        self._patch(pod, body)
 
     def _patch(self, pod: Pod, status: dict[str, Any]) -> None:
         meta = pod["metadata"]
@@ -346,16 +320,16 @@ class FakeNode:
         )
 
     def _write_node(self, ready: str, reason: str) -> None:
-        status = {"conditions": [_condition("Ready", ready, reason)], "capacity": CAPACITY, "allocatable": CAPACITY}
+        status = {
+            "conditions": [podstatus.condition("Ready", ready, reason)],
+            "capacity": CAPACITY,
+            "allocatable": CAPACITY,
+        }
         self._core.patch_node_status(self.name, {"status": status}, _content_type=STRATEGIC, _preload_content=False)
 
-    def _terminated(self, pod: Pod, exit_code: int, reason: str, message: str) -> dict[str, Any]:
+    def _latest(self, pod: Pod) -> Pod:
         with self._lock:
-            known = self._pods.get(pod["metadata"]["uid"], pod)
-        states = [status["state"] for status in known["status"].get("containerStatuses", ())]
-        started = next((state["running"]["startedAt"] for state in states if "running" in state), _now())
-        end = {"exitCode": exit_code, "reason": reason, "message": message}
-        return {"terminated": {**end, "startedAt": started, "finishedAt": _now()}}
+            return self._pods.get(pod["metadata"]["uid"], pod)
 
     def _config_map(self, pod: Pod, name: str) -> dict[str, str]:
         answer = self._core.read_namespaced_config_map(name, pod["metadata"]["namespace"], _preload_content=False)
@@ -368,21 +342,6 @@ class FakeNode:
             raise error
 
 
-def _now() -> str:
-    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-
-
-def _condition(kind: str, status: str, reason: str = "", message: str = "") -> dict[str, str]:
-    return {"type": kind, "status": status, "reason": reason, "message": message, "lastTransitionTime": _now()}
-
-
-def _message_of(pod: Pod, kind: str) -> str | None:
-    found = [c.get("message") for c in pod["status"].get("conditions", ()) if c["type"] == kind]
-    return found[0] if found else None
-
-
-def _select(pods: Iterable[Pod], node: str, job: str | None, phase: str | None) -> list[Pod]:
-    found = [pod for pod in pods if pod["spec"].get("nodeName") == node and phase in (None, pod["status"]["phase"])]
-    if job is not None:
-        found = [pod for pod in found if pod["metadata"].get("labels", {}).get(JOB_NAME) == job]
-    return sorted(found, key=lambda pod: str(pod["metadata"]["name"]))
+def _is_gone(error: client.ApiException) -> bool:
+    """Whether the API server refused because this very pod is not there; of a new one under its name it says 422."""
+    return error.status in (404, 409) or (error.status == 422 and "metadata.uid" in str(error.body))

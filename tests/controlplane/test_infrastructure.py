@@ -14,6 +14,7 @@ from uuid import uuid4
 import pytest
 from kubernetes import client, config
 
+from devcluster import controlplane_commands
 from devcluster.controlplane import ControlPlane
 from devcluster.errors import DevClusterError
 from devcluster.fakenode import Exit, FakeNode, Pod
@@ -130,7 +131,7 @@ def test_what_goes_wrong_in_a_policy_reaches_the_test(
         node.wait_for_pods(1, "bad", "Running")
 
 
-@pytest.mark.parametrize("kind", ["exit code", "out of memory", "evicted"])
+@pytest.mark.parametrize("kind", ["exit code", "out of memory", "evicted", "evicted for its own disk use"])
 def test_a_pytorchjob_fails_with_its_pod(
     kind: str, kubectl: Kubectl, create: Callable[..., str], node: FakeNode
 ) -> None:
@@ -145,15 +146,14 @@ def test_a_pytorchjob_fails_with_its_pod(
         node.oom_kill(first)
         wanted = {"exitCode": 137, "reason": "OOMKilled"}
     else:
-        node.evict(first, "The node was low on resource: memory.")
+        node.evict(first, "The node was low on resource: memory.", own_fault="own" in kind)
         wanted = {"exitCode": 137}
     wait_for_condition(kubectl, "bad", "Failed")
     status = get_pod(kubectl, "bad-worker-0")["status"]
     assert wanted.items() <= status["containerStatuses"][0]["state"]["terminated"].items()
     disruptions = [c["reason"] for c in status["conditions"] if c["type"] == "DisruptionTarget"]
-    assert (status.get("reason"), disruptions) == (
-        ("Evicted", ["TerminationByKubelet"]) if kind == "evicted" else (None, [])
-    )
+    assert status.get("reason") == ("Evicted" if "evicted" in kind else None)
+    assert disruptions == (["TerminationByKubelet"] if kind == "evicted" else [])
     node.wait_for_pods(1, "bad")  # cleanPodPolicy Running: the failed one stays, the other one has ended and gone
 
 
@@ -176,21 +176,46 @@ def test_a_pod_that_cannot_start_or_be_scheduled_says_why(
     assert status["state"]["waiting"]["reason"] == "ImagePullBackOff"
 
 
+@pytest.mark.parametrize(
+    ("sigterm", "wanted"),
+    [
+        (Exit(143, "checkpoint written", after_seconds=1), {"exitCode": 143, "message": "checkpoint written"}),
+        (Exit(0), {"exitCode": 0}),
+        (Exit(143, "too late", after_seconds=600), {"exitCode": 137}),
+    ],
+    ids=["in its own time", "well", "killed after the grace period"],
+)
 def test_a_deleted_pod_ends_as_its_container_answers_sigterm(
-    kubectl: Kubectl, create: Callable[..., str], node: FakeNode
+    sigterm: Exit, wanted: dict[str, Any], kubectl: Kubectl, create: Callable[..., str], node: FakeNode
 ) -> None:
-    node.sigterm = Exit(143, "checkpoint written", after_seconds=1)
-    create(pytorchjob("ending", workers=1))
+    node.sigterm = sigterm
+    create(pytorchjob("ending", workers=1, terminationGracePeriodSeconds=2))
     [pod] = node.wait_for_pods(1, "ending", "Pending")
     node.run(pod)
     node.wait_for_pods(1, "ending", "Running")
     kubectl("delete", "pod", "ending-worker-0", "--wait=false")
-    assert "deletionTimestamp" in get_pod(kubectl, "ending-worker-0")["metadata"]
+    if sigterm.after_seconds:
+        assert "deletionTimestamp" in get_pod(kubectl, "ending-worker-0")["metadata"]
     node.wait_for_pods(0, "ending")
     [ended] = node.gone("ending")
     [status] = ended["status"]["containerStatuses"]
-    assert ended["status"]["phase"] == "Failed"
-    assert {"exitCode": 143, "message": "checkpoint written"}.items() <= status["state"]["terminated"].items()
+    assert ended["status"]["phase"] == ("Failed" if wanted["exitCode"] else "Succeeded")
+    assert wanted.items() <= status["state"]["terminated"].items()
+
+
+def test_a_pod_that_was_replaced_under_its_name_is_not_mistaken_for_the_new_one(
+    kubectl: Kubectl, create: Callable[..., str], node: FakeNode
+) -> None:
+    create(pytorchjob("again", workers=1))
+    [old] = node.wait_for_pods(1, "again", "Pending")
+    kubectl("delete", "pod", "again-worker-0", "--wait=false")
+    wait_for("the pending pod is gone", lambda: bool(node.gone("again")), 30)
+    [new] = node.wait_for_pods(1, "again", "Pending")
+    assert new["metadata"]["uid"] != old["metadata"]["uid"]
+    for act in (node.run, node.preempt):
+        with pytest.raises(client.ApiException, match=old["metadata"]["uid"]):
+            act(old)
+    assert node.pods("again", "Pending") == [new]
 
 
 def test_pods_of_a_lost_node_stay_until_it_is_back(
@@ -317,6 +342,22 @@ def test_the_audit_log_and_rbac_know_a_service_account(
     assert {("list", "configmaps", 403), ("list", "configmaps", 200)} <= seen
 
 
+def test_blocking_an_owners_deletion_takes_the_right_to_its_finalizers(
+    control_plane: ControlPlane, kubectl: Kubectl, create: Callable[..., str], namespace: str
+) -> None:
+    kubectl("create", "serviceaccount", "maker")
+    kubectl("create", "role", "maker", "--verb=create", "--resource=configmaps")
+    kubectl("create", "rolebinding", "maker", "--role=maker", f"--serviceaccount={namespace}:maker")
+    create({**pytorchjob("owner"), "spec": {**pytorchjob("owner")["spec"], "runPolicy": {"suspend": True}}})
+    uid = json.loads(kubectl("get", "pytorchjob", "owner", "--output=json"))["metadata"]["uid"]
+    reference = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "name": "owner", "uid": uid}
+    metadata = {"name": "child", "ownerReferences": [{**reference, "blockOwnerDeletion": True}]}
+    child = json.dumps({"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata})
+    kubeconfig = control_plane.kubeconfig_for_service_account(namespace, "maker")
+    with pytest.raises(DevClusterError, match="cannot set blockOwnerDeletion"):
+        kubectl("create", "--filename=-", stdin=child, kubeconfig=kubeconfig)
+
+
 def test_a_user_with_a_certificate_has_its_groups(control_plane: ControlPlane) -> None:
     kubeconfig = control_plane.kubeconfig_for("someone", ["team-a"])
     who = json.loads(control_plane.kubectl("auth", "whoami", "--output=json", kubeconfig=kubeconfig))
@@ -324,14 +365,32 @@ def test_a_user_with_a_certificate_has_its_groups(control_plane: ControlPlane) -
     assert "team-a" in who["status"]["userInfo"]["groups"]
 
 
-def test_the_node_and_the_data_outlive_a_killed_api_server(second_control_plane: ControlPlane) -> None:
+def test_every_part_may_be_killed_and_started_again(second_control_plane: ControlPlane) -> None:
     plane = second_control_plane
+    plane.kubectl("create", "configmap", "kept")
     with FakeNode(plane.kubeconfig) as node:
-        plane.stop("kube-apiserver")
-        plane.start("kube-apiserver")
-        wait_for("pods are admitted", lambda: "default" in plane.kubectl("get", "serviceaccounts"), 30)
+        parts = list(plane.pids)
+        plane.stop(*parts)
+        for part in parts:
+            plane.start(part)
+        assert "kept" in plane.kubectl("get", "configmaps")
         plane.kubectl("create", "--filename=-", stdin=json.dumps(pytorchjob("after", workers=1)))
         node.wait_for_pods(1, "after")
+        plane.kubectl("delete", "pytorchjob", "after", "--wait=false")
+        node.wait_for_pods(0, "after")
+
+
+def test_a_part_that_does_not_start_is_named_with_its_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    command = ["sh", "-c", "echo the disk is full; exit 3"]
+    monkeypatch.setattr(controlplane_commands, "etcd", lambda *_: command)
+    plane = ControlPlane()
+    with pytest.raises(
+        DevClusterError, match=r"etcd ended with exit code 3; .*etcd.log ends with:\nthe disk is full"
+    ) as failure:
+        plane.__enter__()
+    assert failure.value.__notes__ == [f"The logs of the control plane are kept in {plane.logs}"]
+    assert (plane.logs / "etcd.log").read_text() == "the disk is full\n"
+    shutil.rmtree(plane.folder)
 
 
 def test_nothing_is_left_of_a_control_plane() -> None:
