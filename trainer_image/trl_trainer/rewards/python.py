@@ -27,18 +27,20 @@ class PythonScorer:
         self._command = [sys.executable, "-I", str(CHILD), path, given.function]
         self._seconds = given.timeout_seconds
         self._process: subprocess.Popen[bytes] | None = None
+        self._is_ready = False
         self._start()
 
     def __call__(self, batch: Batch) -> list[Score]:
         """Return one score per completion. What goes wrong in the function is raised as RuntimeError."""
         request = {"prompts": batch.prompts, "completions": batch.completions, "columns": batch.columns}
-        if self._process is None:
-            self.wait_until_ready()
+        self.wait_until_ready()
         values = self._ask(json.dumps(request, default=str).encode() + b"\n")["rewards"]
         return [f"{self._command[-1]} returned None" if value is None else value for value in values]
 
     def wait_until_ready(self) -> None:
         """Return when the module is imported; RuntimeError when that fails."""
+        if self._is_ready:
+            return
         if self._process is None:
             self._start()
         try:
@@ -46,6 +48,7 @@ class PythonScorer:
         except RuntimeError:
             self.close()
             raise
+        self._is_ready = True
 
     def close(self) -> None:
         """End the process and whatever it started."""
@@ -57,6 +60,7 @@ class PythonScorer:
             pipe.close()
         self._process.wait()
         self._process = None
+        self._is_ready = False
 
     def _start(self) -> None:
         environment = {"PATH": os.defpath, "HOME": tempfile.gettempdir(), "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
