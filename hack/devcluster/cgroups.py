@@ -1,5 +1,6 @@
 """The cgroup below which all pods run, in the version 1, hybrid and version 2 layouts."""
 
+import errno
 import os
 import signal
 from pathlib import Path
@@ -34,12 +35,21 @@ def hierarchies() -> list[Path]:
 
 def _kill(roots: list[Path]) -> set[int]:
     """Sends SIGKILL to every process below the cgroups, and says which there were."""
-    files = [Path(folder, "cgroup.procs") for root in roots for folder, _, _ in os.walk(root)]
-    pids = {int(pid) for file in files for pid in file.read_text().split()}
+    pids = {pid for root in roots for folder, _, _ in os.walk(root) for pid in _pids(Path(folder))}
     for found in map(process.by_pid, pids):
         if found:
             found.signal(signal.SIGKILL)
     return pids
+
+
+def _pids(cgroup: Path) -> list[int]:
+    """The processes in it; none when it goes meanwhile, as a shim removes the cgroup of an ended container."""
+    try:
+        return [int(pid) for pid in (cgroup / "cgroup.procs").read_text().split()]
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV):
+            return []
+        raise
 
 
 def _remove_tree(root: Path) -> bool:

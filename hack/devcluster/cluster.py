@@ -60,12 +60,12 @@ def up(*, agreed: bool) -> None:
             stale.clear()
             preflight.check_ports()
             _start(say)
-        addons.install()
-        kube.kubectl("wait", "--for=create", f"--timeout={TIMEOUT}s", f"node/{NODE}")
-        kube.kubectl("wait", "--for=condition=Ready", f"--timeout={TIMEOUT}s", f"node/{NODE}")
-        say("the node is Ready")
-        addons.wait(TIMEOUT)
-        say("training-operator and local-path-provisioner are Available")
+        try:
+            _settle(say)
+        except DevClusterError as error:
+            raise DevClusterError(
+                f"{error}\nsee make cluster-logs; make cluster-down cluster-up starts anew, without the objects"
+            ) from error
 
 
 def down() -> None:
@@ -90,26 +90,24 @@ def complete() -> bool:
     return all(process.running(name, paths.RUN) for name in COMMANDS)
 
 
+def _settle(say: Callable[[str], None]) -> None:
+    """What runs in the cluster has been applied, and all of it is ready."""
+    addons.install()
+    for condition in ("create", "condition=Ready"):
+        kube.kubectl("wait", f"--for={condition}", f"--timeout={TIMEOUT}s", f"node/{NODE}")
+    say("the node is Ready")
+    addons.wait(TIMEOUT)
+    say("training-operator and local-path-provisioner are Available")
+
+
 def _start(say: Callable[[str], None]) -> None:
     """Every process runs and the API server is ready, on a host that `stale.clear` has cleared."""
     sysctls.save()
     network.add()
     cgroups.add()
-    new = not paths.ETCD.exists()
-    if new:
-        stale.forget()
-    _write_files()
-    for name in ("containerd", "etcd", "kube-apiserver"):
+    new = not _start_etcd(say)
+    for name in ("containerd", "kube-apiserver"):
         _launch(name)
-    if not _etcd_serves():
-        say("etcd does not start from its data: the cluster starts anew, without the objects it had")
-        process.stop("kube-apiserver", paths.RUN, grace=0)
-        process.stop("etcd", paths.RUN, grace=0)
-        stale.forget()
-        _write_files()
-        new = True
-        for name in ("etcd", "kube-apiserver"):
-            _launch(name)
     _wait_for("kube-apiserver", lambda: kube.succeeds("get", "--raw=/readyz"))
     say("the API server is ready")
     for name in ("kube-controller-manager", "kube-scheduler", "kube-proxy", "coredns"):
@@ -119,6 +117,23 @@ def _start(say: Callable[[str], None]) -> None:
         containers.remove_all()
     containers.ensure_image(*_pause())
     _launch("kubelet")
+
+
+def _start_etcd(say: Callable[[str], None]) -> bool:
+    """etcd serves; whether with the objects of the cluster before, as opposed to none."""
+    if paths.ETCD.exists():
+        _write_files()
+        _launch("etcd")
+        if _etcd_serves():
+            return True
+        process.stop("etcd", paths.RUN, grace=0)
+        say("etcd does not start from its data: the cluster starts anew, without the objects it had")
+    stale.forget()
+    _write_files()
+    _launch("etcd")
+    if not _etcd_serves():
+        raise DevClusterError(f"etcd does not start; the end of its log:\n{_end_of_log('etcd')}")
+    return False
 
 
 def _write_files() -> None:
@@ -137,7 +152,7 @@ def _write_files() -> None:
 
 def _launch(name: str) -> None:
     binary = tools.binary(name) if name in tools.TOOLS else Path(name)
-    process.start(name, COMMANDS[name](binary), run=paths.RUN, log=paths.LOGS / f"{name}.log")
+    process.start(name, COMMANDS[name](binary), run=paths.RUN, log=_log(name))
 
 
 def _etcd_serves() -> bool:
@@ -156,14 +171,21 @@ def _etcd_serves() -> bool:
 
 def _wait_for(name: str, check: Callable[[], bool]) -> None:
     """The check holds; gives up with the end of the log when the process has ended."""
-    log = paths.LOGS / f"{name}.log"
 
     def checked() -> bool:
         if not process.running(name, paths.RUN):
-            raise DevClusterError(f"{name} has ended; the end of {log}:\n{log.read_text(errors='replace')[-3000:]}")
+            raise DevClusterError(f"{name} has ended; the end of its log:\n{_end_of_log(name)}")
         return check()
 
-    wait_for(f"{name} is ready (see {log})", checked, TIMEOUT)
+    wait_for(f"{name} is ready (see {_log(name)})", checked, TIMEOUT)
+
+
+def _log(name: str) -> Path:
+    return paths.LOGS / f"{name}.log"
+
+
+def _end_of_log(name: str) -> str:
+    return _log(name).read_text(errors="replace")[-3000:]
 
 
 def _pause() -> tuple[str, dict[str, Path | str], list[str]]:

@@ -61,7 +61,7 @@ def kube_controller_manager(binary: Path) -> Command:
         f"--cluster-cidr={POD_RANGE}",
         "--allocate-node-cidrs=false",
         # Where they would look for volume plugins; the default is outside of the cluster's folders.
-        f"--flex-volume-plugin-dir={paths.STATE}/volume-plugins",
+        f"--flex-volume-plugin-dir={paths.VOLUME_PLUGINS}",
     ]
 
 

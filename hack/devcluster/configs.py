@@ -109,7 +109,7 @@ def _kubelet() -> dict[str, object]:
         "clusterDNS": [ADDRESS],
         "resolvConf": f"{paths.CONFIG}/resolv.conf",
         "podLogsDir": f"{paths.LOGS}/pods",
-        "volumePluginDir": f"{paths.STATE}/volume-plugins",
+        "volumePluginDir": str(paths.VOLUME_PLUGINS),
         # A developer's disk is often nearly full, and images are built here, not pulled: nothing is thrown away early.
         "evictionHard": {"imagefs.available": "1%", "nodefs.available": "1%", "memory.available": "200Mi"},
         "imageGCHighThresholdPercent": 100,

@@ -35,7 +35,8 @@ def forget() -> None:
     _remove([dead])
     if paths.ETCD.exists():
         paths.ETCD.rename(dead)
-    _remove([dead, paths.KUBELET_ROOT, paths.VOLUMES, paths.PKI, paths.CONFIG, paths.LOGS, paths.KUBECONFIG])
+    folders = (paths.KUBELET_ROOT, paths.VOLUMES, paths.VOLUME_PLUGINS, paths.PKI, paths.CONFIG, paths.LOGS)
+    _remove([dead, *folders, paths.KUBECONFIG])
 
 
 def _shim_sockets() -> list[Path]:
