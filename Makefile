@@ -76,8 +76,17 @@ cluster-up: $(VENV) ## Bring up the dev cluster (CLUSTER=current, CLUSTER=kind: 
 cluster-down: $(VENV) ## Take the dev cluster away; images and caches stay
 	@$(DEVCLUSTER) down
 
+cluster-status: $(VENV) ## What runs of the dev cluster and how it fares
+	@$(DEVCLUSTER) status
+
+cluster-logs: $(VENV) ## The end of the components' logs
+	@$(DEVCLUSTER) logs
+
 kubeconfig: $(VENV) ## Print the path of the dev cluster's kubeconfig (make -s kubeconfig)
 	@$(DEVCLUSTER) kubeconfig
+
+clean-cache: $(VENV) ## Take the dev cluster away with its images, and all that was built or downloaded
+	@$(DEVCLUSTER) clean-cache
 
 ##@ Images
 
