@@ -263,3 +263,13 @@ def test_a_tokenizer_without_an_end_is_refused(run, monkeypatch, model_folder):
     monkeypatch.setattr(AutoTokenizer, "from_pretrained", lambda _: tokenizer)
     with pytest.raises(UserError, match="has no end-of-text token"):
         run(PAIRS)
+
+
+def test_a_reward_that_compares_with_a_column_that_is_not_there_is_refused(run):
+    rewards = [{"name": "right", "accuracy": {"column": "answer"}}]
+    rows = [{"prompt": USER, "solution": "4"}] * 8
+    with pytest.raises(UserError, match=r"grpo.rewards.right: the data have no column answer, only prompt, sol") as c:
+        run(rows, "GRPOJob", grpo={"rewards": rewards})
+    assert c.value.reason == "InvalidSpec"
+    columns = {"train": {"configMap": {"name": "data", "key": "train.jsonl"}}, "columns": {"answer": "solution"}}
+    assert run(rows, "GRPOJob", grpo={"rewards": rewards}, dataset={**columns, "evalSplit": 0}).total_steps == 2

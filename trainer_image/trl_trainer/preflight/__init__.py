@@ -3,7 +3,7 @@
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from trl import get_training_chat_template
@@ -17,9 +17,6 @@ from trl_trainer.memory import GIB, MemoryEstimate
 from trl_trainer.preflight import architecture, lengths, steps
 from trl_trainer.preflight.architecture import Architecture
 from trl_trainer.preflight.lengths import Lengths
-
-if TYPE_CHECKING:
-    from trl_trainer.rewards import Rewards
 
 
 class Preflight(Model):
@@ -41,10 +38,8 @@ class Preflight(Model):
     """What is worth a look, most important first."""
 
 
-def run(
-    job: JobFile, tokenizer: Any, rows: Data, work: Path, device: str, rewards: "Rewards | None" = None
-) -> Preflight:
-    """Return what is known about a resolved job before its weights are loaded; `rewards` go with a GRPOJob.
+def run(job: JobFile, tokenizer: Any, rows: Data, work: Path, device: str) -> Preflight:
+    """Return what is known about a resolved job before its weights are loaded.
 
     UserError when it cannot work: a model that is not there, of the wrong kind or too large, a tokenizer that does not
     fit, an option that the data do not allow, too few rows, too little disk space.
@@ -52,6 +47,7 @@ def run(
     base = architecture.inspect(job)
     check_tokenizer(job, tokenizer, base)
     check_loss(job, tokenizer, rows.report)
+    check_reward_columns(job, rows.report)
     max_length: int | None = getattr(job.spec.training, "max_length", None)
     seen = lengths.measure(job.kind, rows.train, tokenizer, max_length, completion_only(job, rows.report))
     if seen.dropped == seen.sampled:
@@ -61,10 +57,6 @@ def run(
             f" the longest has {seen.longest} tokens",
         )
     total_steps = steps.total(job, seen.kept)
-    findings = rows.report.warnings()
-    if rewards is not None:
-        check_reward_columns(job, rows.report)
-        findings += rewards.try_out(list(rows.train.select(range(min(2, len(rows.train))))))
     needs = memory.estimate(job, sizes(job, base, seen), available(job, device), device)
     if needs.certain > needs.available:
         change = f"smallest change that fits: {needs.change}" if needs.change else "no single change fits"
@@ -73,7 +65,7 @@ def run(
             f"the job needs {needs.describe()}; {change}",
         )
     checkpoint, free = checkpoint_bytes(job, base), shutil.disk_usage(work).free
-    findings += [*_length_findings(job, base, seen), *_memory_findings(needs)]
+    findings = [*rows.report.warnings(), *_length_findings(job, base, seen), *_memory_findings(needs)]
     final = base.parameters * (2 if job.spec.peft.method != "none" and job.spec.training.precision == "bf16" else 4)
     findings += disk_findings(job, checkpoint, final, free)
     return Preflight(
@@ -139,7 +131,7 @@ def check_loss(job: JobFile, tokenizer: Any, report: DataReport) -> None:
 
 def check_reward_columns(job: JobFile, report: DataReport) -> None:
     """Raise UserError if a reward compares with a column that the data do not have."""
-    for reward in job.spec.grpo.rewards:
+    for reward in job.spec.grpo.rewards if job.kind == "GRPOJob" else ():
         compared = reward.similarity or reward.accuracy
         if compared is not None and compared.column not in report.columns:
             raise UserError(
