@@ -10,7 +10,7 @@ from trl_contract.sources import ConfigMapKey, SecretKeyRef, Volume, exactly_one
 
 class LengthReward(Model):
     """Either `target` (1 at the target, falling linearly to 0 at 0 and at twice the target) or a range `min` to `max`
-    (1 inside, 0 outside), in words of the completion."""
+    (1 inside, 0 outside), in words (separated by white space) of the completion."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -54,31 +54,34 @@ class RegexReward(Model):
 
 class FormatReward(Model):
     template: Annotated[str, Field(min_length=1, max_length=2048)]
-    """Literal text with `...` for anything in between; 1 if the whole completion has this form, else 0."""
+    """Literal text with `...` for anything, or nothing, in between; 1 if the whole completion, without white space
+    around it, has this form, else 0."""
 
 
 class JsonSchemaReward(Model):
     schema_: Annotated[str, Field(alias="schema", min_length=2, max_length=16384)]
-    """JSON schema as a JSON string; 1 if the completion is JSON that satisfies it, else 0."""
+    """JSON schema as a JSON string, without references to other documents; 1 if the whole completion is JSON that
+    satisfies it, else 0."""
 
 
 class SimilarityReward(Model):
     column: Annotated[str, Field(min_length=1, max_length=200)]
-    """Column with the reference text; the reward is the F1 of the words that both share (with multiplicity)."""
+    """Column with the reference text; the reward is the F1 of the words (runs of letters and digits, whatever their
+    case) that both share, each as often as it is in both."""
 
 
 class AccuracyReward(Model):
     column: Annotated[str, Field(min_length=1, max_length=200)]
-    """Column with the right answer."""
+    """Column with the right answer; 1 if the stripped completion is the stripped answer, else 0."""
     numeric: bool = False
-    """Compare the last number in the completion with the answer's, instead of the stripped text."""
+    """Compare the last number in the completion with the last one in the answer, instead of the stripped text."""
 
 
 class PythonReward(Model):
     config_map: ConfigMapKey
     """ConfigMap key with the module's source."""
     function: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-    """Called as f(prompts, completions, **columns); returns one number per completion."""
+    """Called as f(prompts, completions, **columns) in a process of its own; returns one number per completion."""
     timeout_seconds: Annotated[Int32, Field(ge=1, le=3600)] = 60
     """Time limit of one call."""
 
@@ -99,7 +102,7 @@ class HttpReward(Model):
     ]
     """https, or http inside the cluster. It gets {prompts, completions, columns} and answers {rewards: [...]}."""
     timeout_seconds: Annotated[Int32, Field(ge=1, le=600)] = 30
-    """Time limit of one request; it is tried three times."""
+    """Time limit of one request; without an answer, or with 429 or 5xx, it is tried three times."""
     secret_ref: SecretKeyRef | None = None
     """Secret with a token that is sent as Authorization: Bearer."""
 
