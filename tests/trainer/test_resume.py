@@ -16,6 +16,31 @@ CASES: dict[str, dict[str, Any]] = {
     "sft-packed": {"kind": "SFTJob", "spec": {"sft": {"packing": True}, "training": {"maxLength": 32}}},
     "reward-full": {"kind": "RewardJob", "spec": {}},
     "reward-lora": {"kind": "RewardJob", "spec": {"peft": {"method": "lora", "r": 4}}},
+    "grpo-full": {
+        "kind": "GRPOJob",
+        "spec": {
+            "grpo": {
+                "numIterations": 2,
+                "generation": {"maxCompletionLength": 12},
+                "rewards": [
+                    {"name": "short", "length": {"target": 5}},
+                    {"name": "polite", "keyword": {"words": ["thank", "happy"]}, "weight": 2},
+                ],
+            },
+            "evaluation": {"maxExamples": 4},
+        },
+    },
+    "grpo-lora": {
+        "kind": "GRPOJob",
+        "spec": {
+            "peft": {"method": "lora", "r": 4},
+            "grpo": {
+                "generation": {"maxCompletionLength": 12},
+                "rewards": [{"name": "alike", "similarity": {"column": "answer"}}],
+            },
+            "evaluation": {"everySteps": 3, "maxExamples": 4},
+        },
+    },
     "dpo-one-process": {"kind": "DPOJob", "spec": {}, "world": 1},
 }
 

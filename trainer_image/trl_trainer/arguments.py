@@ -3,6 +3,7 @@
 from typing import Any
 
 from trl_contract.jobfile import JobFile
+from trl_trainer import tracking
 
 
 def common(job: JobFile, *, output_dir: str, world: int, device: str, gradient_checkpointing: bool) -> dict[str, Any]:
@@ -34,7 +35,8 @@ def common(job: JobFile, *, output_dir: str, world: int, device: str, gradient_c
         "eval_strategy": "no" if evaluation.every_steps is None else "steps",
         "eval_steps": evaluation.every_steps,
         "save_strategy": "no",
-        "report_to": [],
+        "report_to": tracking.report_to(job),
+        "run_name": job.name,
         "disable_tqdm": True,
         "use_cpu": device == "cpu",
         "dataloader_pin_memory": device == "cuda",

@@ -14,13 +14,13 @@ import time
 import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from trl_contract.report import Activity, Metric, Progress, ProgressReport, TrainerStatus
+from trl_contract.report import Activity, Metric, Progress, ProgressReport, RewardReport, TrainerStatus
 from trl_trainer.records import now
 
 INTERVAL_SECONDS = 5.0
@@ -98,7 +98,10 @@ class Sender:
 class Reporter(TrainerCallback):
     """Rank 0's progress: what it is doing, how far it is, and what it measured."""
 
-    def __init__(self, attempt: int, metrics_file: Path, sender: Sender) -> None:
+    def __init__(
+        self, attempt: int, metrics_file: Path, sender: Sender, rewards: Callable[[], list[RewardReport]] = list
+    ) -> None:
+        self._rewards = rewards
         self.state = Progress(attempt=attempt, activity="loading", last_update_time=now())
         self._metrics_file = metrics_file
         self._sender = sender
@@ -168,7 +171,11 @@ class Reporter(TrainerCallback):
             file.write(json.dumps(entry, default=str) + "\n")
         if "loss" in logs:
             rate = self._tokens.update(logs.get("num_tokens"), time.monotonic())
-            self.update(metrics=metrics_of(logs), tokens_per_second=rate or self.state.tokens_per_second)
+            self.update(
+                metrics=metrics_of(logs),
+                tokens_per_second=rate or self.state.tokens_per_second,
+                rewards=self._rewards(),
+            )
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

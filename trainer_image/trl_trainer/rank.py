@@ -10,19 +10,34 @@ from typing import Any
 from transformers import Trainer
 
 from trl_contract.jobfile import JobFile
-from trl_contract.report import EvaluationReport, ExitRecord
-from trl_trainer import cpu_fsdp, data, evaluation, export, fence, model, publisher, records, world
+from trl_contract.report import Artifact, EvaluationReport, ExitRecord
+from trl_trainer import (
+    card,
+    cpu_fsdp,
+    data,
+    evaluation,
+    export,
+    fence,
+    model,
+    preflight,
+    publisher,
+    records,
+    rewards,
+    tracking,
+    world,
+)
 from trl_trainer.errors import Preempted
 from trl_trainer.pace import AlreadyTrained, Pace
 from trl_trainer.progress import Reporter, Sender, metrics_of
 from trl_trainer.publisher import FiniteGuard, LoadGuard, Publisher
+from trl_trainer.rewards import Rewards
 from trl_trainer.sharding import ShardingCheck
-from trl_trainer.stages import dpo, reward, sft
+from trl_trainer.stages import dpo, grpo, reward, sft
 from trl_trainer.termination import Termination
 from trl_trainer.watchdog import Watchdog
 from trl_trainer.world import Run
 
-STAGES: dict[str, ModuleType] = {"SFTJob": sft, "RewardJob": reward, "DPOJob": dpo}
+STAGES: dict[str, ModuleType] = {"SFTJob": sft, "RewardJob": reward, "DPOJob": dpo, "GRPOJob": grpo}
 
 
 def main(job: JobFile, termination: Termination) -> int:
@@ -42,15 +57,17 @@ def main(job: JobFile, termination: Termination) -> int:
 def train(job: JobFile, termination: Termination) -> ExitRecord:
     """Load, train, evaluate, export; return the SUCCEEDED record. What goes wrong is raised."""
     cpu_fsdp.enable()
+    # Child processes of rewards and what they import come before the process group's threads.
+    scores = rewards.build(job) if job.kind == "GRPOJob" else Rewards([])
     run = world.start(job)
     fence.claim(run.work, job.attempt)
-    reporter = Reporter(job.attempt, run.work / "metrics.jsonl", Sender(os.environ if run.is_main else {}))
+    reporter = Reporter(
+        job.attempt, run.work / "metrics.jsonl", Sender(os.environ if run.is_main else {}), scores.report
+    )
     tokenizer = model.tokenizer(job)
-    rows = load_data(run, tokenizer)
-    reporter.update(warnings=[text[:300] for text in rows.report.warnings()[:8]])
-    if run.is_main:
-        _write(run.work / "resolved.json", job.to_wire())
-    trainer: Trainer = STAGES[job.kind].trainer(run, tokenizer, rows)
+    rows = load_data(run, tokenizer, scores, reporter)
+    tracking.configure(job, run.work)
+    trainer = build(run, tokenizer, rows, scores)
     before = evaluation.Before(run, trainer, tokenizer, prompts(job), rows.report.conversational)
     fit(run, trainer, before, reporter, termination)
 
@@ -63,20 +80,19 @@ def train(job: JobFile, termination: Termination) -> ExitRecord:
         activity="exporting",
         evaluation=EvaluationReport(before=metrics_of(before.metrics, 24), after=metrics_of(after, 24)),
     )
-    artifacts = []
-    if folder is not None:
-        write_samples(folder / "samples.jsonl", prompts(job), before.answers, answers)
-        _write(folder / "resolved.json", job.to_wire())
-        artifacts = export.publish(run, folder)
+    step = trainer.state.global_step
+    artifacts = world.broadcast(run, lambda: finish(run, folder, rows, before, after, answers, step))
     reporter.close()
+    scores.close()
+    tracking.finish()
     world.barrier(run)
     record = ExitRecord(
         outcome="Succeeded",
         attempt=job.attempt,
         rank=run.rank,
         time=records.now(),
-        step=trainer.state.global_step,
-        message=f"trained {trainer.state.global_step} steps",
+        step=step,
+        message=f"trained {step} steps",
         artifacts=artifacts,
         progress=reporter.state if run.is_main else None,
     )
@@ -84,12 +100,37 @@ def train(job: JobFile, termination: Termination) -> ExitRecord:
     return record
 
 
+def load_data(run: Run, tokenizer: Any, scores: Rewards, reporter: Reporter) -> data.Data:
+    """Return the rows, checked: rank 0 writes them and looks at everything that can be known before weights are
+    loaded, the others read what it wrote. UserError when the job cannot work."""
+
+    def prepare() -> None:
+        rows = data.load(run.job, tokenizer, run.work, run.rank)
+        seen = preflight.run(run.job, tokenizer, rows, run.work, run.device)
+        findings = [*seen.findings, *scores.try_out(rows.train.select(range(min(3, len(rows.train)))).to_list())]
+        for line in findings:
+            print(f"preflight: {line}", flush=True)
+        reporter.update(warnings=[line[:300] for line in findings[:8]])
+        write_json(run.work / "preflight.json", seen.to_wire())
+        write_json(run.work / "resolved.json", run.job.to_wire())
+
+    world.broadcast(run, prepare)
+    return data.load(run.job, tokenizer, run.work, run.rank)
+
+
+def build(run: Run, tokenizer: Any, rows: data.Data, scores: Rewards) -> Trainer:
+    """Return TRL's trainer for the job's kind, model loaded."""
+    if run.job.kind == "GRPOJob":
+        return grpo.trainer(run, tokenizer, rows, scores)
+    return STAGES[run.job.kind].trainer(run, tokenizer, rows)
+
+
 def fit(run: Run, trainer: Trainer, before: evaluation.Before, reporter: Reporter, termination: Termination) -> None:
     """Train to the last step, from the newest checkpoint if there is one; Preempted if SIGTERM cut it short."""
     choice = publisher.choose(run)
     for line in choice.skipped:
         print(f"rank {run.rank}: {line}", flush=True)
-    reporter.update(warnings=[*reporter.state.warnings, *(line[:300] for line in choice.skipped)][:8])
+    reporter.update(warnings=[*(line[:300] for line in choice.skipped), *reporter.state.warnings][:8])
     guard, load_guard, pace = FiniteGuard(), LoadGuard(), Pace(run, trainer, termination)
     watchdog = Watchdog(run.job.stall_timeout_seconds, run.job.attempt, run.rank)
     # In this order at every event: first what may end the run, then what saves, then what decides and reports.
@@ -109,14 +150,35 @@ def fit(run: Run, trainer: Trainer, before: evaluation.Before, reporter: Reporte
         raise Preempted(f"stopped by SIGTERM; step {trainer.state.global_step} is saved")
 
 
-def load_data(run: Run, tokenizer: Any) -> data.Data:
-    """Return the rows: rank 0 writes them, the others read what it wrote."""
-    if run.is_main:
-        found = data.load(run.job, tokenizer, run.work, run.rank)
-        world.barrier(run)
-        return found
-    world.barrier(run)
-    return data.load(run.job, tokenizer, run.work, run.rank)
+def finish(
+    run: Run,
+    folder: Path | None,
+    rows: data.Data,
+    before: evaluation.Before,
+    after: dict[str, float],
+    answers: list[str],
+    step: int,
+) -> list[Artifact]:
+    """Put the samples, the settings and the card beside the weights and publish the folder. Rank 0 only."""
+    assert folder is not None, "rank 0 has written the weights"
+    asked = prompts(run.job)
+    first = before.answers or [""] * len(asked)
+    samples = [{"prompt": p, "before": b, "after": a} for p, b, a in zip(asked, first, answers, strict=True)]
+    if samples:
+        lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+        (folder / "samples.jsonl").write_text("".join(lines))
+    write_json(folder / "resolved.json", run.job.to_wire())
+    text = card.text(
+        run.job,
+        data=rows.report,
+        parent=card.parent(run.job.paths.model),
+        step=step,
+        before=before.metrics,
+        after=after,
+        samples=samples,
+    )
+    (folder / "README.md").write_text(text)
+    return export.publish(run, folder)
 
 
 def prompts(job: JobFile) -> list[str]:
@@ -124,11 +186,5 @@ def prompts(job: JobFile) -> list[str]:
     return list(getattr(job.spec.evaluation, "sample_prompts", []))
 
 
-def write_samples(path: Path, prompts: list[str], before: list[str], after: list[str]) -> None:
-    """Write one line per prompt with the base model's answer and the tuned one's."""
-    rows = [{"prompt": p, "before": b, "after": a} for p, b, a in zip(prompts, before, after, strict=True)]
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-
-
-def _write(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1, ensure_ascii=False))
