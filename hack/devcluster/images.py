@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from devcluster import containers, paths, process, tools
 from devcluster.errors import DevClusterError
@@ -31,8 +32,9 @@ CODE = {
 INPUTS = "trl-operator.io/inputs"  # label of an image: the digest of what it was made of
 CA_BUNDLE = Path(os.environ.get("SSL_CERT_FILE") or "/etc/ssl/certs/ca-certificates.crt")
 DEBOOTSTRAP = ("debootstrap", "--variant=minbase", "--include=python3,python3-venv,ca-certificates", "bookworm")
-LEFT_OUT = tuple(f"./{path}/*" for path in ("dev", "var/cache", "var/lib/apt/lists", "var/log")) + tuple(
-    f"./usr/share/{name}/*" for name in ("doc", "info", "locale", "man")
+NOT_IN_BASE = (  # documentation, caches, and glibc's legacy character sets
+    *("dev", "var/cache", "var/lib/apt/lists", "var/log", "usr/lib/x86_64-linux-gnu/gconv"),
+    *("usr/share/doc", "usr/share/info", "usr/share/locale", "usr/share/man"),
 )
 
 BUILDKITD = """\
@@ -74,14 +76,14 @@ def reference(image: str) -> str:
     return f"localhost/trl-{image}:dev"
 
 
-def build(name: str) -> None:
-    """localhost/trl-NAME:dev, NAME being one of NAMES, is in the kubelet's store and is what this checkout builds.
+def build(name: str, repository: Path = paths.REPOSITORY) -> None:
+    """localhost/trl-NAME:dev, NAME being one of NAMES, is in the kubelet's store and is what the checkout builds.
 
     Needs the containerd of a running cluster. Raises DevClusterError.
     """
     if not process.running("containerd", paths.RUN):
         raise DevClusterError("the images go into the image store of the running cluster; run `make cluster-up` first")
-    base, dependencies, code = plan(name, paths.REPOSITORY)
+    base, dependencies, code = plan(name, repository)
     if _inputs(code.image) == code.inputs:
         return
     with exclusive(paths.STATE / "images.lock", "images: waiting for another build to end"), _buildkitd():
@@ -105,7 +107,7 @@ def plan(name: str, repository: Path) -> tuple[Step, Step, Step]:
     head = text[: text.rindex("\nFROM ")]
     version = tomllib.loads((repository / "pyproject.toml").read_text())["project"]["version"]
     base_dockerfile = repository / "hack/devcluster/Dockerfile.base"
-    base = _digest(base_dockerfile.read_text(), *DEBOOTSTRAP, *LEFT_OUT)
+    base = _digest(base_dockerfile.read_text(), *DEBOOTSTRAP, *NOT_IN_BASE)
     dependencies = _digest(base, head, lock.read_text())
     code = _digest(dependencies, text, version, *_contents(repository, CODE[name]))
     return (
@@ -183,22 +185,27 @@ def _rootfs(context: Path) -> None:
     work.mkdir(parents=True)
     # In a mount namespace of its own: the /proc that a killed debootstrap leaves mounted goes with it.
     process.run("unshare", "--mount", *DEBOOTSTRAP, work / "rootfs")
-    excluded = [f"--exclude={pattern}" for pattern in LEFT_OUT]
+    excluded = [f"--exclude=./{folder}/*" for folder in NOT_IN_BASE]
     process.run("tar", "-C", work / "rootfs", "--numeric-owner", *excluded, "-cf", work / "rootfs.tar", ".")
     shutil.rmtree(work / "rootfs")
     shutil.rmtree(context, ignore_errors=True)
     work.rename(context)
 
 
-def _inputs(image: str) -> str | None:
-    """The digest that the image in the store was made of, or None if there is no such image."""
+def config(image: str) -> dict[str, Any] | None:
+    """The OCI configuration of the image in the kubelet's store, or None if there is no such image."""
     digests = [digest for name, digest in _stored() if name == reference(image)]
     if not digests:
         return None
     manifest = json.loads(containers.ctr("content", "get", digests[0]))
-    config = json.loads(containers.ctr("content", "get", manifest["config"]["digest"]))
-    label: str | None = config["config"].get("Labels", {}).get(INPUTS)
-    return label
+    found: dict[str, Any] = json.loads(containers.ctr("content", "get", manifest["config"]["digest"]))
+    return found
+
+
+def _inputs(image: str) -> str | None:
+    """The digest of what the image in the store was made of, or None if there is no such image."""
+    found = config(image)
+    return found["config"]["Labels"][INPUTS] if found else None
 
 
 def _stored() -> list[tuple[str, str]]:
