@@ -72,26 +72,24 @@ def inspect(job: JobFile) -> Architecture:
 
 def read_config(where: str, revision: str | None, field: str) -> Any:
     """Return the transformers config of a folder or hub repository. UserError names `field`."""
+    if not Path(where).is_absolute():
+        _check_hub(where, revision, field)
     try:
-        if not Path(where).is_absolute():
-            _check_hub(where, revision, field)
         return AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
-    except GatedRepoError as error:
-        raise UserError("AccessDenied", f"{field}: {where} is gated: give tokenSecretRef and ask for access") from error
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise UserError("ModelNotFound", f"{field}: {where} is not on the hub, or is private: {error}") from error
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise UserError("InvalidSpec", f"{field}: the config.json of {where} is of no known model: {error}") from error
 
 
 def _check_hub(repo: str, revision: str | None, field: str) -> None:
-    """Refuse weights that are only there as pickle: loading them runs foreign code."""
+    """Raise UserError if the repository is not there or has only pickled weights: loading them runs foreign code."""
     try:
         names = HfApi().list_repo_files(repo, revision=revision)
-    except (RepositoryNotFoundError, RevisionNotFoundError):
-        raise
+    except GatedRepoError as error:
+        raise UserError("AccessDenied", f"{field}: {repo} is gated: give tokenSecretRef and ask for access") from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise UserError("ModelNotFound", f"{field}: {repo} is not on the hub, or is private: {error}") from error
     except (HfHubHTTPError, OSError):
-        return  # offline: from_pretrained looks into the cache, and takes safetensors only
+        return  # no answer: from_pretrained looks into the cache, and takes safetensors only
     if not any(name.endswith(".safetensors") for name in names):
         raise UserError("ModelNotFound", f"{field}: {repo} has no safetensors, and pickle weights are not loaded")
 

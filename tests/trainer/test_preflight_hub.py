@@ -1,0 +1,88 @@
+"""Models of the hub are looked at without a download of weights, from a local HTTP server that plays the hub."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+COMMIT = "a" * 40
+FILES = {"good": ["config.json", "model.safetensors"], "pickle": ["config.json", "pytorch_model.bin"]}
+CONFIG = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "vocab_size": 40, "hidden_size": 16}
+
+READ = """
+import json, sys
+from trl_trainer.errors import UserError
+from trl_trainer.preflight import architecture
+for repo in sys.argv[1:]:
+    try:
+        print(json.dumps(architecture.read_config(repo, None, "model").hidden_size))
+    except UserError as error:
+        print(json.dumps([error.reason, error.message]))
+"""
+
+
+class Hub(BaseHTTPRequestHandler):
+    """Just as much of the hub's API as transformers and huggingface_hub ask for."""
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path = self.path.split("?")[0]
+        name = next((name for name in (*FILES, "gated") if f"/{name}" in path), None)
+        if name is None:
+            self.reply(404, error="RepoNotFound")
+        elif name == "gated":
+            self.reply(403, error="GatedRepo")
+        elif path.startswith("/api/models/"):
+            self.reply(200, [{"type": "file", "path": file, "size": 1, "oid": "b" * 40} for file in FILES[name]])
+        elif path.endswith("/config.json"):
+            self.reply(200, CONFIG)
+        else:
+            assert not path.endswith((".safetensors", ".bin")), "weights were asked for"
+            self.reply(404, error="EntryNotFound")
+
+    def reply(self, code, body=None, error=None):
+        body = b"" if body is None else json.dumps(body).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("ETag", '"1"')
+        self.send_header("X-Repo-Commit", COMMIT)
+        if error:
+            self.send_header("X-Error-Code", error)
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_hub_model_is_read_without_its_weights_and_pickle_is_refused(hub, tmp_path):
+    environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    repos = ["org/good", "org/pickle", "org/gated", "org/missing"]
+    done = subprocess.run(
+        [sys.executable, "-c", READ, *repos], env=environment, capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, done.stderr
+    good, pickle, gated, missing = map(json.loads, done.stdout.splitlines())
+    assert good == 16
+    assert pickle == ["ModelNotFound", "model: org/pickle has no safetensors, and pickle weights are not loaded"]
+    assert gated == ["AccessDenied", "model: org/gated is gated: give tokenSecretRef and ask for access"]
+    assert missing[0] == "ModelNotFound"
+    assert missing[1].startswith("model: org/missing is not on the hub, or is private")
