@@ -1,15 +1,19 @@
-"""`python -m trl_trainer --job FILE`: one rank, under torchrun or alone."""
+"""`python -m trl_trainer --job FILE`: one rank, under torchrun or alone.
+`python -m trl_trainer run job.yaml` and `explain job.yaml`: a job on this machine, without a cluster."""
 
 import argparse
 import os
 import sys
 
 from trl_contract.resolve import resolve
+from trl_trainer import cli
 from trl_trainer.supervisor import JOB_FILE, library_settings, read_job
 from trl_trainer.termination import Termination
 
 
 def main() -> None:
+    if sys.argv[1:2] and sys.argv[1] in (*cli.COMMANDS, "-h", "--help"):
+        sys.exit(cli.main(sys.argv[1:]))
     parser = argparse.ArgumentParser(prog="python -m trl_trainer", description=__doc__)
     parser.add_argument(
         "--job", default=os.environ.get("TRL_JOB_FILE", JOB_FILE), help="job file (default %(default)s)"

@@ -1,0 +1,142 @@
+"""`python -m trl_trainer explain`: what a job would do, in the cluster and here, without training."""
+
+import dataclasses
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import datasets
+import yaml
+
+from trl_contract.jobfile import JobFile
+from trl_contract.resolve import resolve
+from trl_trainer import arguments, data, local, local_resource, memory, model, preflight, rewards
+from trl_trainer.data import Data
+from trl_trainer.preflight import Preflight, architecture, lengths, steps
+from trl_trainer.preflight.architecture import Architecture
+from trl_trainer.preflight.lengths import Lengths
+from trl_trainer.stages import dpo, grpo, reward, sft
+
+CONFIGS = {"SFTJob": sft.config, "RewardJob": reward.config, "DPOJob": dpo.config, "GRPOJob": grpo.config}
+UNTOLD = ("output_dir", "report_to", "disable_tqdm", "logging_nan_inf_filter", "save_strategy", "trust_remote_code")
+"""What is the same for every job."""
+
+
+def explain(path: Path, places: local.Places) -> int:
+    """Print what the job of `path` would do and return 0. UserError if it cannot work; what is known comes first."""
+    resource = local_resource.read(path)
+    datasets.disable_progress_bars()
+    with tempfile.TemporaryDirectory(prefix="trl-") as folder:
+        given = local.here(resource, dataclasses.replace(places, storage=Path(folder)), local.num_gpus())
+        here, there = resolve(given), resolve(local.as_written(given, resource))
+        _print_config(there, here)
+        tokenizer = model.tokenizer(here)
+        rows = data.load(here, tokenizer, Path(folder) / here.uid, 0)
+        _print_plan(there, here, rows, tokenizer)
+        storage = _nearest(local.storage_folder(resource, places))
+        known = preflight.run(here, tokenizer, rows, storage, _device(here))
+        _print_findings(known, _try_rewards(here, rows))
+    return 0
+
+
+def _try_rewards(job: JobFile, rows: Data) -> list[str]:
+    """Run the rewards on a few rows, as the trainer does before it loads weights."""
+    if job.kind != "GRPOJob":
+        return []
+    scores = rewards.build(job)
+    try:
+        return scores.try_out(rows.train.select(range(min(3, len(rows.train)))).to_list())
+    finally:
+        scores.close()
+
+
+def _device(job: JobFile) -> str:
+    return "cuda" if job.has_gpus else "cpu"
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder itself, or what it will be made in."""
+    return next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+
+
+def _config(job: JobFile) -> dict[str, Any]:
+    world = job.num_nodes * job.num_proc_per_node
+    found = CONFIGS[job.kind](
+        job,
+        output_dir="",
+        world=world,
+        device=_device(job),
+        gradient_checkpointing=model.gradient_checkpointing(job),
+    )
+    return {name: value for name, value in found.items() if name not in UNTOLD}
+
+
+def _print_config(there: JobFile, here: JobFile) -> None:
+    wanted, local_one = _config(there), _config(here)
+    changed = {n: local_one.get(n) for n in (wanted | local_one) if wanted.get(n) != local_one.get(n)}
+    print(f"# TRL config of {there.kind} {there.name}\n{_yaml(wanted)}")
+    adapter = arguments.lora(there, "SEQ_CLS" if there.kind == "RewardJob" else "CAUSAL_LM")
+    if adapter is not None:
+        print(f"# peft's LoraConfig\n{_yaml(adapter)}")
+    if changed:
+        print(f"# On this machine instead\n{_yaml(changed)}")
+
+
+def _yaml(value: dict[str, Any]) -> str:
+    return str(yaml.safe_dump(value, sort_keys=False, default_flow_style=False))
+
+
+def _print_plan(there: JobFile, here: JobFile, rows: Data, tokenizer: Any) -> None:
+    base, report = architecture.inspect(here), rows.report
+    max_length: int | None = getattr(here.spec.training, "max_length", None)
+    seen = lengths.measure(here.kind, rows.train, tokenizer, max_length, preflight.completion_only(here, report))
+    print(f"# Model\n{base.name}, {base.parameters:,} parameters, {base.trainable:,} trained\n")
+    print(f"# Data\n{report.form}: {report.train} rows to train on, {report.eval} held out")
+    print(f"tokens per row: median {seen.p50}, 90 % {seen.p90}, 99 % {seen.p99}, longest {seen.longest}")
+    print(f"histogram: {', '.join(f'{bound}: {count}' for bound, count in seen.histogram.items())}\n")
+    columns = [_column(job, base, seen) for job in (there, here)]
+    print(f"# Plan\n{'':<34}{'cluster':>14}{'here':>14}")
+    for name, *values in zip(_NAMES, *columns, strict=True):
+        print(f"{name:<34}{values[0]:>14}{values[1]:>14}")
+
+
+def _print_findings(known: Preflight, more: list[str]) -> None:
+    print(f"\nhere: {known.memory.describe()}")
+    print(f"a checkpoint has {_size(known.checkpoint_bytes)}, and {_size(known.free_bytes)} are free here")
+    findings = [*known.findings, *more]
+    print("\n# Worth a look" if findings else "\nnothing stands out")
+    for finding in findings:
+        print(f"- {finding}")
+
+
+_NAMES = (
+    "processes",
+    "rows per optimizer step",
+    "optimizer steps",
+    "per process: weights",
+    "per process: gradients",
+    "per process: optimizer",
+    "per process: models beside",
+    "per process: activations",
+)
+
+
+def _column(job: JobFile, base: Architecture, seen: Lengths) -> list[str]:
+    world = job.num_nodes * job.num_proc_per_node
+    training = job.spec.training
+    total = steps.total(job, seen.kept)
+    device = _device(job)
+    # What the cluster's devices have is not known here.
+    needs = memory.estimate(job, preflight.sizes(job, base, seen), sys.maxsize, device)
+    parts = (needs.weights, needs.gradients, needs.optimizer, needs.beside, needs.activations)
+    return [
+        str(world),
+        str(training.per_device_batch_size * training.gradient_accumulation_steps * world),
+        "packing decides" if total is None else str(total),
+        *(_size(part) for part in parts),
+    ]
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"
