@@ -235,21 +235,17 @@ def test_pods_of_a_lost_node_stay_until_it_is_back(
     node.wait_for_pods(0, "lost")
 
 
-def test_preemption_and_drain_say_so_in_the_pod(kubectl: Kubectl, create: Callable[..., str], node: FakeNode) -> None:
-    create(pytorchjob("victims"))
-    first, second = node.wait_for_pods(2, "victims", "Pending")
-    node.run(first)
-    node.run(second)
-    node.preempt(first)
-    node.drain(second)
-    node.wait_for_pods(0, "victims")
-    reasons = [
-        condition["reason"]
-        for pod in node.gone("victims")
-        for condition in pod["status"]["conditions"]
-        if condition["type"] == "DisruptionTarget"
-    ]
-    assert reasons == ["PreemptionByScheduler", "EvictionByEvictionAPI"]
+@pytest.mark.parametrize(("act", "reason"), [("preempt", "PreemptionByScheduler"), ("drain", "EvictionByEvictionAPI")])
+def test_preemption_and_drain_say_so_in_the_pod(
+    act: str, reason: str, create: Callable[..., str], node: FakeNode
+) -> None:
+    create(pytorchjob("victim", workers=1))
+    [pod] = node.wait_for_pods(1, "victim", "Pending")
+    node.run(pod)
+    getattr(node, act)(pod)
+    node.wait_for_pods(0, "victim")
+    [ended] = node.gone("victim")
+    assert [c["reason"] for c in ended["status"]["conditions"] if c["type"] == "DisruptionTarget"] == [reason]
 
 
 def test_the_training_operators_webhook_refuses_a_bad_pytorchjob(create: Callable[..., str]) -> None:
