@@ -50,8 +50,7 @@ def _ours(arguments: argparse.Namespace) -> None:
         case "clean-cache":
             cluster.down()
             for folder in (paths.STATE, paths.CACHE):
-                if folder.exists():
-                    mounts.remove(folder)
+                mounts.remove(folder)
 
 
 def _other(name: str, command: str) -> None:

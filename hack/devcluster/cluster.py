@@ -31,8 +31,6 @@ from devcluster.errors import DevClusterError
 from devcluster.layout import ADDRESS, FIRST_SERVICE_ADDRESS, NODE, SERVER
 from devcluster.waiting import wait_for
 
-KUBERNETES = ("kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl")
-TOOLS = ("pause", "etcd", *KUBERNETES, "coredns", "training-operator", "local-path-provisioner")
 # The processes, by name, in the order in which they are started.
 COMMANDS: dict[str, Callable[[Path], Command]] = {
     "containerd": commands.containerd,
@@ -52,12 +50,15 @@ def up(*, agreed: bool) -> None:
 
     `agreed`: missing Debian packages are installed without asking. Raises DevClusterError.
     """
-    preflight.check(TOOLS, agreed=agreed)
-    tools.ensure(TOOLS)
+    preflight.check(agreed=agreed)
+    # All of them, also those that only images and charts need: one long wait, then none.
+    tools.ensure(tools.TOOLS)
     say = _clock()
     with _lock():
         if not complete():
-            stale.clear()
+            # Not otherwise: firewall rules of the same names would be another Kubernetes' then.
+            if sysctls.saved():
+                stale.clear()
             preflight.check_ports()
             _start(say)
         try:
@@ -70,7 +71,7 @@ def up(*, agreed: bool) -> None:
 
 def down() -> None:
     """No process, mount, interface, firewall rule, cgroup or object of the cluster is left; images and caches stay."""
-    if not paths.STATE.exists():
+    if not sysctls.saved():
         return
     preflight.check_root(os.geteuid())
     with _lock():

@@ -13,6 +13,8 @@ from devcluster import paths
 from devcluster.locks import exclusive
 
 MINIMUM = (1, 26)
+MODULES = paths.CACHE / "go" / "mod"
+BUILDS = paths.CACHE / "go" / "build"
 PIN = paths.TOOLS / "go" / "requirements.txt"
 
 
@@ -53,8 +55,8 @@ def environment() -> dict[str, str]:
     """The environment for `go`: its caches under ours, no other Go downloaded, no C compiler."""
     return {
         **os.environ,
-        "GOMODCACHE": str(paths.CACHE / "go" / "mod"),
-        "GOCACHE": str(paths.CACHE / "go" / "build"),
+        "GOMODCACHE": str(MODULES),
+        "GOCACHE": str(BUILDS),
         "GOTOOLCHAIN": "local",
         "GOFLAGS": "-modcacherw",
         "GOWORK": "off",

@@ -21,8 +21,19 @@ def unmount(*folders: Path) -> None:
 
 
 def remove(path: Path) -> None:
-    """The folder or file is gone; never deletes through a mount."""
+    """The folder or file is gone, all at once, since half a store would pass for a whole one; never through a mount.
+
+    What a `remove` that was killed has left goes too.
+    """
     assert not below(path), f"{path}: something is mounted below it"
+    dead = path.with_name(f"{path.name}.dead")
+    _delete(dead)
+    if path.exists() or path.is_symlink():
+        path.rename(dead)
+        _delete(dead)
+
+
+def _delete(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:

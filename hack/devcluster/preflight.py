@@ -4,7 +4,6 @@ import os
 import platform
 import re
 import shutil
-from collections.abc import Iterable
 from pathlib import Path
 
 from devcluster import packages, paths, tools
@@ -17,12 +16,12 @@ GB = 10**9
 BUILDING, IMAGES, CLUSTER = 12, 15, 3
 
 
-def check(names: Iterable[str], *, agreed: bool) -> None:
-    """This machine can run the cluster made of these tools; missing packages are installed if `agreed`."""
+def check(*, agreed: bool) -> None:
+    """This machine can build the tools and run the cluster; missing packages are installed if `agreed`."""
     check_platform(platform.system(), platform.machine())
     check_root(os.geteuid())
     packages.ensure(agreed=agreed)
-    check_disk(building=bool(tools.missing(names)), images=not (paths.STATE / "containerd").exists())
+    check_disk(building=bool(tools.missing(tools.TOOLS)), images=not (paths.STATE / "containerd").exists())
 
 
 def check_platform(system: str, machine: str) -> None:

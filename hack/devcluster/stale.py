@@ -30,13 +30,9 @@ def clear() -> None:
 
 def forget() -> None:
     """The cluster's objects, claims' data, certificates and logs are gone; the image store stays."""
-    # Renamed first: half an etcd would still start, with half of the objects.
-    dead = paths.ETCD.with_name("etcd.dead")
-    _remove([dead])
-    if paths.ETCD.exists():
-        paths.ETCD.rename(dead)
     folders = (paths.KUBELET_ROOT, paths.VOLUMES, paths.VOLUME_PLUGINS, paths.PKI, paths.CONFIG, paths.LOGS)
-    _remove([dead, *folders, paths.KUBECONFIG])
+    # etcd first: what `up` finds without one, it takes for remains.
+    _remove([paths.ETCD, *folders, paths.KUBECONFIG])
 
 
 def _shim_sockets() -> list[Path]:
@@ -52,8 +48,7 @@ def _log_links() -> list[Path]:
 
 def _remove(found: Iterable[Path]) -> None:
     for path in found:
-        if path.exists() or path.is_symlink():
-            mounts.remove(path)
+        mounts.remove(path)
 
 
 def _remove_empty(folder: Path) -> None:

@@ -26,16 +26,21 @@ ROOT = Path("/proc/sys")
 
 def save() -> None:
     """Remembers the values until `restore`; a second call keeps what the first one saw."""
-    if not SAVED.exists():
+    if not saved():
         SAVED.parent.mkdir(parents=True, exist_ok=True)
         temporary = SAVED.with_suffix(".new")
         temporary.write_text(json.dumps({name: read(name) for name in NAMES if (ROOT / name).exists()}, indent=2))
         temporary.rename(SAVED)
 
 
+def saved() -> bool:
+    """Whether a cluster has changed this host since it was last taken down."""
+    return SAVED.exists()
+
+
 def restore() -> None:
     """The values are what they were at `save`; does nothing when nothing was saved."""
-    if SAVED.exists():
+    if saved():
         for name, value in json.loads(SAVED.read_text()).items():
             if read(name) != value:
                 write(name, value)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from devcluster import golang, paths
+from devcluster import golang, mounts, paths
 from devcluster.errors import DevClusterError
 from devcluster.locks import exclusive
 
@@ -77,13 +77,18 @@ def missing(names: Iterable[str]) -> list[str]:
 
 def ensure(names: Iterable[str]) -> None:
     """All the named tools are built. Prints which one is being built, how many are left and the time passed."""
-    todo = missing(names)
+    if not (todo := missing(names)):
+        return
     start = time.monotonic()
-    for index, name in enumerate(todo):
-        with exclusive(paths.BIN / f".{TOOLS[name].pin}.lock", f"tools: waiting for another process to build {name}"):
-            if _path(name).exists():
-                continue
-            _build(name, f"{name} ({index + 1} of {len(todo)}, {len(todo) - index - 1} left)", start)
+    # One build at a time on the whole machine: two would only share the same cores.
+    with exclusive(paths.BIN / ".lock", "tools: waiting for another process that builds"):
+        for index, name in enumerate(todo):
+            if not _path(name).exists():
+                _build(name, f"{name} ({index + 1} of {len(todo)}, {len(todo) - index - 1} left)", start)
+        if not missing(TOOLS):
+            # 10 GB of sources and compiled packages, which nothing needs until a pin changes.
+            for folder in (golang.MODULES, golang.BUILDS):
+                mounts.remove(folder)
 
 
 def version(name: str, module: str) -> str:
