@@ -232,9 +232,10 @@ class _Machine:
         message = "training has finished" if found else "all pods ended with exit code 0 and left no exit record"
         self.condition("Running", False, reason, message)
         self.condition("Succeeded", True, reason, message)
-        artifacts = [artifact.to_wire() for record in found for artifact in record.artifacts]
+        # Every rank may name them; the list is keyed by type, and the lowest rank has the word.
+        artifacts = {artifact.type: artifact.to_wire() for record in reversed(found) for artifact in record.artifacts}
         if artifacts:
-            self.status["artifacts"] = artifacts
+            self.status["artifacts"] = list(artifacts.values())
         return self._complete("Succeeded")
 
     def _fail(self, cause: Cause) -> Decision:
