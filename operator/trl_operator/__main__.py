@@ -122,6 +122,8 @@ async def _lead(
 def main() -> int:
     """Run the operator; return its exit code."""
     kopf.configure(log_format=kopf.LogFormat.JSON)
+    # kopf tells of every event that it has handled; that is two lines per pod and second in a busy cluster.
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
     try:
         settings = from_environment(os.environ)
     except ValidationError as error:

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 from pydantic import ValidationError
 
@@ -15,7 +16,7 @@ from trl_operator.kube import CLAIMS, CONFIG_MAPS, EVENTS, JOBS, NETWORK_POLICIE
 from trl_operator.lease import Lease
 from trl_operator.metrics import Metrics
 from trl_operator.plan.acceptance import Blocker, check_reference, check_spec, references
-from trl_operator.plan.observation import Child, Key, child_from, controller_uid
+from trl_operator.plan.observation import Child, Key, child_from, controller_uid, format_time
 from trl_operator.plan.outcome import records
 from trl_operator.queue import WorkQueue
 from trl_operator.render.manifests import Installation, claim, config_map, network_policy, pytorchjob
@@ -234,11 +235,11 @@ class Reconciler:
             return await self._live_child(job, attempt)
 
     async def _tell(self, job: Job, event: Event) -> None:
-        now = self._now().strftime("%Y-%m-%dT%H:%M:%SZ")
+        now = format_time(self._now())
         body = {
             "apiVersion": "v1",
             "kind": "Event",
-            "metadata": {"generateName": f"{job.name}.", "namespace": job.namespace},
+            "metadata": {"name": f"{job.name}.{uuid4().hex[:16]}", "namespace": job.namespace},
             "involvedObject": {
                 "apiVersion": API_VERSION,
                 "kind": job.info.kind,
