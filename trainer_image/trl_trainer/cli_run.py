@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from trl_contract.jobfile import JobFile
 from trl_contract.report import ExitRecord, Metric, Progress
-from trl_trainer import local, local_resource
+from trl_trainer import checkpoint, local, local_resource
 from trl_trainer.local_receiver import Receiver
 from trl_trainer.supervisor import end_with_parent
 
@@ -125,8 +125,9 @@ def _summarize(job: JobFile, record: ExitRecord | None, progress: Progress | Non
     if record is not None and record.outcome == "Failed" and record.log:
         print(f"\n{record.log.strip()}\n")
     print(f"  {'log':<10} {storage / job.uid / 'trainer.log'}")
-    if progress is not None and progress.checkpoints and (record is None or record.outcome != "Succeeded"):
-        print(f"the same command continues from step {progress.checkpoints[-1].step}")
+    saved = checkpoint.published_paths(storage / job.uid)
+    if saved and (record is None or record.outcome != "Succeeded"):
+        print(f"the same command continues from step {saved[0][0]}")
 
 
 def _print_metrics(before: list[Metric], after: list[Metric]) -> None:

@@ -1,0 +1,230 @@
+"""`run` and `explain` take the file that one would apply, and refuse what the API server would refuse."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from trainer_kit import preference_pairs, wait_for
+
+from trl_trainer import local, local_resource
+from trl_trainer.cli import main
+from trl_trainer.errors import UserError
+from trl_trainer.local import Places
+
+JOB: dict[str, Any] = {
+    "apiVersion": "trl-operator.io/v1alpha1",
+    "kind": "DPOJob",
+    "metadata": {"name": "polite"},
+    "spec": {
+        "model": {"volume": {"claimName": "models", "path": "base"}},
+        "dataset": {"train": {"configMap": {"name": "rows", "key": "train.jsonl"}}},
+        "training": {"maxSteps": 6, "learningRate": 2e-3, "loggingSteps": 1, "gradientAccumulationSteps": 1},
+        "peft": {"method": "none"},
+        "numNodes": 2,
+        "storage": {"size": "1Gi", "accessModes": ["ReadWriteMany"]},
+    },
+}
+GRPO_SPEC: dict[str, Any] = {
+    "model": {"hub": {"repo": "some/model"}},
+    "dataset": {"train": {"hub": {"repo": "some/rows"}}},
+    "grpo": {"rewards": [{"name": "brief", "length": {"target": 5}}]},
+    "storage": {"claimName": "out", "subPath": "grpo"},
+}
+
+
+def write(folder: Path, job: dict[str, Any], rows: int = 40) -> Path:
+    """Write the job and the ConfigMap that it names into one file."""
+    lines = "".join(json.dumps(row) + "\n" for row in preference_pairs(rows))
+    config_map = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "rows"}, "data": {"train.jsonl": lines}}
+    path = folder / "job.yaml"
+    path.write_text(yaml.safe_dump_all([config_map, job]))
+    return path
+
+
+def changed(**sections: Any) -> dict[str, Any]:
+    return {**JOB, "spec": {**JOB["spec"], **sections}}
+
+
+def volumes(model: Path, folder: Path) -> Path:
+    """Return a folder that stands for the claim `models`."""
+    claim = folder / "claim"
+    claim.mkdir()
+    (claim / "base").symlink_to(model)
+    return claim
+
+
+def command(word: str, path: Path, claim: Path, storage: Path) -> list[str]:
+    return [word, str(path), "--volume", f"models={claim}", "--storage", str(storage)]
+
+
+def has_trained(folder: Path) -> bool:
+    return any('"loss"' in path.read_text() for path in folder.glob("out/*/metrics.jsonl"))
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def test_a_job_is_stopped_by_sigterm_and_the_same_command_ends_it(model_folder: Path, tmp_path: Path) -> None:
+    training = {**JOB["spec"]["training"], "maxSteps": 150, "perDeviceBatchSize": 1}
+    path = write(tmp_path, changed(training=training, evaluation={"maxExamples": 4}))
+    argv = [sys.executable, "-m", "trl_trainer"]
+    argv += command("run", path, volumes(model_folder, tmp_path), tmp_path / "out")
+
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
+    wait_for(lambda: has_trained(tmp_path) or process.poll() is not None, 120)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 143, out + err
+    assert "the same command continues from" in out
+    assert not list(tmp_path.glob("out/*/final"))
+
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment(), timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (work,) = (tmp_path / "out").iterdir()
+    assert f"model      {work / 'final'}" in done.stdout
+    assert "preference_accuracy" in done.stdout
+    assert (work / "final" / "model.safetensors").exists()
+    assert "150/150" in done.stderr
+    assert {int(name) for name in os.listdir(work / "attempt")} == {0, 1}
+    assert len({json.loads(line)["step"] for line in (work / "metrics.jsonl").open() if '"loss"' in line}) == 150
+
+
+def test_explain_prints_config_plan_and_findings_and_trains_nothing(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, storage = write(tmp_path, JOB), tmp_path / "out"
+    assert main(command("explain", path, volumes(model_folder, tmp_path), storage)) == 0
+    out = capsys.readouterr().out
+    assert "learning_rate: 0.002\n" in out
+    assert "beta: 0.1\n" in out
+    plan = [line.split() for line in out.splitlines()]
+    assert ["processes", "2", "1"] in plan
+    assert ["rows", "per", "optimizer", "step", "8", "4"] in plan
+    assert "36 rows to train on, 4 held out" in out
+    assert "duplicates" in out
+    assert not storage.exists()
+
+
+def test_explain_says_what_the_data_lack(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = changed(dataset={"train": {"inline": [{"prompt": "a", "chosen": "b"}]}})
+    assert main(command("explain", write(tmp_path, job), volumes(model_folder, tmp_path), tmp_path / "out")) == 10
+    assert "rejected" in capsys.readouterr().err
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown field": (changed(training={"lerningRate": 1}), "spec.training.lerningRate.*did you mean learningRate"),
+    "unknown section": (changed(traning={}), "spec.traning: DPOJob has no such field; did you mean training"),
+    "field of another kind": (changed(grpo={}), "spec.grpo: DPOJob has no such field"),
+    "text for a number": (changed(training={"maxSteps": "6"}), r'spec.training.maxSteps: .*integer; got "6"'),
+    "number for text": (changed(model={"hub": {"repo": 7}}), "spec.model.hub.repo: .*string; got 7"),
+    "out of range": (changed(dpo={"beta": 0}), "spec.dpo.beta: .*greater than 0; got 0"),
+    "two sources": (changed(model={}), "spec.model: model: give exactly one of hub, volume"),
+    "two at once": (changed(training={"epochs": 1, "maxSteps": 1}), "give epochs or maxSteps, not both"),
+    "missing section": ({**JOB, "spec": {"model": JOB["spec"]["model"]}}, "spec.dataset: is missing"),
+    "bad cluster field": (changed(numProcPerNode=0), "spec.numProcPerNode: .*; got 0"),
+    "api version": ({**JOB, "apiVersion": "v1"}, "apiVersion is 'v1'; it must be trl-operator.io/v1alpha1"),
+    "name": ({**JOB, "metadata": {"name": "Polite"}}, "metadata.name: 'Polite'"),
+    "unknown top field": ({**JOB, "specs": {}}, "unknown field specs"),
+    "other kind": ({**JOB, "kind": "PPOJob"}, "exactly one job .* it has ConfigMap, PPOJob"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_file_that_the_api_server_would_refuse_is_refused(name: str, tmp_path: Path) -> None:
+    job, expected = BAD[name]
+    with pytest.raises(UserError, match=expected) as caught:
+        local_resource.read(write(tmp_path, job))
+    assert caught.value.reason == "InvalidSpec"
+
+
+def test_a_user_error_exits_10_and_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write(tmp_path, JOB)
+    assert main(["run", str(path), "--storage", str(tmp_path / "out")]) == 10
+    assert "spec.model: say where claim models is on this machine: --volume models=DIR" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit, match="10"):
+        main(["run", str(path), "--volume", "models"])
+    assert main(["run", str(tmp_path / "none.yaml")]) == 10
+
+
+def test_yaml_is_read_as_kubectl_reads_it(tmp_path: Path) -> None:
+    text = yaml.safe_dump(JOB).replace("0.002", "1e-6").replace("polite", "a-2026-01-31")
+    (tmp_path / "job.yaml").write_text(text + "---\n")
+    resource = local_resource.read(tmp_path / "job.yaml")
+    assert resource.training.training.learning_rate == 1e-6  # type: ignore[attr-defined]
+    assert resource.name == "a-2026-01-31"
+    (tmp_path / "job.yaml").write_text(text.replace("kind: DPOJob", "kind: SFTJob\nkind: DPOJob"))
+    with pytest.raises(UserError, match="key 'kind' is there twice"):
+        local_resource.read(tmp_path / "job.yaml")
+
+
+def test_a_changed_file_is_another_job_and_the_same_file_is_the_next_attempt(tmp_path: Path) -> None:
+    claim = tmp_path / "models"
+    (claim / "base").mkdir(parents=True)
+    places = Places(tmp_path / "out", {"models": claim})
+
+    def here(job: dict[str, Any]) -> Any:
+        return local.here(local_resource.read(write(tmp_path, job)), places, gpus=0)
+
+    first = here(JOB)
+    (tmp_path / "out" / first.uid / "attempt").mkdir(parents=True)
+    (tmp_path / "out" / first.uid / "attempt" / "0").touch()
+    assert (here(JOB).uid, here(JOB).attempt) == (first.uid, 1)
+    other = here(changed(dpo={"beta": 0.2}))
+    assert other.uid != first.uid
+    assert other.attempt == 0
+    assert here(changed(priorityClassName="high")).uid == first.uid
+
+
+def test_a_gpu_machine_uses_all_its_gpus_and_a_cpu_machine_what_the_file_says(tmp_path: Path) -> None:
+    job = changed(model={"hub": {"repo": "some/model"}}, numProcPerNode=2, resources={"limits": {"nvidia.com/gpu": 2}})
+    resource = local_resource.read(write(tmp_path, job))
+    places = Places(tmp_path)
+    on_cpu, on_gpus = local.here(resource, places, gpus=0), local.here(resource, places, gpus=4)
+    assert (on_cpu.num_nodes, on_cpu.num_proc_per_node, on_cpu.has_gpus) == (1, 2, False)
+    assert (on_gpus.num_nodes, on_gpus.num_proc_per_node, on_gpus.has_gpus) == (1, 4, True)
+    written = local.as_written(on_cpu, resource)
+    assert (written.num_nodes, written.num_proc_per_node, written.has_gpus) == (2, 2, True)
+
+
+def test_places_come_from_claims_config_maps_and_the_file(tmp_path: Path) -> None:
+    rewards = [
+        {"name": "mine", "python": {"configMap": {"name": "rewards", "key": "mine.py"}, "function": "f"}},
+        {"name": "judge", "rewardModel": {"volume": {"claimName": "models", "path": "judge"}}},
+    ]
+    spec = {**GRPO_SPEC, "grpo": {"rewards": rewards}, "dataset": {"train": {"inline": [{"prompt": "ü"}]}}}
+    path = write(tmp_path, {**JOB, "kind": "GRPOJob", "spec": spec})
+    for folder in ("models/judge", "maps", "out/grpo"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "maps" / "mine.py").touch()
+    claims = {"models": tmp_path / "models", "out": tmp_path / "out"}
+    job = local.here(local_resource.read(path), Places(None, claims, {"rewards": tmp_path / "maps"}), gpus=0)
+    assert job.paths.storage == str(tmp_path / "out" / "grpo")
+    assert job.paths.rewards == {"mine": str(tmp_path / "maps" / "mine.py"), "judge": str(tmp_path / "models/judge")}
+    assert job.paths.train is not None
+    assert Path(job.paths.train).read_text() == '{"prompt": "ü"}\n'
+    with pytest.raises(UserError, match=r"ConfigMap rewards is not in the file.*--config-map rewards=DIR"):
+        local.here(local_resource.read(path), Places(None, claims), gpus=0)
+
+
+def test_groups_must_fit_the_processes_of_this_machine(tmp_path: Path) -> None:
+    spec = {**GRPO_SPEC, "training": {"perDeviceBatchSize": 3, "gradientAccumulationSteps": 1}}
+    resource = local_resource.read(write(tmp_path, {**JOB, "kind": "GRPOJob", "spec": spec}))
+    with pytest.raises(UserError, match=r"3 x 1 processes x gradientAccumulationSteps 1 = 3 must be a multiple of"):
+        local.here(resource, Places(tmp_path), gpus=0)
+    assert local.here(resource, Places(tmp_path), gpus=4).num_proc_per_node == 4
+
+
+def test_qlora_needs_a_gpu_here_too(tmp_path: Path) -> None:
+    resource = local_resource.read(write(tmp_path, changed(peft={"method": "qlora"})))
+    with pytest.raises(UserError, match=r"spec.peft.method: qlora needs a GPU"):
+        local.here(resource, Places(tmp_path), gpus=0)
