@@ -103,6 +103,7 @@ def _settle(say: Callable[[str], None]) -> None:
 
 def _start(say: Callable[[str], None]) -> None:
     """Every process runs and the API server is ready, on a host that `stale.clear` has cleared."""
+    network.load_module()
     sysctls.save()
     network.add()
     cgroups.add()

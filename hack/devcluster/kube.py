@@ -15,13 +15,12 @@ Object = dict[str, Any]
 
 def kubectl(*arguments: str, given: str | None = None) -> str:
     """What kubectl prints; raises DevClusterError with its errors when it fails."""
-    return run(tools.binary("kubectl"), f"--kubeconfig={paths.KUBECONFIG}", *arguments, given=given)
+    return run(*_command(), *arguments, given=given)
 
 
 def succeeds(*arguments: str, given: str | None = None) -> bool:
     """Whether kubectl exits with 0."""
-    command = [str(tools.binary("kubectl")), f"--kubeconfig={paths.KUBECONFIG}", *arguments]
-    return subprocess.run(command, input=given, text=True, capture_output=True).returncode == 0
+    return subprocess.run([*_command(), *arguments], input=given, text=True, capture_output=True).returncode == 0
 
 
 def apply(objects: Sequence[Object]) -> None:
@@ -33,3 +32,7 @@ def apply(objects: Sequence[Object]) -> None:
 def parse(text: str) -> list[Object]:
     """The objects in a YAML stream."""
     return [found for found in yaml.load_all(text, Loader=yaml.CSafeLoader) if found]
+
+
+def _command() -> list[str]:
+    return [str(tools.binary("kubectl")), f"--kubeconfig={paths.KUBECONFIG}", f"--cache-dir={paths.KUBECTL_CACHE}"]

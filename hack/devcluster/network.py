@@ -4,14 +4,20 @@ import re
 import subprocess
 from pathlib import Path
 
-from devcluster import sysctls
-from devcluster.layout import ADDRESS, BRIDGE, NETWORK
+from devcluster import paths, sysctls
+from devcluster.layout import ADDRESS, BRIDGE
 from devcluster.process import run
 from devcluster.waiting import wait_for
 
 INTERFACES = Path("/sys/class/net")
 CNI_RESULTS = Path("/var/lib/cni/results")  # the one folder that containerd does not let us move
 CHAIN = re.compile(r"(KUBE|CNI)-[A-Za-z0-9-]+")
+
+
+def load_module() -> None:
+    """The kernel shows iptables what crosses a bridge, or can be told to; some have that in a module."""
+    if not (sysctls.ROOT / "net" / "bridge").exists():
+        run("modprobe", "br_netfilter")
 
 
 def add() -> None:
@@ -36,10 +42,10 @@ def remove() -> None:
     for family in ("iptables", "ip6tables"):
         if rules := deletion(run(f"{family}-save")):
             run(f"{family}-restore", "--noflush", given=rules)
-    for result in CNI_RESULTS.glob(f"{NETWORK}-*-eth0"):
-        container = result.name.removeprefix(f"{NETWORK}-").removesuffix("-eth0")
-        for other in CNI_RESULTS.glob(f"*-{container}-*"):
-            other.unlink()
+    for result in CNI_RESULTS.glob("*"):
+        # The path of the pod's network namespace.
+        if str(paths.RUN) in result.read_text():
+            result.unlink()
 
 
 def deletion(saved: str) -> str:

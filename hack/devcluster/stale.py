@@ -30,9 +30,9 @@ def clear() -> None:
 
 def forget() -> None:
     """The cluster's objects, claims' data, certificates and logs are gone; the image store stays."""
-    folders = (paths.KUBELET_ROOT, paths.VOLUMES, paths.VOLUME_PLUGINS, paths.PKI, paths.CONFIG, paths.LOGS)
+    folders = (paths.KUBELET_ROOT, paths.VOLUMES, paths.VOLUME_PLUGINS, paths.KUBECTL_CACHE)
     # etcd first: what `up` finds without one, it takes for remains.
-    _remove([paths.ETCD, *folders, paths.KUBECONFIG])
+    _remove([paths.ETCD, *folders, paths.PKI, paths.CONFIG, paths.LOGS, paths.KUBECONFIG])
 
 
 def _shim_sockets() -> list[Path]:

@@ -16,6 +16,8 @@ from devcluster.errors import DevClusterError
 from devcluster.locks import exclusive
 
 FLAGS = ("-trimpath", "-mod=readonly", "-buildvcs=false")
+# Killed with us; and a machine has other work too.
+POLITELY = ("setpriv", "--pdeathsig", "KILL", "nice", "-n", "5")
 HEARTBEAT = 20  # seconds between two lines of progress
 
 
@@ -102,32 +104,32 @@ def _build(name: str, part: str, start: float) -> None:
     tool, target = TOOLS[name], _path(name)
     go = golang.installed()
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{name}.new")
-    _run([go, "build", *FLAGS, "-ldflags", _ldflags(name), "-o", temporary, tool.package], _pin(name), part, start)
+    # A name of its own: the build of a killed predecessor may write to its file for a moment yet.
+    temporary = target.with_name(f".{name}.{os.getpid()}.new")
+    for old in target.parent.glob(f".{name}.*.new"):
+        old.unlink()
+    build: list[str | Path] = [go, "build", *FLAGS, "-ldflags", _ldflags(name), "-o", temporary, tool.package]
+    _run([*POLITELY, *build], _pin(name), part, start)
     if tool.manifests:
         _keep_manifests(go, name)
     temporary.rename(target)
 
 
 def _run(command: list[str | Path], folder: Path, part: str, start: float) -> None:
-    """Runs one build to its end, with a line of progress now and then; niced, as a machine has other work too."""
-    said = f"tools: building {part}"
-    with subprocess.Popen(
-        command, cwd=folder, env=golang.environment(), stderr=subprocess.PIPE, text=True, preexec_fn=lambda: os.nice(5)
-    ) as child:
-        print(f"{said}, {_clock(start)} elapsed", flush=True)
-        try:
-            while True:
-                try:
-                    _, errors = child.communicate(timeout=HEARTBEAT)
-                    break
-                except subprocess.TimeoutExpired:
-                    print(f"{said}, {_clock(start)} elapsed", flush=True)
-        except BaseException:
-            child.kill()
-            raise
+    """Runs one build to its end, with a line of progress now and then."""
+    with subprocess.Popen(command, cwd=folder, env=golang.environment(), stderr=subprocess.PIPE, text=True) as child:
+        while True:
+            print(f"tools: building {part}, {_clock(start)} elapsed", flush=True)
+            try:
+                _, errors = child.communicate(timeout=HEARTBEAT)
+                break
+            except subprocess.TimeoutExpired:
+                continue
+            except BaseException:
+                child.kill()
+                raise
     if child.returncode:
-        raise DevClusterError(f"{said} failed ({' '.join(map(str, command))} in {folder}):\n{errors[-4000:]}")
+        raise DevClusterError(f"building {part} failed ({' '.join(map(str, command))} in {folder}):\n{errors[-4000:]}")
 
 
 def _keep_manifests(go: Path, name: str) -> None:

@@ -38,7 +38,8 @@ class Kubectl:
     def __call__(self, *arguments: str, given: str | None = None) -> str:
         """What kubectl prints; fails the test with its errors when it fails."""
         command = [str(tools.binary("kubectl")), f"--kubeconfig={self.kubeconfig}", *arguments]
-        done = subprocess.run(command, input=given, capture_output=True, text=True)
+        environment = {**os.environ, "KUBECACHEDIR": str(paths.CACHE / "kubectl")}
+        done = subprocess.run(command, env=environment, input=given, capture_output=True, text=True)
         assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
         return done.stdout
 
