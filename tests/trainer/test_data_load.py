@@ -1,9 +1,12 @@
 """From a job file to the rows that every rank gets: limits, split, counts, caching."""
 
 import json
+from datetime import date
+from decimal import Decimal
 
 import datasets
 import pytest
+from pyarrow import Table, parquet
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -220,10 +223,36 @@ def test_duplicates_and_empty_answers_are_kept_and_counted(job, load):
     ]
 
 
-@pytest.mark.parametrize("rows", [[], [{"prompt": "x"}][:0]])
-def test_an_empty_file_is_refused(job, load, rows):
+def test_an_empty_file_is_refused(job, load):
     with pytest.raises(UserError, match=r"dataset.train: train.jsonl is empty"):
-        load(job(rows))
+        load(job([]))
+
+
+@pytest.fixture
+def parquet_job(job, tmp_path):
+    """A GRPO job whose rows come from a parquet file: types that JSON does not have."""
+
+    def make(rows):
+        made = job([{"prompt": "x"}], kind="GRPOJob", evalSplit=0)
+        parquet.write_table(Table.from_pylist(rows), tmp_path / "train.parquet")
+        paths = made.paths.model_copy(update={"train": str(tmp_path / "train.parquet")})
+        return made.model_copy(update={"paths": paths})
+
+    return make
+
+
+def test_dates_and_decimals_of_parquet_become_text(parquet_job, load):
+    rows = [{"prompt": "x", "day": date(2026, 1, 31), "price": Decimal("1.50")}]
+    assert load(parquet_job(rows)).train[0] == {"prompt": "x", "day": "2026-01-31", "price": "1.50"}
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [(b"\x89PNG", "extra is bytes"), ([float("nan")], "cannot be written as JSON"), ("x" * 2**23, "longer than 8 MiB")],
+)
+def test_what_json_cannot_say_is_a_bad_row(parquet_job, load, value, why):
+    with pytest.raises(UserError, match=f"train.parquet, row 1: .*{why}"):
+        load(parquet_job([{"prompt": "x", "extra": value}]))
 
 
 def test_a_second_attempt_takes_the_rows_of_the_first_without_reading_the_source(job, load, tmp_path, monkeypatch):
@@ -237,8 +266,10 @@ def test_rows_cut_by_a_crash_are_written_again(job, load, tmp_path):
     written = job(pairs(20))
     first = load(written)
     path = tmp_path / "u-1/data/train.jsonl"
-    path.write_bytes(path.read_bytes()[:-10])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-10])
     again = load(written)
+    assert path.read_bytes() == whole
     assert again.report == first.report.model_copy(update={"changed": False})
     assert again.train[:] == first.train[:]
 

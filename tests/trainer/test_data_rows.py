@@ -143,6 +143,12 @@ def test_a_mapping_to_a_column_that_is_not_there_names_the_field():
         shape("DPOJob", {"prompt": "Q", "best": "A"}, {"chosen": "good"})
 
 
+def test_a_message_does_not_repeat_a_thousand_columns():
+    with pytest.raises(BadRow) as caught:
+        shape("DPOJob", {f"column {i}" + "x" * 1000: i for i in range(1000)})
+    assert len(str(caught.value)) < 700
+
+
 def test_a_system_prompt_for_plain_text_is_refused():
     with pytest.raises(BadRow, match=r"dataset.systemPrompt needs conversations"):
         shape("SFTJob", {"text": "Once"}, system_prompt="Be kind.")

@@ -197,11 +197,14 @@ def _encode(row: Row) -> bytes:
             raise BadRow(f"{column} is bytes; only what JSON can say is usable: leave the column out")
     try:
         # Dates, decimals and the like of parquet files become text.
-        return json.dumps(row, ensure_ascii=False, allow_nan=False, default=str).encode() + b"\n"
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False, default=str).encode() + b"\n"
     except UnicodeEncodeError as error:
         raise BadRow(f"has half of a surrogate pair, which is no character: {error.reason}") from error
     except (ValueError, RecursionError) as error:
         raise BadRow(f"cannot be written as JSON: {error}") from error
+    if len(line) > sources.MAX_ROW_BYTES:
+        raise BadRow(f"is longer than {sources.MAX_ROW_BYTES // 2**20} MiB")
+    return line
 
 
 def merge_type(columns: dict[str, ColumnType], column: str, value: Any) -> None:

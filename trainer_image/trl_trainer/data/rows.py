@@ -73,7 +73,9 @@ def _rename(row: Row, columns: dict[str, str]) -> Row:
 
 
 def _names(row: Row) -> str:
-    return ", ".join(map(str, row)) or "no columns"
+    """Return the names of the columns for a message: not all of a thousand, not all of a text taken for a header."""
+    names = [str(name)[:40] for name in row]
+    return ", ".join(names[:12] + ["..."] * (len(names) > 12)) or "no columns"
 
 
 def _missing(row: Row, needed: str) -> BadRow:
