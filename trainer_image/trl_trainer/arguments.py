@@ -40,7 +40,7 @@ def common(job: JobFile, *, output_dir: str, world: int, device: str, gradient_c
         "disable_tqdm": True,
         "use_cpu": device == "cpu",
         "dataloader_pin_memory": device == "cuda",
-        "gradient_checkpointing": gradient_checkpointing and world == 1,
+        "activation_checkpointing": gradient_checkpointing and world == 1,
         "trust_remote_code": False,
     }
     if training.max_steps is not None:

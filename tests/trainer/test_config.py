@@ -1,0 +1,282 @@
+"""Nothing that a user writes gets lost: every field, set to another value than its default, is found again in the TRL
+config that trains, or stands in the list of fields that another part uses."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+import trl
+from peft import LoraConfig
+from pydantic import BaseModel
+from trainer_kit import job_file
+
+from trl_contract.base import Kind
+from trl_contract.jobfile import JobFile
+from trl_contract.resolve import resolve
+from trl_contract.training import SPECS
+from trl_trainer import arguments, model, supervisor
+from trl_trainer.stages import dpo, grpo, reward, sft
+
+STAGES: dict[Kind, tuple[Any, Any]] = {
+    "SFTJob": (sft, trl.SFTConfig),
+    "RewardJob": (reward, trl.RewardConfig),
+    "DPOJob": (dpo, trl.DPOConfig),
+    "GRPOJob": (grpo, trl.GRPOConfig),
+}
+
+# field: (value, attribute of the TRL config, value there)
+COMMON: dict[str, tuple[Any, str, Any]] = {
+    "training.epochs": (2.5, "num_train_epochs", 2.5),
+    "training.perDeviceBatchSize": (8, "per_device_train_batch_size", 8),
+    "training.gradientAccumulationSteps": (3, "gradient_accumulation_steps", 3),
+    "training.learningRate": (3e-4, "learning_rate", 3e-4),
+    "training.lrScheduler": ("polynomial", "lr_scheduler_type", "polynomial"),
+    "training.warmupSteps": (7, "warmup_steps", 7),
+    "training.weightDecay": (0.25, "weight_decay", 0.25),
+    "training.maxGradNorm": (0.5, "max_grad_norm", 0.5),
+    "training.optimizer": ("adafactor", "optim", "adafactor"),
+    "training.precision": ("bf16", "bf16", True),
+    "training.seed": (11, "seed", 11),
+    "training.gradientCheckpointing": (True, "activation_checkpointing", True),
+    "training.loggingSteps": (3, "logging_steps", 3),
+    "dataset.seed": (13, "data_seed", 13),
+    "evaluation.everySteps": (9, "eval_steps", 9),
+    "evaluation.perDeviceBatchSize": (2, "per_device_eval_batch_size", 2),
+    "model.attnImplementation": ("eager", "model_init_kwargs.attn_implementation", "eager"),
+}
+# These exclude a field above, or need CUDA to be constructed.
+INSTEAD: dict[str, tuple[Any, str, Any]] = {
+    "training.maxSteps": (17, "max_steps", 17),
+    "training.warmupRatio": (0.25, "warmup_steps", 0.25),
+    "training.torchCompile": (True, "torch_compile", True),
+}
+LENGTH: dict[str, tuple[Any, str, Any]] = {"training.maxLength": (99, "max_length", 99)}
+SAMPLER: dict[str, tuple[Any, str, Any]] = {"dataset.shuffle": (False, "train_sampling_strategy", "sequential")}
+OWN: dict[Kind, dict[str, tuple[Any, str, Any]]] = {
+    "SFTJob": LENGTH | SAMPLER | {
+        "sft.packing": (True, "packing", True),
+        "sft.completionOnlyLoss": (True, "completion_only_loss", True),
+        "sft.assistantOnlyLoss": (True, "assistant_only_loss", True),
+    },
+    "RewardJob": LENGTH | SAMPLER | {"reward.centerRewardsCoefficient": (0.01, "center_rewards_coefficient", 0.01)},
+    "DPOJob": LENGTH | SAMPLER | {
+        "dpo.beta": (0.3, "beta", 0.3),
+        "dpo.lossType": (["robust", "sft"], "loss_type", ["robust", "sft"]),
+        "dpo.lossWeights": ([0.7, 0.3], "loss_weights", [0.7, 0.3]),
+        "dpo.labelSmoothing": (0.2, "label_smoothing", 0.2),
+        "dpo.referenceModel.mode": ("precompute", "precompute_ref_log_probs", True),
+    },
+    "GRPOJob": {
+        "dataset.shuffle": (False, "shuffle_dataset", False),
+        "grpo.beta": (0.3, "beta", 0.3),
+        "grpo.numGenerations": (2, "num_generations", 2),
+        "grpo.numIterations": (3, "num_iterations", 3),
+        "grpo.lossType": ("dr_grpo", "loss_type", "dr_grpo"),
+        "grpo.scaleRewards": ("batch", "scale_rewards", "batch"),
+        "grpo.epsilon": (0.3, "epsilon", 0.3),
+        "grpo.epsilonHigh": (0.4, "epsilon_high", 0.4),
+        "grpo.importanceSamplingLevel": ("sequence", "importance_sampling_level", "sequence"),
+        "grpo.maskTruncatedCompletions": (True, "mask_truncated_completions", True),
+        "grpo.rewardAggregation": ("normalize_then_sum", "multi_objective_aggregation", "normalize_then_sum"),
+        "grpo.generation.maxCompletionLength": (31, "max_completion_length", 31),
+        "grpo.generation.temperature": (0.5, "temperature", 0.5),
+        "grpo.generation.topP": (0.9, "top_p", 0.9),
+        "grpo.generation.topK": (5, "top_k", 5),
+        "grpo.generation.repetitionPenalty": (1.5, "repetition_penalty", 1.5),
+        "grpo.rewards": (
+            [{"name": "a", "weight": 3, "length": {"target": 5}}, {"name": "b", "length": {"target": 5}}],
+            "reward_weights",
+            [3, 1],
+        ),
+    },
+}  # fmt: skip
+# Used by a part that has tests of its own.
+ELSEWHERE = {
+    "model.hub", "model.volume", "model.chatTemplate",  # model.py
+    "dataset.train", "dataset.eval", "dataset.evalSplit", "dataset.maxExamples", "dataset.columns",  # data/
+    "dataset.systemPrompt", "dataset.maxBadRows", "dataset.maxPromptLength",
+    "evaluation.enabled", "evaluation.maxExamples",  # data/: how many rows are held out
+    "evaluation.samplePrompts",  # evaluation.py
+    "checkpoint.everyMinutes", "checkpoint.everySteps", "checkpoint.keep",  # pace.py, publisher.py
+    "tracking.tensorboard", "tracking.wandb",  # tracking.py
+    "peft.method", "peft.r", "peft.alpha", "peft.targetModules", "peft.modulesToSave", "peft.useDora",  # below
+    "peft.useRslora", "fsdp.reshardAfterForward", "fsdp.stateDictType",
+    "dpo.referenceModel.source",  # model.py
+}  # fmt: skip
+
+
+WHOLE = {"hub", "volume", "train", "eval", "source", "tensorboard", "wandb", "rewards"}
+"""Sources and lists count as one field."""
+
+
+def leaves(given: type[BaseModel], prefix: str = "") -> set[str]:
+    """Return the paths of all fields, down to those that are no sections."""
+    found = set()
+    for field in given.model_fields.values():
+        name = prefix + str(field.alias)
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        section = next((k for k in kinds if isinstance(k, type) and issubclass(k, BaseModel)), None)
+        if section is None or name.split(".")[-1] in WHOLE:
+            found.add(name)
+        else:
+            found |= leaves(section, name + ".")
+    return found
+
+
+def build(folder: Path, kind: Kind, fields: dict[str, Any], *, world: int = 1) -> Any:
+    """Return the TRL config of a job with these fields."""
+    job = resolved(folder, kind, fields, world)
+    stage, config = STAGES[kind]
+    return config(
+        **stage.config(
+            job,
+            output_dir=str(folder),
+            world=world,
+            device="cpu",
+            gradient_checkpointing=model.gradient_checkpointing(job),
+        )
+    )
+
+
+def resolved(folder: Path, kind: Kind, fields: dict[str, Any], world: int = 1) -> JobFile:
+    spec: dict[str, Any] = {"training": None, "checkpoint": None, "evaluation": None, "peft": None}
+    if kind == "GRPOJob" and "grpo.rewards" not in fields:
+        fields = {**fields, "grpo.rewards": [{"name": "a", "length": {"target": 5}}]}
+    for path, value in fields.items():
+        *sections, last = path.split(".")
+        place = spec
+        for section in sections:
+            place[section] = place.get(section) or {}
+            place = place[section]
+        place[last] = value
+    path = job_file(folder, folder, kind, spec={}, numProcPerNode=world)
+    import json
+
+    job = json.loads(path.read_text())
+    base = {name: job["spec"][name] for name in ("model", "dataset")}
+    job["spec"] = base | {name: {**base.get(name, {}), **values} for name, values in spec.items() if values is not None}
+    return resolve(JobFile.model_validate(job))
+
+
+def attribute(config: Any, path: str) -> Any:
+    head, _, rest = path.partition(".")
+    value = getattr(config, head)
+    return value[rest] if rest else value
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_every_field_is_either_in_the_trl_config_or_used_elsewhere(kind: Kind) -> None:
+    covered = set(COMMON) | set(INSTEAD) | set(OWN[kind]) | ELSEWHERE
+    missing = leaves(SPECS[kind]) - covered
+    assert not missing, f"not found again anywhere: {sorted(missing)}"
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_every_field_set_to_another_value_is_found_in_the_trl_config(kind: Kind, tmp_path: Path) -> None:
+    table = COMMON | OWN[kind]
+    config = build(tmp_path, kind, {path: value for path, (value, _, _) in table.items()})
+    plain = build(tmp_path, kind, {})
+    for path, (_, name, expected) in table.items():
+        assert attribute(config, name) == expected, path
+        if name != "model_init_kwargs.attn_implementation":
+            assert attribute(plain, name) != expected, f"{path}: the test must use another value than the default"
+
+
+@pytest.mark.parametrize("path", INSTEAD)
+def test_fields_that_exclude_others_are_found_too(path: str, tmp_path: Path) -> None:
+    value, name, expected = INSTEAD[path]
+    assert attribute(build(tmp_path, "DPOJob", {path: value}), name) == expected
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_several_processes_shard_with_fsdp2(kind: Kind, tmp_path: Path) -> None:
+    fields = {"fsdp.reshardAfterForward": False, "fsdp.stateDictType": "full", "training.gradientCheckpointing": True}
+    config = build(tmp_path, kind, fields, world=2)
+    plugin = config.fsdp_plugin_args
+    assert config.fsdp
+    assert plugin["fsdp_version"] == 2
+    assert plugin["reshard_after_forward"] is False
+    assert plugin["state_dict_type"] == "FULL_STATE_DICT"
+    assert plugin["activation_checkpointing"] is True
+    assert config.activation_checkpointing is False, "transformers refuses both"
+    plain = build(tmp_path, kind, {"peft.method": "none"}, world=2).fsdp_plugin_args
+    assert plain["state_dict_type"] == "SHARDED_STATE_DICT"
+    assert plain["reshard_after_forward"] is True
+
+
+def test_one_process_does_not_shard(tmp_path: Path) -> None:
+    assert not build(tmp_path, "DPOJob", {}).fsdp
+
+
+def test_every_peft_field_is_found_in_the_adapter(tmp_path: Path) -> None:
+    fields = {
+        "peft.r": 5, "peft.alpha": 7, "peft.targetModules": ["q_proj"], "peft.modulesToSave": ["embed_tokens"],
+        "peft.useDora": True, "peft.useRslora": True,
+    }  # fmt: skip
+    given = arguments.lora(resolved(tmp_path, "DPOJob", fields), "CAUSAL_LM")
+    assert given is not None
+    adapter = LoraConfig(**given)
+    assert (adapter.r, adapter.lora_alpha, adapter.lora_dropout) == (5, 7, 0)
+    assert (adapter.target_modules, adapter.modules_to_save) == ({"q_proj"}, ["embed_tokens"])
+    assert (adapter.use_dora, adapter.use_rslora) == (True, True)
+    assert arguments.lora(resolved(tmp_path, "DPOJob", {}), "CAUSAL_LM")["target_modules"] == "all-linear"  # type: ignore[index]
+    assert arguments.lora(resolved(tmp_path, "DPOJob", {"peft.method": "none"}), "CAUSAL_LM") is None
+
+
+def test_qlora_stores_its_weights_so_that_they_shard(tmp_path: Path) -> None:
+    import torch
+
+    found = model.quantization(resolved(tmp_path, "DPOJob", {"peft.method": "qlora"}))
+    assert found is not None
+    assert found.bnb_4bit_quant_storage == torch.bfloat16
+    assert model.quantization(resolved(tmp_path, "DPOJob", {"peft.method": "lora"})) is None
+
+
+@pytest.mark.parametrize(
+    ("method", "precision", "frozen", "dtype"),
+    [
+        ("none", "bf16", False, "float32"),
+        ("none", "bf16", True, "bfloat16"),
+        ("lora", "bf16", False, "bfloat16"),
+        ("none", "fp32", True, "float32"),
+        ("lora", "fp32", False, "float32"),
+    ],
+)
+def test_weights_are_loaded_in_the_precision_of_their_use(
+    method: str, precision: str, frozen: bool, dtype: str, tmp_path: Path
+) -> None:
+    job = resolved(tmp_path, "DPOJob", {"peft.method": method, "training.precision": precision})
+    found = arguments.model_init(job, frozen=frozen)
+    assert found["dtype"] == dtype
+    assert found["use_safetensors"] is True, "unpickling foreign weights runs foreign code"
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_what_must_be_ours_is_switched_off_in_the_libraries(kind: Kind, tmp_path: Path) -> None:
+    config = build(tmp_path, kind, {})
+    assert config.save_strategy == "no"
+    assert config.save_total_limit is None
+    assert config.logging_nan_inf_filter is False
+    assert config.logging_first_step is True, "a job of few steps would log nothing"
+    assert config.enable_jit_checkpoint is False
+    assert config.report_to == []
+
+
+@pytest.mark.parametrize("field", ["lrScheduler", "optimizer"])
+def test_named_values_are_transformers_own(field: str) -> None:
+    from trl_contract.training import LrScheduler, Optimizer
+
+    ours = {"lrScheduler": LrScheduler, "optimizer": Optimizer}[field].__args__  # type: ignore[attr-defined]
+    theirs = {"lrScheduler": transformers.SchedulerType, "optimizer": transformers.training_args.OptimizerNames}[field]
+    assert set(ours) <= {member.value for member in theirs}
+
+
+def test_job_file_of_another_world_size_is_refused_by_the_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trl_trainer import world
+    from trl_trainer.errors import UserError
+
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    job = supervisor.read_job(str(job_file(tmp_path, tmp_path, spec={})))
+    with pytest.raises(UserError, match="WORLD_SIZE is 3, but numNodes x numProcPerNode is 2"):
+        world.start(job)

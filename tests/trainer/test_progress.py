@@ -1,0 +1,197 @@
+"""Progress: the receiver may be down, slow or refusing; training neither waits nor fails."""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trainer_kit import KILL, Warm, at_step, free_port, job_file, metrics, preference_pairs, wait_for, write_jsonl
+
+from trl_contract.report import Progress, ProgressReport, TrainerStatus
+from trl_trainer import progress
+from trl_trainer.progress import Sender, StepClock, TokenRate, keep_metrics_until, metrics_of
+
+
+@contextmanager
+def receiver(answer: Callable[[int], int], delay: float = 0.0) -> Iterator[tuple[str, list[int]]]:
+    """Serve; `answer` gives the status of the n-th request; yields the URL and the steps that were accepted."""
+    steps: list[int] = []
+    count = 0
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            nonlocal count
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            time.sleep(delay)
+            code = answer(count)
+            count += 1
+            if code == 200:
+                steps.append(body["trl"]["step"])
+            self.send_response(code)
+            self.end_headers()
+
+        def log_message(self, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/", steps
+    server.shutdown()
+
+
+def report(step: int) -> ProgressReport:
+    return ProgressReport(
+        trainer_status=TrainerStatus(last_updated_time="t"), trl=Progress(step=step, last_update_time="t")
+    )
+
+
+def test_a_slow_receiver_sees_the_newest_report_and_nobody_waits() -> None:
+    with receiver(lambda n: 200, delay=0.3) as (url, steps):
+        sender = Sender({"KUBEFLOW_TRAINER_SERVER_URL": url}, interval=0.0)
+        started = time.monotonic()
+        for step in range(1000):
+            sender.put(report(step))
+        assert time.monotonic() - started < 0.2
+        sender.close()
+        assert steps[-1] == 999
+        assert len(steps) <= 4
+
+
+def test_a_refusing_receiver_is_tried_again_later() -> None:
+    with receiver(lambda n: 503 if n < 2 else 200) as (url, steps):
+        sender = Sender({"KUBEFLOW_TRAINER_SERVER_URL": url}, interval=0.0)
+        sender.put(report(1))
+        wait_for(lambda: steps == [1], 10)
+        sender.close()
+
+
+def test_without_a_receiver_nothing_is_sent() -> None:
+    sender = Sender({})
+    sender.put(report(1))
+    sender.close()
+
+
+def test_closing_with_a_dead_receiver_takes_bounded_time() -> None:
+    sender = Sender({"KUBEFLOW_TRAINER_SERVER_URL": f"http://127.0.0.1:{free_port()}/"}, interval=0.0)
+    sender.put(report(1))
+    started = time.monotonic()
+    sender.close(timeout=3)
+    assert time.monotonic() - started < 5
+
+
+def test_training_ends_well_with_the_receiver_down(warm: Warm, model_folder: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", preference_pairs(40))
+    job = job_file(tmp_path, model_folder, spec={}, numProcPerNode=1)
+    ended = warm.run(job, 1, environment={"KUBEFLOW_TRAINER_SERVER_URL": f"http://127.0.0.1:{free_port()}/"})
+    assert ended.codes == [0], ended.logs
+    found = ended.records[0].progress
+    assert found is not None
+    assert found.step == found.total_steps == 8, "the end does not depend on the receiver"
+
+
+def test_eta_after_a_restart_is_from_this_attempts_steps(warm: Warm, model_folder: Path, tmp_path: Path) -> None:
+    """Steps of 0.3 s after the restart, of 1 s before it; a rate over the whole job would be far off."""
+    write_jsonl(tmp_path / "train.jsonl", preference_pairs(60))
+    spec = {"training": {"maxSteps": 12}, "checkpoint": {"everySteps": 4}}
+
+    def slow(seconds: float) -> list[str]:
+        code = f"""
+import time
+from trl_trainer.publisher import FiniteGuard
+FiniteGuard.on_pre_optimizer_step = lambda self, *a, **k: time.sleep({seconds})
+"""
+        return [code]
+
+    run = {"world": 1}
+    killed = warm.run(
+        job_file(tmp_path, model_folder, spec=spec, numProcPerNode=1), **run, prelude=[*slow(1), *at_step(6, KILL, 0)]
+    )
+    assert killed.codes == [-9], killed.logs
+    with receiver(lambda n: 200) as (url, _):
+        etas: list[int | None] = []
+        sender = progress.Sender({"KUBEFLOW_TRAINER_SERVER_URL": url})
+        sender.close()
+        ranks = warm.start(
+            job_file(tmp_path, model_folder, spec=spec, numProcPerNode=1, attempt=1), **run,
+            prelude=[*slow(0.3), _record_etas(tmp_path / "etas")],
+        )  # fmt: skip
+        assert ranks.wait().codes == [0], ranks.logs()
+        etas = json.loads((tmp_path / "etas").read_text())
+    assert etas[0] is None, "the first step of an attempt is no measure"
+    expected = [0.3 * steps for steps in range(6, -1, -1)]
+    for eta, seconds in zip(etas[1:], expected, strict=True):
+        assert eta is not None
+        assert seconds - 1 <= eta <= seconds * 1.7 + 1
+
+
+def _record_etas(path: Path) -> str:
+    return f"""
+import json
+from trl_trainer.progress import Reporter
+original = Reporter.on_step_end
+etas = []
+def on_step_end(self, *args, **kwargs):
+    original(self, *args, **kwargs)
+    etas.append(self.state.eta_seconds)
+    open({str(path)!r}, 'w').write(json.dumps(etas))
+Reporter.on_step_end = on_step_end
+"""
+
+
+def test_the_first_step_is_no_measure() -> None:
+    clock = StepClock()
+    clock.begin()
+    clock.end()
+    assert clock.remaining(5) is None
+
+
+def test_token_rate_survives_a_count_that_falls() -> None:
+    rate = TokenRate()
+    assert rate.update(100, 10.0) is None
+    assert rate.update(300, 12.0) == 100.0
+    assert rate.update(50, 13.0) is None, "TRL counts from 0 again after a resume"
+    assert rate.update(150, 14.0) == 100.0
+    assert rate.update(None, 15.0) is None
+
+
+def test_only_finite_numbers_are_metrics() -> None:
+    found = metrics_of({"loss": 0.5, "bad": float("nan"), "huge": float("inf"), "text": "x", "n": 3})
+    assert [(metric.name, metric.value) for metric in found] == [("loss", "0.5"), ("n", "3")]
+
+
+def test_metrics_of_steps_that_are_trained_again_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"ste')
+    keep_metrics_until(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+    keep_metrics_until(tmp_path / "none", 2)
+
+
+@pytest.mark.parametrize("kind", ["tensorboard", "wandb"])
+def test_trackers_record_the_run_on_the_storage_volume(
+    kind: str, warm: Warm, model_folder: Path, tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path / "train.jsonl", preference_pairs(40))
+    tracking = {"tensorboard": {"path": "tb"}} if kind == "tensorboard" else {"wandb": {"project": "p", "tags": ["a"]}}
+    job = job_file(tmp_path, model_folder, spec={"tracking": tracking}, numProcPerNode=1)
+    ended = warm.run(job, 1)
+    assert ended.codes == [0], ended.logs
+    work = tmp_path / "storage" / "uid-1"
+    losses = [line["loss"] for line in metrics(tmp_path) if "loss" in line]
+    if kind == "tensorboard":
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        events = EventAccumulator(str(work / "tb"))
+        events.Reload()
+        assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses, rel=1e-5)
+    else:
+        [run] = (work / "wandb").glob("offline-run-*-uid-1")
+        [log] = run.glob("*.wandb")
+        content = log.read_bytes()
+        assert b"train/loss" in content
+        assert b"train/global_step" in content

@@ -1,0 +1,206 @@
+"""What is special about each stage, and two nodes that train and stop together."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from trainer_kit import (
+    Warm,
+    conversations,
+    free_port,
+    job_file,
+    metrics,
+    preference_pairs,
+    prompts,
+    wait_for,
+    write_jsonl,
+)
+
+from trl_contract.report import ExitRecord
+from trl_trainer import checkpoint
+
+REWARDS = [
+    {"name": "short", "length": {"min": 0, "max": 5}},
+    {"name": "polite", "keyword": {"words": ["thank"]}, "weight": 2},
+]
+GRPO: dict[str, Any] = {"generation": {"maxCompletionLength": 8}, "rewards": REWARDS}
+
+
+def test_grpo_reports_each_reward_with_its_statistics(warm: Warm, model_folder: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", prompts(40))
+    spec = {"grpo": GRPO, "training": {"maxSteps": 4}, "evaluation": {"enabled": False}}
+    ended = warm.run(job_file(tmp_path, model_folder, "GRPOJob", spec=spec))
+    assert ended.codes == [0, 0], ended.logs
+    progress = ended.records[0].progress
+    assert progress is not None
+    logged = [line for line in metrics(tmp_path) if "loss" in line]
+    assert {"reward", "reward_std", "kl", "rewards/polite/std"} <= logged[0].keys()
+    for report, name in zip(progress.rewards, ("short", "polite"), strict=True):
+        assert (report.name, report.errors) == (name, 0)
+        assert float(report.mean) == pytest.approx(sum(line[f"rewards/{name}/mean"] for line in logged) / 4, abs=1e-5)
+
+
+def test_grpo_learns_what_is_rewarded(warm: Warm, model_folder: Path, tmp_path: Path) -> None:
+    """From almost never to often: short answers."""
+    write_jsonl(tmp_path / "train.jsonl", prompts(40))
+    spec = {
+        "grpo": {**GRPO, "beta": 0, "numGenerations": 8, "rewards": [{"name": "ask", "keyword": {"words": ["ask"]}}]},
+        "training": {"maxSteps": 30, "perDeviceBatchSize": 16, "learningRate": 1e-2},
+        "evaluation": {"enabled": False},
+    }
+    ended = warm.run(job_file(tmp_path, model_folder, "GRPOJob", spec=spec, numProcPerNode=1), 1)
+    assert ended.codes == [0], ended.logs
+    reward = [line["reward"] for line in metrics(tmp_path) if "loss" in line]
+    assert sum(reward[:3]) / 3 < 0.4
+    assert sum(reward[-3:]) / 3 > 0.9
+
+
+@pytest.mark.parametrize(("on_error", "codes"), [("fail", [14, 14]), ("zero", [0, 0])])
+def test_a_reward_that_raises_fails_the_job_or_counts(
+    on_error: str, codes: list[int], warm: Warm, model_folder: Path, tmp_path: Path
+) -> None:
+    """On one rank only; the other must not hang."""
+    (tmp_path / "rewards.py").write_text(
+        "import random\n"
+        "def f(prompts, completions, **columns):\n"
+        "    if columns['answer'][0].startswith('thank'):\n"
+        "        raise RuntimeError('no thanks')\n"
+        "    return [1.0] * len(completions)\n"
+    )
+    write_jsonl(tmp_path / "train.jsonl", [*prompts(20), *prompts(20, seed=9)])
+    rewards = [
+        {
+            "name": "mine",
+            "onError": on_error,
+            "python": {"configMap": {"name": "r", "key": "rewards.py"}, "function": "f"},
+        }
+    ]
+    paths = {
+        "storage": str(tmp_path / "storage"), "model": str(model_folder), "train": str(tmp_path / "train.jsonl"),
+        "rewards": {"mine": str(tmp_path / "rewards.py")},
+    }  # fmt: skip
+    spec = {"grpo": {**GRPO, "rewards": rewards}, "evaluation": {"enabled": False}, "training": {"maxSteps": 6}}
+    ended = warm.run(job_file(tmp_path, model_folder, "GRPOJob", spec=spec, paths=paths))
+    assert ended.codes[0] == codes[0], ended.logs
+    if on_error == "fail":
+        assert ended.records[0].reason == "RewardError"
+        assert "no thanks" in ended.records[0].message
+    else:
+        assert ended.records[0].progress is not None
+        assert ended.records[0].progress.rewards[0].errors > 0
+
+
+def test_a_reward_model_with_an_adapter_exports_its_head(warm: Warm, model_folder: Path, tmp_path: Path) -> None:
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    write_jsonl(tmp_path / "train.jsonl", preference_pairs(60))
+    spec = {"peft": {"method": "lora", "r": 4}, "training": {"maxSteps": 20, "learningRate": 1e-2}}
+    ended = warm.run(job_file(tmp_path, model_folder, "RewardJob", spec=spec))
+    assert ended.codes == [0, 0], ended.logs
+    final = tmp_path / "storage" / "uid-1" / "final"
+    adapter = json.loads((final / "adapter" / "adapter_config.json").read_text())
+    assert adapter["task_type"] == "SEQ_CLS"
+    model = AutoModelForSequenceClassification.from_pretrained(final).eval()
+    tokenizer = AutoTokenizer.from_pretrained(final)
+    assert model.config.num_labels == 1
+    wins = 0
+    for row in preference_pairs(20, seed=3):
+        scores = []
+        for reply in ("chosen", "rejected"):
+            ids = tokenizer.apply_chat_template(row["prompt"] + row[reply], return_dict=True)["input_ids"]
+            with torch.no_grad():
+                scores.append(float(model(torch.tensor([ids])).logits[0, 0]))
+        wins += scores[0] > scores[1]
+    assert wins >= 18
+
+
+def test_explicit_and_precomputed_references_train_like_the_automatic_one(
+    warm: Warm, model_folder: Path, tmp_path: Path
+) -> None:
+    curves = []
+    source = {"volume": {"claimName": "model", "path": "base"}}
+    for mode in ({"mode": "auto"}, {"mode": "explicit", "source": source}, {"mode": "precompute"}):
+        folder = tmp_path / mode["mode"]  # type: ignore[operator]
+        folder.mkdir()
+        write_jsonl(folder / "train.jsonl", preference_pairs(40))
+        paths = {
+            "storage": str(folder / "storage"), "model": str(model_folder), "train": str(folder / "train.jsonl"),
+            "referenceModel": str(model_folder),
+        }  # fmt: skip
+        spec = {"dpo": {"referenceModel": mode}, "training": {"maxSteps": 4}, "evaluation": {"enabled": False}}
+        ended = warm.run(job_file(folder, model_folder, spec=spec, paths=paths))
+        assert ended.codes == [0, 0], ended.logs
+        curves.append([line["loss"] for line in metrics(folder) if "loss" in line])
+    assert curves[1] == pytest.approx(curves[0], abs=1e-5)
+    assert curves[2] == pytest.approx(curves[0], abs=1e-5)
+
+
+def test_bf16_and_gradient_checkpointing_train_sharded(warm: Warm, model_folder: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", conversations(40))
+    spec = {
+        "training": {"maxSteps": 4, "precision": "bf16", "gradientCheckpointing": True},
+        "peft": {"method": "lora", "r": 4},
+    }
+    ended = warm.run(job_file(tmp_path, model_folder, "SFTJob", spec=spec))
+    assert ended.codes == [0, 0], ended.logs
+    losses = [line["loss"] for line in metrics(tmp_path) if "loss" in line]
+    assert losses[-1] < losses[0]
+
+
+def test_the_card_tells_the_lineage(warm: Warm, model_folder: Path, tmp_path: Path) -> None:
+    model = model_folder
+    for kind, rows in (("SFTJob", conversations(30)), ("DPOJob", preference_pairs(30))):
+        folder = tmp_path / kind
+        folder.mkdir()
+        write_jsonl(folder / "train.jsonl", rows)
+        spec = {
+            "training": {"maxSteps": 2}, "dataset": {"evalSplit": 0.2},
+            "evaluation": {"samplePrompts": ["a | pipe\nand a line"]},
+        }  # fmt: skip
+        ended = warm.run(job_file(folder, model, kind, spec=spec, numProcPerNode=1, name=kind.lower()), 1)
+        assert ended.codes == [0], ended.logs
+        model = folder / "storage" / "uid-1" / "final"
+    card = (model / "README.md").read_text()
+    report = json.loads((tmp_path / "DPOJob" / "storage" / "uid-1" / "data" / "report.json").read_text())
+    assert "| parent job | SFTJob default/sftjob, uid uid-1 |" in card
+    assert report["digest"] in card
+    assert "| preference_accuracy | 0 |" in card
+    assert "trl 1.16.0" in card
+    assert '"beta": 0.1' in card
+    assert "a \\| pipe<br>and a line" in card
+
+
+def start_node(job: Path, folder: Path, rank: int, port: int) -> subprocess.Popen[str]:
+    variables = {
+        **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PET_NNODES": "2", "PET_NPROC_PER_NODE": "1",
+        "PET_NODE_RANK": str(rank), "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port),
+        "TRL_TERMINATION_LOG": str(folder / f"termination-log-{rank}"),
+    }  # fmt: skip
+    return subprocess.Popen(
+        [sys.executable, "-m", "trl_trainer.supervisor", "--job", str(job)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables,
+    )  # fmt: skip
+
+
+def test_two_nodes_stop_together_when_one_is_evicted(model_folder: Path, tmp_path: Path) -> None:
+    """The variables of a PyTorchJob; SIGTERM on the node that is not the master."""
+    write_jsonl(tmp_path / "train.jsonl", preference_pairs(60))
+    spec = {"training": {"maxSteps": 100000}, "checkpoint": {"everySteps": 100000}}
+    job = job_file(tmp_path, model_folder, spec=spec, numNodes=2, numProcPerNode=1)
+    port = free_port()
+    nodes = [start_node(job, tmp_path, rank, port) for rank in range(2)]
+    wait_for(lambda: any(line["step"] >= 3 for line in metrics(tmp_path)), 240)
+    nodes[1].send_signal(signal.SIGTERM)
+    logs = [node.communicate(timeout=90)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [143, 143], logs
+    for rank in range(2):
+        record = ExitRecord.model_validate_json((tmp_path / f"termination-log-{rank}").read_text())
+        assert record.outcome == "Preempted"
+    [(step, folder)] = checkpoint.folders(tmp_path / "storage" / "uid-1")
+    assert checkpoint.verify(folder, "uid-1").step == step
