@@ -60,7 +60,7 @@ async def run(settings: Settings) -> None:
                 tasks.create_task(health.beat()),
                 tasks.create_task(receiver.write()),
                 tasks.create_task(_renew(kube, settings, tls)),
-                tasks.create_task(_watch(cache, relist, settings, health, filled)),
+                tasks.create_task(_watch(cache, relist, settings, health, filled, stop)),
                 tasks.create_task(_lead(lease, queue, reconciler, metrics, settings, filled)),
             ]
             await stop.wait()
@@ -87,11 +87,16 @@ async def _renew(kube: Kube, settings: Settings, tls: ssl.SSLContext) -> None:
             logger.warning("certificates: %s", error)
 
 
-async def _watch(cache: Cache, relist: Relist, settings: Settings, health: Health, filled: asyncio.Event) -> None:
-    """Fill the cache, then let kopf keep it; kopf starts anew when PyTorchJobs appear or go."""
+async def _watch(
+    cache: Cache, relist: Relist, settings: Settings, health: Health, filled: asyncio.Event, stop: asyncio.Event
+) -> None:
+    """Fill the cache, then let kopf keep it; kopf starts anew when PyTorchJobs appear or go.
+
+    kopf takes over the signals of the process: when it ends without being asked to, the process is to end.
+    """
     await relist.first()
     filled.set()
-    while True:
+    while not stop.is_set():
         restart, ready = asyncio.Event(), asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             keeper = tasks.create_task(relist.keep(restart))
@@ -100,6 +105,8 @@ async def _watch(cache: Cache, relist: Relist, settings: Settings, health: Healt
             health.ready = True
             await watcher
             keeper.cancel()
+        if not restart.is_set():
+            stop.set()
 
 
 async def _lead(

@@ -153,6 +153,12 @@ def operator(make_operator: Callable[..., Operator]) -> Operator:
     return made
 
 
+@pytest.fixture
+def render_chart() -> Callable[..., list[Obj]]:
+    """`chart(namespace, *values)`."""
+    return chart
+
+
 class Jobs:
     """The test's jobs, through kubectl."""
 

@@ -1,0 +1,180 @@
+"""Progress reports: who may send them, and what becomes of them."""
+
+import json
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from devcluster.fakenode import FakeNode
+
+TOKENS = "/var/run/secrets/trl"
+ATTEMPT = "/etc/trl"
+
+
+class Trainer:
+    """Rank 0 as far as the receiver sees it: it has what is mounted into its pod, and nothing else."""
+
+    def __init__(self, node: FakeNode, pod: Any) -> None:
+        files = node.files(pod, ATTEMPT)
+        env = {variable["name"]: variable.get("value") for variable in pod["spec"]["containers"][0]["env"]}
+        assert env["KUBEFLOW_TRAINER_SERVER_CA_CERT"] == f"{ATTEMPT}/ca.crt"
+        assert env["KUBEFLOW_TRAINER_SERVER_TOKEN"] == f"{TOKENS}/token"
+        self.url = env["KUBEFLOW_TRAINER_SERVER_URL"]
+        self.tls = ssl.create_default_context(cadata=files["ca.crt"])
+        self.token = node.files(pod, TOKENS)["token"]
+
+    def post(self, body: Any, token: str | None = None) -> tuple[int, str]:
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        headers = {"Authorization": f"Bearer {token or self.token}", "Content-Type": "application/json"}
+        request = urllib.request.Request(self.url, data=data, headers=headers, method="POST")
+        try:
+            with urllib.request.urlopen(request, timeout=20, context=self.tls) as answer:
+                return answer.status, answer.read().decode()
+        except urllib.error.HTTPError as error:
+            return error.code, error.read().decode()
+
+
+def report(step: int, second: int = 0, attempt: int = 0, **fields: Any) -> dict[str, Any]:
+    time = f"2026-11-21T06:{step % 60:02d}:{second:02d}.000000Z"
+    ours = {"attempt": attempt, "activity": "training", "step": step, "totalSteps": 40, "lastUpdateTime": time}
+    return {"trainerStatus": {"progressPercentage": 1, "lastUpdatedTime": time}, "trl": {**ours, **fields}}
+
+
+@pytest.fixture
+def pods(operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any]) -> dict[str, Any]:
+    """The pod of a running job `tune`, and that of another one."""
+    jobs.apply(dpo(), dpo("other"))
+    found = {}
+    for name in ("tune", "other"):
+        [found[name]] = node.wait_for_pods(1, f"{name}-dpo-0")
+        node.run(found[name])
+        jobs.wait_for_phase(name, "Running")
+    return found
+
+
+def test_a_report_of_the_jobs_own_pod_reaches_its_status(pods: dict[str, Any], jobs: Any, node: FakeNode) -> None:
+    trainer = Trainer(node, pods["tune"])
+    metrics = [
+        {"name": "loss", "value": "0.4321"},
+        {"name": "rewards/margins", "value": "1.5"},
+        {"name": "grad_norm", "value": "NaN"},
+        {"name": "bad\u001b[31m", "value": "1"},
+    ]
+    fields = {"etaSeconds": 4800, "tokensPerSecond": 1234.5678, "trainableParameters": 7, "metrics": metrics}
+    status, answer = trainer.post(report(12, **fields))
+    assert (status, json.loads(answer)["accepted"]) == (200, True)
+    found = jobs.wait("dpojob", "tune", "shows the report", lambda s: "progress" in s, 20)
+    progress = found["progress"]
+    assert progress["display"] == "12/40"
+    assert (progress["eta"], progress["percentage"], progress["loss"]) == ("1h20m", 30, "0.4321")
+    assert progress["metrics"] == [{"name": "loss", "value": "0.4321"}, {"name": "rewards/margins", "value": "1.5"}]
+    assert "gradNorm" not in progress
+    assert found["effective"]["trainableParameters"] == 7
+    assert found["effective"]["worldSize"] == 1
+    [line] = jobs.plane.kubectl("get", "dpojob", "tune", f"--namespace={jobs.namespace}", "--no-headers").splitlines()
+    assert line.split()[:7] == ["tune", "Running", "12/40", "0.4321", "1.5", "1h20m", "0"]
+
+
+def test_only_the_bound_token_of_a_pod_of_this_job_is_accepted(
+    pods: dict[str, Any], operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any]
+) -> None:
+    trainer, other = Trainer(node, pods["tune"]), Trainer(node, pods["other"])
+    assert trainer.post(report(1))[0] == 200
+    assert trainer.post(report(2), token=other.token)[0] == 401
+    assert trainer.post(report(2), token=node.token(pods["tune"]))[0] == 401
+    assert trainer.post(report(2), token="nonsense")[0] == 401
+    uid = jobs.get("dpojob", "tune")["metadata"]["uid"]
+    audience = f"trl-operator.io/v1alpha1/namespaces/{jobs.namespace}/dpojobs/tune/{uid}"
+    unbound = jobs.plane.kubectl(
+        "create", "token", "default", f"--namespace={jobs.namespace}", f"--audience={audience}"
+    ).strip()
+    assert trainer.post(report(2), token=unbound)[0] == 401
+    assert trainer.post(report(2), token=node.token(pods["other"], audience))[0] == 403
+    assert trainer.post(report(2), token=node.token(pods["tune"], audience))[0] == 200
+
+
+def test_a_pod_of_an_earlier_attempt_may_not_report(
+    pods: dict[str, Any], jobs: Any, node: FakeNode, dpo: Callable[..., Any]
+) -> None:
+    trainer = Trainer(node, pods["tune"])
+    assert trainer.post(report(30))[0] == 200
+    node.fail(pods["tune"], 1)
+    [pod] = node.wait_for_pods(1, "tune-dpo-1", timeout=90)
+    node.run(pod)
+    jobs.wait("dpojob", "tune", "runs again", lambda s: s.get("phase") == "Running" and s["attempt"] == 1)
+    assert trainer.post(report(31))[0] in (401, 403)
+    again = Trainer(node, pod)
+    assert json.loads(again.post(report(31))[1])["accepted"] is False
+    assert json.loads(again.post(report(3, attempt=1))[1])["accepted"] is True
+    status = jobs.wait("dpojob", "tune", "shows it", lambda s: s.get("progress", {}).get("attempt") == 1)
+    assert status["progress"]["step"] == 3
+
+
+def test_what_is_stale_malformed_or_too_big_changes_nothing(pods: dict[str, Any], jobs: Any, node: FakeNode) -> None:
+    trainer = Trainer(node, pods["tune"])
+    assert json.loads(trainer.post(report(10, 5))[1])["accepted"] is True
+    jobs.wait("dpojob", "tune", "shows it", lambda s: s.get("progress", {}).get("step") == 10)
+    for stale in (report(9), report(10, 5), report(10, 4), report(11, attempt=7), report(11, lastUpdateTime="noon")):
+        status, answer = trainer.post(stale)
+        assert (status, json.loads(answer)["accepted"]) == (200, False), stale
+    surprise = {**report(11), "surprise": 1}
+    negative, words = ({**report(11), "trl": {**report(11)["trl"], "step": step}} for step in (-1, "many"))
+    for bad in (b"", b"nonsense", b"[]", b"{}", surprise, negative, words):
+        assert trainer.post(bad)[0] == 400, bad
+    assert trainer.post(b" " * 70_000)[0] == 413
+    assert json.loads(trainer.post(report(10, 6, activity="evaluating"))[1])["accepted"] is True
+    status = jobs.wait("dpojob", "tune", "shows it", lambda s: s["progress"]["activity"] == "evaluating")
+    assert status["progress"]["step"] == 10
+
+
+def test_a_stock_transformers_script_reports_without_a_line_of_code(
+    pods: dict[str, Any], jobs: Any, node: FakeNode
+) -> None:
+    metrics = {"current_step": 5, "total_steps": 20, "current_epoch": 0.25, "loss": 1.25}
+    body = {
+        "trainerStatus": {
+            "progressPercentage": 25,
+            "estimatedRemainingSeconds": 90,
+            "lastUpdatedTime": "2026-11-21T06:00:00Z",
+            "metrics": [{"name": name, "value": str(value)} for name, value in metrics.items()],
+        }
+    }
+    status, answer = Trainer(node, pods["tune"]).post(body)
+    assert (status, json.loads(answer)["accepted"]) == (200, True)
+    progress = jobs.wait("dpojob", "tune", "shows it", lambda s: "progress" in s)["progress"]
+    assert (progress["display"], progress["eta"], progress["percentage"]) == ("5/20", "1m30s", 25)
+
+
+def test_a_flood_of_reports_makes_few_writes(
+    pods: dict[str, Any], operator: Any, jobs: Any, node: FakeNode, control_plane: Any
+) -> None:
+    trainer = Trainer(node, pods["tune"])
+
+    def writes() -> int:
+        entries = control_plane.audit(operator.user)
+        return sum(
+            entry["verb"] == "patch"
+            and entry["objectRef"].get("subresource") == "status"
+            and entry["objectRef"]["name"] == "tune"
+            for entry in entries
+        )
+
+    before = writes()
+    for step in range(1, 41):
+        assert trainer.post(report(step))[0] == 200
+    jobs.wait("dpojob", "tune", "shows the last", lambda s: s.get("progress", {}).get("step") == 40)
+    assert writes() - before <= 6, "one write a second is allowed in this test"
+
+
+def test_the_last_words_of_a_pod_need_no_receiver(
+    pods: dict[str, Any], jobs: Any, node: FakeNode, record: Callable[..., str]
+) -> None:
+    progress = report(40, evaluation={"after": [{"name": "accuracy", "value": "0.97"}]})["trl"]
+    node.succeed(pods["tune"], record(progress=progress))
+    status = jobs.wait_for_phase("tune", "Succeeded")
+    assert (status["progress"]["display"], status["progress"]["percentage"]) == ("40/40", 100)
+    assert status["evaluation"]["after"] == [{"name": "accuracy", "value": "0.97"}]
