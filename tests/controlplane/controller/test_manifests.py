@@ -1,0 +1,363 @@
+"""Manifests, good and bad, before the real API server with no operator running: schema and CEL alone decide."""
+
+import copy
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from kubernetes import client, config
+
+from devcluster.controlplane import ControlPlane
+
+GROUP, VERSION = "trl-operator.io", "v1alpha1"
+PLURALS = {"DPOJob": "dpojobs", "GRPOJob": "grpojobs", "SFTJob": "sftjobs", "RewardJob": "rewardjobs"}
+GPUS = {"limits": {"nvidia.com/gpu": 2}}
+KEYWORD = {"name": "polite", "keyword": {"words": ["please"]}}
+SHARED = {"size": "1Gi", "accessModes": ["ReadWriteMany"]}
+
+Change = dict[str, Any]
+"""Dotted paths of fields and their values; None removes a field."""
+
+# kind, change, what the refusal must say: the field first
+BAD: list[tuple[str, Change, tuple[str, ...]]] = [
+    # names
+    ("DPOJob", {"metadata.name": "x" * 41}, ("metadata.name", "at most 40 characters")),
+    ("DPOJob", {"metadata.name": "1abc"}, ("metadata.name", "starting with a letter")),
+    ("DPOJob", {"metadata.name": "a.b"}, ("metadata.name", "simpler name")),
+    # what must be there, and typos
+    ("DPOJob", {"spec": None}, ("spec", "Required")),
+    ("DPOJob", {"spec.model": None}, ("spec.model", "Required")),
+    ("DPOJob", {"spec.dataset": None}, ("spec.dataset", "Required")),
+    ("DPOJob", {"spec.dataset.train": None}, ("spec.dataset.train", "Required")),
+    ("DPOJob", {"spec.storage": None}, ("spec.storage", "Required")),
+    ("GRPOJob", {"spec.grpo": None}, ("spec.grpo", "Required")),
+    ("GRPOJob", {"spec.grpo.rewards": None}, ("spec.grpo.rewards", "Required")),
+    ("DPOJob", {"spec.modle": {}}, ('unknown field "spec.modle"',)),
+    ("DPOJob", {"spec.training.learningrate": 0.1}, ('unknown field "spec.training.learningrate"',)),
+    ("DPOJob", {"spec.dpo.betta": 0.1}, ('unknown field "spec.dpo.betta"',)),
+    ("DPOJob", {"spec.storage.sise": "1Gi"}, ('unknown field "spec.storage.sise"',)),
+    ("DPOJob", {"spec.runPolicy.backoffLimit": 1}, ('unknown field "spec.runPolicy.backoffLimit"',)),
+    # fields of other kinds
+    ("SFTJob", {"spec.dpo": {}}, ('unknown field "spec.dpo"',)),
+    ("SFTJob", {"spec.dataset.maxPromptLength": 5}, ('unknown field "spec.dataset.maxPromptLength"',)),
+    ("GRPOJob", {"spec.training.maxLength": 64}, ('unknown field "spec.training.maxLength"',)),
+    ("RewardJob", {"spec.evaluation.samplePrompts": ["hi"]}, ('unknown field "spec.evaluation.samplePrompts"',)),
+    # what never enters
+    ("DPOJob", {"spec.podTemplate": {}}, ('unknown field "spec.podTemplate"',)),
+    ("DPOJob", {"spec.serviceAccountName": "root"}, ('unknown field "spec.serviceAccountName"',)),
+    ("DPOJob", {"spec.securityContext": {}}, ('unknown field "spec.securityContext"',)),
+    ("DPOJob", {"spec.hostNetwork": True}, ('unknown field "spec.hostNetwork"',)),
+    ("DPOJob", {"spec.dataset.train.configMap.namespace": "other"}, ("namespace",)),
+    # sources
+    ("DPOJob", {"spec.model": {}}, ("spec.model", "exactly one of hub, volume")),
+    ("DPOJob", {"spec.model.volume": {"claimName": "c", "path": "p"}}, ("spec.model", "exactly one of hub, volume")),
+    ("DPOJob", {"spec.dataset.train": {}}, ("spec.dataset.train", "exactly one of hub, volume, configMap, inline")),
+    ("DPOJob", {"spec.dataset.train.inline": [{"a": 1}]}, ("spec.dataset.train", "exactly one of")),
+    ("DPOJob", {"spec.dataset.eval": {}}, ("spec.dataset.eval", "exactly one of")),
+    ("DPOJob", {"spec.dataset.train": {"inline": []}}, ("spec.dataset.train.inline", "at least 1")),
+    ("DPOJob", {"spec.dataset.train": {"inline": [{}] * 1001}}, ("spec.dataset.train.inline", "at most 1000")),
+    ("DPOJob", {"spec.model": {"hub": {"repo": "a/b/c"}}}, ("spec.model.hub.repo", "should match")),
+    ("DPOJob", {"spec.model": {"volume": {"claimName": "c", "path": "../x"}}}, ("spec.model.volume.path",)),
+    ("DPOJob", {"spec.model": {"volume": {"claimName": "c", "path": "/x"}}}, ("spec.model.volume.path",)),
+    ("DPOJob", {"spec.model": {"volume": {"claimName": "c", "path": "a//b"}}}, ("spec.model.volume.path",)),
+    ("DPOJob", {"spec.model": {"volume": {"claimName": "C", "path": "a"}}}, ("spec.model.volume.claimName",)),
+    ("DPOJob", {"spec.model.attnImplementation": "auto"}, ("spec.model.attnImplementation", "Unsupported value")),
+    ("DPOJob", {"spec.model.chatTemplate": "x" * 16385}, ("spec.model.chatTemplate", "16384")),
+    ("DPOJob", {"spec.dataset.evalSplit": 0.6}, ("spec.dataset.evalSplit", "less than or equal to 0.5")),
+    ("DPOJob", {"spec.dataset.evalSplit": -0.1}, ("spec.dataset.evalSplit",)),
+    ("DPOJob", {"spec.dataset.maxBadRows": -1}, ("spec.dataset.maxBadRows",)),
+    # training
+    ("DPOJob", {"spec.training": {"epochs": 1, "maxSteps": 2}}, ("spec.training", "epochs or maxSteps, not both")),
+    ("DPOJob", {"spec.training": {"warmupSteps": 1, "warmupRatio": 0.1}}, ("spec.training", "not both")),
+    ("DPOJob", {"spec.training.epochs": 0}, ("spec.training.epochs", "greater than 0")),
+    ("DPOJob", {"spec.training.maxSteps": 0}, ("spec.training.maxSteps",)),
+    ("DPOJob", {"spec.training.learningRate": 0}, ("spec.training.learningRate", "greater than 0")),
+    ("DPOJob", {"spec.training.learningRate": "fast"}, ("spec.training.learningRate", "number")),
+    ("DPOJob", {"spec.training.perDeviceBatchSize": 0}, ("spec.training.perDeviceBatchSize",)),
+    ("DPOJob", {"spec.training.lrScheduler": "cosin"}, ("spec.training.lrScheduler", "Unsupported value")),
+    ("DPOJob", {"spec.training.optimizer": "adam"}, ("spec.training.optimizer", "Unsupported value")),
+    ("DPOJob", {"spec.training.precision": "fp16"}, ("spec.training.precision", "Unsupported value")),
+    ("DPOJob", {"spec.training.maxLength": 7}, ("spec.training.maxLength",)),
+    ("DPOJob", {"spec.training.seed": 2**31}, ("spec.training.seed",)),
+    ("DPOJob", {"spec.training.warmupRatio": 1}, ("spec.training.warmupRatio", "less than 1")),
+    # adapters
+    ("DPOJob", {"spec.peft.method": "prefix"}, ("spec.peft.method", "Unsupported value")),
+    ("DPOJob", {"spec.peft": {"method": "none", "targetModules": ["q_proj"]}}, ("spec.peft", "method none")),
+    ("DPOJob", {"spec.peft.method": "qlora"}, ("spec.peft", "qlora needs GPUs")),
+    ("DPOJob", {"spec.peft.r": 0}, ("spec.peft.r",)),
+    ("DPOJob", {"spec.peft.dropout": 0.1}, ('unknown field "spec.peft.dropout"',)),
+    # dpo
+    ("DPOJob", {"spec.dpo.beta": 0}, ("spec.dpo.beta", "greater than 0")),
+    ("DPOJob", {"spec.dpo.lossType": ["dpo"]}, ("spec.dpo.lossType", "Unsupported value")),
+    ("DPOJob", {"spec.dpo.lossType": []}, ("spec.dpo.lossType", "at least 1")),
+    ("DPOJob", {"spec.dpo.lossWeights": [1, 2]}, ("spec.dpo", "one weight for each lossType")),
+    ("DPOJob", {"spec.dpo.labelSmoothing": 0.1}, ("spec.dpo", "robust or exo_pair")),
+    ("DPOJob", {"spec.dpo.referenceModel": {"mode": "explicit"}}, ("spec.dpo.referenceModel", "mode explicit")),
+    (
+        "DPOJob",
+        {"spec.dpo.referenceModel": {"source": {"hub": {"repo": "a/b"}}}},
+        ("spec.dpo.referenceModel", "only with it"),
+    ),
+    # grpo
+    ("GRPOJob", {"spec.grpo.rewards": []}, ("spec.grpo.rewards", "at least 1")),
+    ("GRPOJob", {"spec.grpo.rewards": [KEYWORD, KEYWORD]}, ("spec.grpo", "different names")),
+    ("GRPOJob", {"spec.grpo.rewards": [{"name": "x"}]}, ("spec.grpo.rewards[0]", "exactly one of length")),
+    (
+        "GRPOJob",
+        {"spec.grpo.rewards": [{**KEYWORD, "regex": {"pattern": "x"}}]},
+        ("spec.grpo.rewards[0]", "exactly one of length"),
+    ),
+    ("GRPOJob", {"spec.grpo.rewards": [{"name": "Bad Name", "length": {"target": 1}}]}, ("spec.grpo.rewards[0].name",)),
+    ("GRPOJob", {"spec.grpo.rewards": [{"name": "l", "length": {"min": 1}}]}, ("length", "min and max go together")),
+    (
+        "GRPOJob",
+        {"spec.grpo.rewards": [{"name": "l", "length": {"min": 2, "max": 1}}]},
+        ("length", "min must not be above max"),
+    ),
+    (
+        "GRPOJob",
+        {"spec.grpo.rewards": [{"name": "h", "http": {"url": "http://example.com/score"}}]},
+        ("spec.grpo.rewards[0].http.url", "should match"),
+    ),
+    (
+        "GRPOJob",
+        {"spec.grpo.rewards": [{"name": "h", "http": {"url": "https://user:pass@example.com/"}}]},
+        ("spec.grpo.rewards[0].http.url", "should match"),
+    ),
+    ("GRPOJob", {"spec.grpo.numGenerations": 1}, ("spec.grpo.numGenerations",)),
+    ("GRPOJob", {"spec.grpo.generation": {"temperature": 0}}, ("spec.grpo.generation.temperature",)),
+    ("GRPOJob", {"spec.grpo.lossType": "ppo"}, ("spec.grpo.lossType", "Unsupported value")),
+    (
+        "GRPOJob",
+        {"spec.training": {"perDeviceBatchSize": 1, "gradientAccumulationSteps": 3}, "spec.resources": GPUS},
+        ("spec.training", "numProcPerNode = 2", "gradientAccumulationSteps = 6", "numGenerations = 4", "[2, 4, 6, 8"),
+    ),
+    (
+        "GRPOJob",
+        {"spec.evaluation.perDeviceBatchSize": 3},
+        ("spec.evaluation", "perDeviceBatchSize = 3", "numGenerations = 4", "use 4"),
+    ),
+    # evaluation, checkpoint
+    ("DPOJob", {"spec.evaluation.everySteps": 0}, ("spec.evaluation.everySteps",)),
+    ("DPOJob", {"spec.evaluation.samplePrompts": [""]}, ("spec.evaluation.samplePrompts[0]",)),
+    ("DPOJob", {"spec.checkpoint": {"everyMinutes": 1, "everySteps": 1}}, ("spec.checkpoint", "not both")),
+    ("DPOJob", {"spec.checkpoint.keep": 1}, ("spec.checkpoint.keep", "greater than or equal to 2")),
+    # topology
+    ("DPOJob", {"spec.numNodes": 0}, ("spec.numNodes",)),
+    ("DPOJob", {"spec.numNodes": 1.5}, ("spec.numNodes", "integer")),
+    ("DPOJob", {"spec.numNodes": 2}, ("spec.storage", "several nodes need storage.accessModes with ReadWriteMany")),
+    ("DPOJob", {"spec.numProcPerNode": 9}, ("spec.numProcPerNode", "at most 8 without GPUs")),
+    (
+        "DPOJob",
+        {"spec.numProcPerNode": 4, "spec.resources": GPUS},
+        ("spec.numProcPerNode", "must equal the number of GPUs"),
+    ),
+    ("DPOJob", {"spec.resources": {"limits": {"nvidia.com/gpu": 0}}}, ("spec.resources", "whole number from 1 to 64")),
+    ("DPOJob", {"spec.resources": {"limits": {"nvidia.com/gpu": "500m"}}}, ("spec.resources", "whole number")),
+    ("DPOJob", {"spec.resources": {"requests": {"nvidia.com/gpu": 1}}}, ("spec.resources", "GPUs go into limits")),
+    (
+        "DPOJob",
+        {"spec.resources": {"limits": {"nvidia.com/gpu": 1, "amd.com/gpu": 1}}},
+        ("spec.resources", "one kind of GPU"),
+    ),
+    ("DPOJob", {"spec.resources": {"limits": {"example.com/fpga": 1}}}, ("spec.resources", "limits may name cpu")),
+    ("DPOJob", {"spec.resources": {"limits": {"cpu": "lots"}}}, ("spec.resources.limits.cpu",)),
+    ("DPOJob", {"spec.resources": {"limits": {"memory": "-1Gi"}}}, ("spec.resources.limits.memory",)),
+    (
+        "DPOJob",
+        {"spec.resources": {"limits": {"cpu": 1}, "requests": {"cpu": "1500m"}}},
+        ("spec.resources", "requests must not be above limits"),
+    ),
+    ("DPOJob", {"spec.sharedMemory": "some"}, ("spec.sharedMemory",)),
+    ("DPOJob", {"spec.image": "two words"}, ("spec.image",)),
+    ("DPOJob", {"spec.nodeSelector": {"disk": "x" * 64}}, ("spec.nodeSelector.disk",)),
+    ("DPOJob", {"spec.tolerations": [{"value": "v"}]}, ("spec.tolerations[0]", "operator must be Exists")),
+    ("DPOJob", {"spec.tolerations": [{"key": "k", "tolerationSeconds": 1}]}, ("spec.tolerations[0]", "NoExecute")),
+    # storage
+    ("DPOJob", {"spec.storage": {}}, ("spec.storage", "exactly one of claimName, size")),
+    ("DPOJob", {"spec.storage": {"claimName": "c", "size": "1Gi"}}, ("spec.storage", "exactly one of")),
+    ("DPOJob", {"spec.storage": {"size": "1Gi", "subPath": "x"}}, ("spec.storage", "subPath goes with claimName")),
+    ("DPOJob", {"spec.storage": {"claimName": "c", "retain": True}}, ("spec.storage", "go with size")),
+    ("DPOJob", {"spec.storage": {"size": "1Gi", "accessModes": ["RWX"]}}, ("spec.storage.accessModes",)),
+    ("DPOJob", {"spec.storage": {"claimName": "c", "subPath": ".."}}, ("spec.storage.subPath",)),
+    # environment
+    ("DPOJob", {"spec.env": [{"name": "A"}]}, ("spec.env[0]", "exactly one of value, valueFrom")),
+    ("DPOJob", {"spec.env": [{"name": "1A", "value": ""}]}, ("spec.env[0].name",)),
+    *[
+        ("DPOJob", {"spec.env": [{"name": name, "value": "x"}]}, ("spec.env[0]", "remove it"))
+        for name in (
+            "LD_PRELOAD", "PYTHONPATH", "PATH", "KUBERNETES_SERVICE_HOST", "KUBEFLOW_TRAINER_SERVER_URL", "RANK",
+            "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "PET_NNODES", "TORCHELASTIC_RUN_ID", "CUDA_VISIBLE_DEVICES",
+        )
+    ],
+    *[
+        ("DPOJob", {"spec.env": [{"name": name, "value": "x"}]}, ("spec.env[0]", "valueFrom.secretKeyRef"))
+        for name in ("HF_TOKEN", "WANDB_API_KEY", "AWS_SECRET", "DB_PASSWORD")
+    ],
+    # run policy, tracking
+    ("DPOJob", {"spec.runPolicy.maxRestarts": -1}, ("spec.runPolicy.maxRestarts",)),
+    ("DPOJob", {"spec.runPolicy.terminationGracePeriodSeconds": 5}, ("spec.runPolicy.terminationGracePeriodSeconds",)),
+    ("DPOJob", {"spec.runPolicy.ttlSecondsAfterFinished": -1}, ("spec.runPolicy.ttlSecondsAfterFinished",)),
+    ("DPOJob", {"spec.tracking": {"wandb": {}}}, ("spec.tracking.wandb.project", "Required")),
+    ("DPOJob", {"spec.tracking": {"tensorboard": {"path": "/abs"}}}, ("spec.tracking.tensorboard.path",)),
+]  # fmt: skip
+
+GOOD: list[tuple[str, Change]] = [
+    *((kind, {}) for kind in PLURALS),
+    ("DPOJob", {"metadata.name": "a"}),
+    ("DPOJob", {"metadata.name": "a" * 40}),
+    ("DPOJob", {"spec.model": {"volume": {"claimName": "models", "path": "org/base..v2/.snap"}}}),
+    ("DPOJob", {"spec.model": {"hub": {"repo": "gpt2", "revision": "main", "tokenSecretRef": {"name": "hf"}}}}),
+    ("DPOJob", {"spec.dataset.train": {"inline": [{"prompt": "a", "any": {"thing": [1, None, 2.5]}}]}}),
+    ("DPOJob", {"spec.dataset.columns": {"chosen": "good answer", "rejected": "bad answer"}}),
+    ("DPOJob", {"spec.dataset.evalSplit": 0}),
+    ("DPOJob", {"spec.training": {"epochs": 0.5, "warmupSteps": 3}}),
+    ("DPOJob", {"spec.training.maxSteps": 10}),
+    ("DPOJob", {"spec.peft": {"method": "none"}}),
+    ("DPOJob", {"spec.peft": {"method": "qlora"}, "spec.resources": GPUS}),
+    ("DPOJob", {"spec.peft": {"targetModules": ["q_proj"], "useDora": True}}),
+    ("DPOJob", {"spec.dpo": {"lossType": ["sigmoid", "sft"], "lossWeights": [1, 0.5]}}),
+    ("DPOJob", {"spec.dpo": {"lossType": ["robust"], "labelSmoothing": 0.1}}),
+    ("DPOJob", {"spec.dpo.referenceModel": {"mode": "explicit", "source": {"hub": {"repo": "a/b"}}}}),
+    ("DPOJob", {"spec.numNodes": 4, "spec.storage": SHARED}),
+    ("DPOJob", {"spec.numNodes": 4, "spec.storage": {"claimName": "shared", "subPath": "team/a"}}),
+    ("DPOJob", {"spec.numProcPerNode": 8}),
+    ("DPOJob", {"spec.numProcPerNode": 2, "spec.resources": GPUS}),
+    ("DPOJob", {"spec.resources": {"limits": {"nvidia.com/gpu": "2"}}, "spec.numProcPerNode": 2}),
+    ("DPOJob", {"spec.resources": {"limits": {"nvidia.com/mig-1g.10gb": 1, "cpu": "4", "memory": "16Gi"}}}),
+    ("DPOJob", {"spec.resources": {"limits": {"amd.com/gpu": 8}}}),
+    ("DPOJob", {"spec.resources": {"limits": {"gpu.intel.com/i915": 1}}}),
+    ("DPOJob", {"spec.resources": {"limits": {"cpu": 2, "memory": "2Gi"}, "requests": {"cpu": "500m"}}}),
+    ("DPOJob", {"spec.sharedMemory": "1Gi", "spec.nodeSelector": {"disk": "fast"}, "spec.priorityClassName": "high"}),
+    ("DPOJob", {"spec.tolerations": [{"operator": "Exists"}, {"key": "gpu", "value": "yes", "effect": "NoSchedule"}]}),
+    ("DPOJob", {"spec.image": "registry.example.com:5000/team/trainer@sha256:" + "0" * 64}),
+    ("DPOJob", {"spec.imagePullSecrets": [{"name": "pull"}]}),
+    ("DPOJob", {"spec.env": [{"name": "HF_HUB_DISABLE_IMPLICIT_TOKEN", "value": "1"}]}),
+    ("DPOJob", {"spec.env": [{"name": "MY_TOKEN", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]}),
+    ("DPOJob", {"spec.env": [{"name": "NCCL_DEBUG", "value": "$(INFO) 'quoted'\n"}]}),
+    ("DPOJob", {"spec.runPolicy": {"maxRestarts": 0, "activeDeadlineSeconds": 60, "ttlSecondsAfterFinished": 0}}),
+    ("DPOJob", {"spec.checkpoint": {"everySteps": 5, "keep": 2}}),
+    ("DPOJob", {"spec.evaluation": {"enabled": False}}),
+    ("DPOJob", {"spec.tracking": {"tensorboard": {}, "wandb": {"project": "p", "secretRef": {"name": "w"}}}}),
+    ("RewardJob", {"spec.reward": {"centerRewardsCoefficient": 0.01}}),
+    ("SFTJob", {"spec.sft": {"packing": True, "assistantOnlyLoss": True}}),
+    ("GRPOJob", {"spec.grpo.beta": 0}),
+    ("GRPOJob", {"spec.training": {"perDeviceBatchSize": 2, "gradientAccumulationSteps": 1}, "spec.resources": GPUS}),
+    ("GRPOJob", {"spec.grpo.rewards": [{"name": "h", "http": {"url": "http://score.team.svc:8080/v1"}}]}),
+    ("GRPOJob", {"spec.grpo.rewards": [{"name": "r", "rewardModel": {"volume": {"claimName": "c", "path": "p"}}}]}),
+]  # fmt: skip
+
+
+def manifest(kind: str, change: Change) -> dict[str, Any]:
+    """A small valid job with some fields changed."""
+    obj: dict[str, Any] = {
+        "apiVersion": f"{GROUP}/{VERSION}",
+        "kind": kind,
+        "metadata": {"name": "job"},
+        "spec": {
+            "model": {"hub": {"repo": "org/base"}},
+            "dataset": {"train": {"configMap": {"name": "rows", "key": "rows.jsonl"}}},
+            "storage": {"size": "1Gi"},
+        },
+    }
+    if kind == "GRPOJob":
+        obj["spec"]["grpo"] = {"rewards": [KEYWORD]}
+    obj = copy.deepcopy(obj)
+    for path, value in change.items():
+        *parents, last = path.split(".")
+        place = obj
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        if value is None:
+            del place[last]
+        else:
+            place[last] = value
+    return obj
+
+
+Apply = Callable[[dict[str, Any]], str]
+
+
+@pytest.fixture(scope="module")
+def create(control_plane: ControlPlane) -> Iterator[Apply]:
+    """Create an object as a dry run; what comes back is why it was refused, or nothing."""
+    api = client.ApiClient(config.load_kube_config(str(control_plane.kubeconfig)))
+    custom = client.CustomObjectsApi(api)
+
+    def attempt(obj: dict[str, Any]) -> str:
+        try:
+            custom.create_namespaced_custom_object(
+                GROUP, VERSION, "default", PLURALS[obj["kind"]], obj, dry_run="All", field_validation="Strict"
+            )
+        except client.ApiException as error:
+            return str(json.loads(error.body)["message"])
+        return ""
+
+    yield attempt
+    api.close()
+
+
+@pytest.mark.parametrize(("kind", "change", "says"), BAD, ids=[f"{k}-{','.join(c)}"[:80] for k, c, _ in BAD])
+def test_a_bad_manifest_is_refused_and_the_field_named(
+    create: Apply, kind: str, change: Change, says: tuple[str, ...]
+) -> None:
+    answer = create(manifest(kind, change))
+    for part in says:
+        assert part in answer
+
+
+@pytest.mark.parametrize(("kind", "change"), GOOD, ids=[f"{k}-{','.join(c)}"[:80] for k, c in GOOD])
+def test_a_good_manifest_is_accepted(create: Apply, kind: str, change: Change) -> None:
+    assert create(manifest(kind, change)) == ""
+
+
+EDITS: list[Change] = [
+    {"spec.training.maxSteps": 5},
+    {"spec.dataset.train.inline": [{"prompt": "another"}]},
+    {"spec.image": "added"},
+    {"spec.env": None},
+    {"spec.resources.limits.cpu": "3"},
+    {"spec.numNodes": 2},
+    {"spec.storage.size": "2Gi"},
+    {"spec.model.hub.revision": "main"},
+]
+
+
+@pytest.mark.parametrize("change", EDITS, ids=[next(iter(change)) for change in EDITS])
+def test_a_spec_cannot_be_edited(control_plane: ControlPlane, namespace: str, change: Change) -> None:
+    rows = {"spec.dataset.train": {"inline": [{"prompt": "a"}]}, "spec.env": [{"name": "A", "value": "b"}]}
+    before = manifest("DPOJob", rows)
+    before["metadata"]["namespace"] = namespace
+    control_plane.apply(before)
+    [field] = {path.split(".")[1] for path in change}
+    patch: dict[str, Any] = {}
+    for path, value in change.items():
+        place = patch
+        *parents, last = path.split(".")
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    with pytest.raises(Exception, match=rf"spec.{field}.*create a new job, or edit runPolicy"):
+        control_plane.kubectl(
+            "patch", "dpojob", "job", f"--namespace={namespace}", "--type=merge", f"--patch={json.dumps(patch)}"
+        )
+
+
+def test_the_run_policy_and_labels_can_be_edited(control_plane: ControlPlane, namespace: str) -> None:
+    control_plane.apply({**manifest("DPOJob", {}), "metadata": {"name": "job", "namespace": namespace}})
+    patch = {"metadata": {"labels": {"team": "a"}}, "spec": {"runPolicy": {"maxRestarts": 9}}}
+    control_plane.kubectl(
+        "patch", "dpojob", "job", f"--namespace={namespace}", "--type=merge", f"--patch={json.dumps(patch)}"
+    )
+
+
+def test_kubectl_apply_refuses_a_typo(control_plane: ControlPlane, namespace: str) -> None:
+    typo = manifest("DPOJob", {"spec.training.learningrate": 0.1, "metadata.namespace": namespace})
+    with pytest.raises(Exception, match="learningrate"):
+        control_plane.kubectl("apply", "--filename=-", stdin=json.dumps(typo))
+
+
+def test_the_short_names_and_categories_work(control_plane: ControlPlane, namespace: str) -> None:
+    for name in ("dpo", "grpo", "sft", "rewardjob", "trl"):
+        control_plane.kubectl("get", name, f"--namespace={namespace}")
