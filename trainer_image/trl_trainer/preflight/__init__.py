@@ -60,7 +60,7 @@ def run(job: JobFile, tokenizer: Any, rows: Data, work: Path, device: str) -> Pr
     needs = memory.estimate(job, sizes(job, base, seen), available(job, device), device)
     if needs.certain > needs.available:
         change = f"smallest change that fits: {needs.change}" if needs.change else "no single change fits"
-        # Not one of the OutOf...Memory reasons: those are tried again, with smaller micro-batches, and this cannot pass.
+        # Not one of the OutOf...Memory reasons: those are tried again, and this cannot pass by itself.
         raise UserError("InvalidSpec", f"the job needs {needs.describe()}; {change}")
     checkpoint, free = checkpoint_bytes(job, base), shutil.disk_usage(work).free
     findings = [*rows.report.warnings(), *_length_findings(job, base, seen), *_memory_findings(needs)]
