@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from trainer_kit import (
     job_file,
     metrics,
     preference_pairs,
+    prompts,
     start_supervisor,
     wait_for,
     write_jsonl,
@@ -40,8 +44,9 @@ def steps(folder: Path) -> list[int]:
 def run(warm: Warm, folder: Path, model: Path, attempt: int = 0, **options: Any) -> Ended:
     spec = options.pop("spec", {})
     world = options.pop("world", 2)
+    job = options.pop("job", {})
     return warm.run(
-        job_file(folder, model, spec=spec, attempt=attempt, numProcPerNode=world, **options.pop("job", {})),
+        job_file(folder, model, spec=spec, attempt=attempt, numProcPerNode=world, **job),
         world,
         **options,
     )
@@ -223,6 +228,116 @@ def test_full_disk_while_saving_keeps_the_older_checkpoints(warm: Warm, folder: 
         assert ended.codes == [0], ended.logs
     finally:
         assert os.system(f"umount -l {storage}") == 0
+
+
+def test_full_disk_while_exporting_leaves_no_half_model(warm: Warm, folder: Path, model_folder: Path) -> None:
+    storage = folder / "storage"
+    storage.mkdir()
+    assert os.system(f"mount -t tmpfs -o size=6m none {storage}") == 0
+    try:
+        fill = """
+import trl_trainer.export as e
+original = e.weights
+def weights(run, *args):
+    open(str(run.work / 'ballast'), 'wb').write(bytes(STORAGE - 100_000))
+    return original(run, *args)
+e.weights = weights
+"""
+        free = "__import__('shutil').disk_usage(run.work).free"
+        ended = run(warm, folder, model_folder, world=1, prelude=[fill.replace("STORAGE", free)])
+        assert ended.codes == [10], ended.logs
+        assert ended.records[0].reason == "StorageFull"
+        assert not (storage / "uid-1" / "final").exists()
+        (storage / "uid-1" / "ballast").unlink()
+        ended = run(warm, folder, model_folder, world=1, attempt=1)
+        assert ended.codes == [0], ended.logs
+        assert (storage / "uid-1" / "final" / "model.safetensors").exists()
+    finally:
+        assert os.system(f"umount -l {storage}") == 0
+
+
+def test_a_hang_outside_training_ends_after_twice_the_stall_timeout(
+    warm: Warm, folder: Path, model_folder: Path
+) -> None:
+    """The watchdog watches steps; before them our own process group's timeout holds, on CPU too."""
+    sleep = "import time, trl_trainer.model as m\nif rank == 1: m.tokenizer = lambda job: time.sleep(1000)"
+    started = time.monotonic()
+    ended = run(warm, folder, model_folder, job={"stallTimeoutSeconds": 2}, prelude=[sleep])
+    assert ended.codes[0] == 137, ended.logs
+    assert ended.records[0].reason == "CommunicationTimeout"
+    assert time.monotonic() - started < 60
+
+
+def test_rank_zero_takes_the_clock_and_all_save_with_it(warm: Warm, folder: Path, model_folder: Path) -> None:
+    clock = """
+import types
+import trl_trainer.pace as pace
+from trl_trainer.publisher import FiniteGuard
+clock = types.SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
+pace.time = clock
+def on_step_begin(self, args, state, control, **kwargs):
+    clock.now += 0.5 if rank == 0 else 100
+FiniteGuard.on_step_begin = on_step_begin
+"""
+    spec = {"checkpoint": {"everySteps": None, "everyMinutes": 1.5 / 60}}
+    ended = run(warm, folder, model_folder, spec=spec, prelude=[clock])
+    assert ended.codes == [0, 0], ended.logs
+    found = ended.records[0].progress
+    assert found is not None
+    # Due at the end of step 3 by rank 0's clock, known to all one step later; and the last step always.
+    assert [report.step for report in found.checkpoints] == [4, 8]
+
+
+def test_grpo_saves_only_between_two_batches_of_completions(warm: Warm, folder: Path, model_folder: Path) -> None:
+    write_jsonl(folder / "train.jsonl", prompts(40))
+    spec = {
+        "grpo": {
+            "numIterations": 3,
+            "generation": {"maxCompletionLength": 4},
+            "rewards": [{"name": "short", "length": {"target": 2}}],
+        },
+        "evaluation": {"enabled": False},
+        "checkpoint": {"everySteps": 100},
+        "training": {"maxSteps": 12},
+    }
+    ended = run(warm, folder, model_folder, job={"kind": "GRPOJob"}, spec=spec, prelude=at_step(3, SIGTERM, rank=1))
+    assert ended.codes == [143, 143], ended.logs
+    # The signal was known at the end of step 4; the completions of steps 4 to 6 are not saved.
+    assert steps(folder) == [6]
+
+
+def test_a_memory_limit_that_kills_a_rank_is_named(folder: Path, model_folder: Path) -> None:
+    """A real cgroup: the supervisor lives in it, a rank takes more than the limit and the kernel kills it."""
+    group = Path("/sys/fs/cgroup/memory") / f"trl-test-{os.getpid()}"
+    v2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+    if v2:
+        group = Path("/sys/fs/cgroup") / group.name
+    group.mkdir()
+    try:
+        (group / ("memory.max" if v2 else "memory.limit_in_bytes")).write_text(str(300 << 20))
+        code = f"""
+import os, sys
+open({str(group / "cgroup.procs")!r}, "w").write(str(os.getpid()))
+from pathlib import Path
+from trl_trainer import records, supervisor
+from trl_trainer.supervisor import Stop
+job = supervisor.read_job({str(job_file(folder, model_folder, spec={}, numProcPerNode=1))!r})
+eat = "import os; print(len(b'x' * (1 << 30)))"
+supervisor.command = lambda *a: [sys.executable, "-c", eat]
+before = supervisor.oom_kills
+supervisor.oom_kills = lambda: before(Path({str(group)!r}) if {v2} else Path({str(group.parent)!r}))
+if not {v2}:
+    supervisor.oom_kills = lambda: int(dict(
+        line.split() for line in open({str(group / "memory.oom_control")!r}).read().splitlines())["oom_kill"])
+record = supervisor.supervise(job, "job.json", Stop(300))
+print(record.reason, records.exit_code(record), record.message)
+"""
+        out = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+        assert out.startswith("OutOfHostMemory 137 rank 0 was killed by the kernel"), out
+    finally:
+        group.rmdir()
 
 
 def test_sigterm_to_the_supervisor_saves_and_exits_143(folder: Path, model_folder: Path) -> None:

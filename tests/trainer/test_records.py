@@ -33,6 +33,7 @@ class OutOfMemoryError(RuntimeError):
         (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), "OutOfHostMemory"),
         (OSError(errno.ENOSPC, "No space left on device", "/mnt/x"), "StorageFull"),
         (RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed"), "StorageFull"),
+        (ValueError("Error while serializing: I/O error: No space left on device (os error 28)"), "StorageFull"),
         (OSError(errno.EROFS, "Read-only file system", "/mnt/x"), "AccessDenied"),
         (PermissionError(errno.EACCES, "Permission denied", "/mnt/x"), "AccessDenied"),
         (RuntimeError("[../gloo/transport/tcp/pair.cc:538] Connection closed by peer [10.0.0.1]:4"), "PeerLost"),

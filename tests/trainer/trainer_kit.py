@@ -71,7 +71,8 @@ def job_file(folder: Path, model: Path, kind: str = "DPOJob", *, spec: dict[str,
         "evaluation": {"maxExamples": 8},
     }  # fmt: skip
     for section, values in spec.items():
-        base[section] = {**base[section], **values} if isinstance(values, dict) and section in base else values
+        merged = {**base[section], **values} if isinstance(values, dict) and section in base else values
+        base[section] = {k: v for k, v in merged.items() if v is not None}
     paths = {"storage": str(folder / "storage"), "model": str(model), "train": str(folder / "train.jsonl")}
     (folder / "storage").mkdir(exist_ok=True)
     job = {

@@ -60,14 +60,11 @@ class Pace(TrainerCallback):
         if control.should_save:
             # What is saved must be known to be finite, and that is looked at when it is logged.
             control.should_log = True
-        self._pending = None if last or self.preempted else self._start()
+        self._pending = None if last or self.preempted else self._start(saving=control.should_save)
 
-    def _start(self) -> Pending:
-        due = (
-            self._run.is_main
-            and self._every_seconds is not None
-            and time.monotonic() - self._saved_at >= self._every_seconds
-        )
+    def _start(self, *, saving: bool) -> Pending:
+        clock = self._run.is_main and self._every_seconds is not None and not saving
+        due = clock and time.monotonic() - self._saved_at >= (self._every_seconds or 0)
         return start_max(self._run, [int(self._termination.requested), int(due)])
 
     def _end(self, control: TrainerControl) -> None:

@@ -106,6 +106,7 @@ class Reporter(TrainerCallback):
         self._metrics_file = metrics_file
         self._sender = sender
         self._clock = StepClock()
+        self._done = False
         self._tokens = TokenRate()
         self._publish()
 
@@ -117,14 +118,18 @@ class Reporter(TrainerCallback):
     def activity(self, activity: Activity) -> None:
         self.update(activity=activity)
 
-    def close(self) -> None:
+    def close(self, *, done: bool = False) -> None:
+        """Send the last report; only a finished job is at 100 %."""
+        if done:
+            self._done = True
+            self.update()
         self._sender.close()
 
     def _publish(self) -> None:
         state = self.state
-        percentage = 100 * state.step // state.total_steps if state.total_steps else 0
+        percentage = 99 * state.step // state.total_steps if state.total_steps else 0
         status = TrainerStatus(
-            progress_percentage=min(percentage, 100),
+            progress_percentage=100 if self._done else min(percentage, 99),
             estimated_remaining_seconds=state.eta_seconds,
             metrics=state.metrics,
             last_updated_time=state.last_update_time,

@@ -26,7 +26,7 @@ from trl_trainer import (
     tracking,
     world,
 )
-from trl_trainer.errors import Preempted
+from trl_trainer.errors import Preempted, UserError
 from trl_trainer.pace import AlreadyTrained, Pace
 from trl_trainer.progress import Reporter, Sender, metrics_of
 from trl_trainer.publisher import FiniteGuard, LoadGuard, Publisher
@@ -82,7 +82,7 @@ def train(job: JobFile, termination: Termination) -> ExitRecord:
     )
     step = trainer.state.global_step
     artifacts = world.broadcast(run, lambda: finish(run, folder, rows, before, after, answers, step))
-    reporter.close()
+    reporter.close(done=True)
     scores.close()
     tracking.finish()
     world.barrier(run)
@@ -146,8 +146,13 @@ def fit(run: Run, trainer: Trainer, before: evaluation.Before, reporter: Reporte
         raise load_guard.explain(run, choice, error) from error
     finally:
         watchdog.stop()
+    step, wanted = trainer.state.global_step, trainer.state.max_steps
     if pace.preempted:
-        raise Preempted(f"stopped by SIGTERM; step {trainer.state.global_step} is saved")
+        raise Preempted(f"stopped by SIGTERM; step {step} is saved")
+    if step < max(1, wanted):
+        raise UserError(
+            "DataFormatError", f"the data end after {step} of {wanted} steps: more rows, or a smaller batch"
+        )
 
 
 def finish(

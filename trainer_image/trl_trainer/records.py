@@ -63,15 +63,17 @@ def classify(error: BaseException) -> tuple[FailureReason, str]:
 
 
 def _classify_text(error: BaseException) -> tuple[FailureReason, str]:
-    text = f"{type(error).__name__}: {_first_line(error)}"
+    said, text = str(error), f"{type(error).__name__}: {_first_line(error)}"
+    # torch's zip writer and safetensors report a full disk without an errno.
+    if "No space left" in said or "PytorchStreamWriter failed" in said:
+        return "StorageFull", text
+    if "Read-only file system" in said:
+        return "AccessDenied", text
     if isinstance(error, RuntimeError):
-        # torch.save reports a full disk as a RuntimeError of its zip writer, without an errno.
-        if "No space left" in str(error) or "PytorchStreamWriter failed" in str(error):
-            return "StorageFull", text
-        distributed = type(error).__name__.startswith("Dist") or "gloo" in str(error) or "NCCL" in str(error)
-        if _PEER_LOST.search(str(error)):
+        distributed = type(error).__name__.startswith("Dist") or "gloo" in said or "NCCL" in said
+        if _PEER_LOST.search(said):
             return "PeerLost", text
-        if distributed and _TIMEOUT.search(str(error)):
+        if distributed and _TIMEOUT.search(said):
             return "CommunicationTimeout", text
     return "Unknown", text
 

@@ -64,23 +64,25 @@ def main() -> int:
     parser.add_argument(
         "--job", default=os.environ.get("TRL_JOB_FILE", JOB_FILE), help="job file (default %(default)s)"
     )
-    path = parser.parse_args().job
+    job_file = parser.parse_args().job
     stop = Stop(grace_seconds=300)
     attempt = 0
     try:
-        job = read_job(path)
+        job = read_job(job_file)
         stop.grace_seconds, attempt = job.termination_grace_period_seconds, job.attempt
         wait_for_peers(os.environ)
         fence.claim(Path(job.paths.storage) / job.uid, job.attempt)
-        record = supervise(job, path, stop)
+        record = supervise(job, job_file, stop)
     except SystemExit:
         record = ExitRecord(
             outcome="Preempted", reason="Preempted", attempt=attempt, time=records.now(), message="stopped before start"
         )
     except Exception as error:
         record = records.failure(error, attempt=attempt, rank=int(os.environ.get("PET_NODE_RANK", "0")))
-    message = records.to_message(record)
-    Path(os.environ.get("TRL_TERMINATION_LOG", TERMINATION_LOG)).write_text(message)
+    # Kubernetes mounts the file; a plain `docker run` has none, and its user may not make one.
+    path = os.environ.get("TRL_TERMINATION_LOG", TERMINATION_LOG)
+    if path != TERMINATION_LOG or os.path.exists(path):
+        Path(path).write_text(records.to_message(record))
     code = records.exit_code(record)
     print(f"supervisor: {record.outcome} {record.reason or ''} {record.message} (exit {code})", flush=True)
     return code

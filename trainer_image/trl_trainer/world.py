@@ -15,6 +15,9 @@ from trl_trainer.errors import TrainerError, UserError
 
 T = TypeVar("T")
 
+_gloo: Any = None
+"""A group for what is below: its messages never queue behind those of training."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -54,15 +57,17 @@ def start(job: JobFile) -> Run:
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if world > 1:
-        backend = "cpu:gloo,cuda:nccl" if cuda else "cpu:gloo"
-        dist.init_process_group(backend, timeout=timedelta(seconds=2 * job.stall_timeout_seconds))
+        timeout = timedelta(seconds=2 * job.stall_timeout_seconds)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "cpu:gloo", timeout=timeout)
+        global _gloo
+        _gloo = dist.new_group(backend="gloo", timeout=timeout)
     return Run(job, Path(job.paths.storage) / job.uid, rank, world, "cuda" if cuda else "cpu")
 
 
 def barrier(run: Run) -> None:
     """Return when every rank has called this."""
     if run.world > 1:
-        dist.monitored_barrier(group=_gloo())
+        dist.monitored_barrier(group=_gloo)
 
 
 def gather(run: Run, value: T) -> list[T]:
@@ -70,7 +75,7 @@ def gather(run: Run, value: T) -> list[T]:
     if run.world == 1:
         return [value]
     found: list[Any] = [None] * run.world
-    dist.all_gather_object(found, value, group=_gloo())
+    dist.all_gather_object(found, value, group=_gloo)
     return found
 
 
@@ -85,7 +90,7 @@ def broadcast(run: Run, make: Callable[[], T]) -> T:
             box[0] = make()
         except Exception as caught:
             error, box[1] = caught, str(caught)
-    dist.broadcast_object_list(box, src=0, group=_gloo())
+    dist.broadcast_object_list(box, src=0, group=_gloo)
     if error is not None:
         raise error
     if box[1] is not None:
@@ -113,18 +118,7 @@ def start_max(run: Run, values: list[int]) -> Pending:
     tensor = torch.tensor(values, dtype=torch.int32)
     if run.world == 1:
         return Pending(tensor, None)
-    return Pending(tensor, dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=_gloo(), async_op=True))
-
-
-_group: Any = None
-
-
-def _gloo() -> Any:
-    """A group of its own: its messages never queue behind those of training."""
-    global _group
-    if _group is None:
-        _group = dist.new_group(backend="gloo")
-    return _group
+    return Pending(tensor, dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=_gloo, async_op=True))
 
 
 def leave(run: Run) -> None:
