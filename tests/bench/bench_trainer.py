@@ -1,0 +1,189 @@
+"""`make bench-trainer`: ours against plain TRL with the same config, in one run; raw samples go into one JSON file.
+
+1. Speed: blocks of steps of both alternate in one process (paired.py), with the same batches and equal losses.
+2. Start-up: from the command to the first log entry, alternating, without evaluation.
+3. Checkpoints: how long training stands still, against transformers' own and torch's asynchronous save (saving.py).
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import shapes
+
+HERE = Path(__file__).parent
+TARGET_RATIO = 0.995
+TARGET_STARTUP_SECONDS = 5.0
+PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
+"""Dense bf16, from NVIDIA's data sheets."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", choices=shapes.SHAPES, help="default: small, with a GPU 0.5b")
+    parser.add_argument("--processes", type=int, nargs="*", help="default: 1 and 2, with GPUs 1 and all of them")
+    parser.add_argument("--pairs", type=int, default=32, help="interleaved pairs of blocks (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=10, help="optimizer steps per block (default %(default)s)")
+    parser.add_argument("--startups", type=int, default=3, help="starts of each kind (default %(default)s)")
+    parser.add_argument("--saves", type=int, default=7, help="saves of each kind (default %(default)s)")
+    parser.add_argument("--output", type=Path, default=Path("bench-trainer.json"))
+    given = parser.parse_args()
+    gpus = num_gpus()
+    shape = given.shape or ("0.5b" if gpus else "small")
+    worlds = given.processes or sorted({1, gpus} if gpus else {1, 2})
+    with tempfile.TemporaryDirectory(prefix="bench-") as folder:
+        root = Path(folder)
+        found: dict[str, Any] = {"environment": environment(gpus), "settings": {**vars(given), "shape": shape}}
+        found["speed"] = {str(w): speed(root / f"speed-{w}", shape, w, gpus > 0, given) for w in worlds}
+        found["startup"] = {str(w): startup(root / f"start-{w}", w, gpus > 0, given.startups) for w in worlds}
+        found["checkpoint"] = saving(root / "saving", gpus > 0, given.saves) if max(worlds) > 1 else None
+    found["gpu"] = "measured above" if gpus else "not run: this machine has none"
+    given.output.write_text(json.dumps(found, indent=1, default=str) + "\n")
+    return summarize(found)
+
+
+def num_gpus() -> int:
+    from trl_trainer.local import num_gpus as count
+
+    return count()
+
+
+def environment(gpus: int) -> dict[str, Any]:
+    model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
+    packages = ("torch", "trl", "transformers", "accelerate", "peft", "datasets")
+    return {
+        "time": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in packages},
+        "cpu": model.partition(":")[2].strip(),
+        "cores": os.cpu_count(),
+        "gpus": gpus,
+        "load_average": os.getloadavg(),
+        "seed": shapes.SEED,
+    }
+
+
+def launch(script: str, world: int, *arguments: str) -> list[str]:
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)] if world > 1 else []
+    return [sys.executable, *torchrun, str(HERE / script), *arguments]
+
+
+def execute(argv: list[str], log: Path) -> None:
+    """Run one rank program (or torchrun) to its end; its output goes to `log` and is shown when it fails."""
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1"}
+    variables |= {"TRL_TERMINATION_LOG": str(log.with_suffix(".end")), "DISABLE_KUBEFLOW_INTEGRATION": "TRUE"}
+    with log.open("w") as out:
+        done = subprocess.run(argv, stdout=out, stderr=subprocess.STDOUT, env=variables, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(argv)}\nfailed with {done.returncode}:\n{log.read_text()[-4000:]}")
+
+
+def speed(folder: Path, shape: str, world: int, gpus: bool, given: argparse.Namespace) -> dict[str, Any]:
+    print(f"speed: {shape}, {world} process(es), {given.pairs} pairs of {given.steps} steps", flush=True)
+    size = shapes.SHAPES[shape]
+    steps = given.steps * (given.pairs + 2)
+    job = shapes.make_job(folder, size, world=world, gpus=gpus, steps=steps, rows=steps * size.batch * world)
+    arguments = ["--job", str(job), "--pairs", str(given.pairs), "--steps", str(given.steps)]
+    execute(launch("paired.py", world, *arguments, "--output", str(folder / "out.json")), folder / "log")
+    found: dict[str, Any] = json.loads((folder / "out.json").read_text())
+    ratios = [p / o for p, o in zip(found["seconds"]["plain"], found["seconds"]["ours"], strict=True)]
+    found["ratio"] = median_with_interval(ratios)
+    found["step_ms"] = {name: 1000 * statistics.median(s) / given.steps for name, s in found["seconds"].items()}
+    if "device" in found:
+        found |= throughput(found, world)
+    return found
+
+
+def throughput(found: dict[str, Any], world: int) -> dict[str, Any]:
+    """Tokens per second, and MFU with 8 FLOPs per parameter and token: 6 for the policy, 2 for the reference."""
+    rates = {name: 1000 * found["tokens_per_step"] / ms for name, ms in found["step_ms"].items()}
+    peak = next((flops for name, flops in PEAK_FLOPS.items() if name in found["device"]), math.nan)
+    mfu = {name: 8 * found["parameters"] * rate / (peak * world) for name, rate in rates.items()}
+    return {"tokens_per_second": rates, "mfu": mfu}
+
+
+def median_with_interval(values: list[float]) -> dict[str, float]:
+    """The median and its 95 % interval from order statistics, which needs no assumption about the distribution."""
+    ordered, count = sorted(values), len(values)
+    below = 0
+    while sum(math.comb(count, i) for i in range(below + 1)) / 2**count <= 0.025:
+        below += 1
+    low, high = (ordered[below - 1], ordered[count - below]) if below else (ordered[0], ordered[-1])
+    return {"median": statistics.median(ordered), "low": low, "high": high, "count": count}
+
+
+def startup(folder: Path, world: int, gpus: bool, runs: int) -> dict[str, Any]:
+    """Seconds from the command to the first log entry; ours goes through the supervisor, as in a pod."""
+    print(f"start-up: {world} process(es), {runs} of each", flush=True)
+    seconds: dict[str, list[float]] = {"plain": [], "ours": []}
+    logged = {"training": {"maxSteps": 2, "perDeviceBatchSize": 2, "loggingSteps": 1}}
+    for i in range(runs):
+        for name in ("plain", "ours") if i % 2 == 0 else ("ours", "plain"):
+            place = folder / f"{name}-{i}"
+            job = shapes.make_job(place, shapes.SHAPES["tiny"], world=world, gpus=gpus, steps=2, rows=64, **logged)
+            began = time.time()
+            if name == "plain":
+                execute(launch("plain.py", world, "--job", str(job)), place / "log")
+                line = next(s for s in (place / "log").read_text().splitlines() if "first log at" in s)
+                seconds[name].append(float(line.split()[-1]) - began)
+            else:
+                execute([sys.executable, "-m", "trl_trainer.supervisor", "--job", str(job)], place / "log")
+                first = json.loads((place / "storage/bench/metrics.jsonl").read_text().splitlines()[0])
+                seconds[name].append(datetime.fromisoformat(first["time"]).timestamp() - began)
+    difference = [ours - plain for ours, plain in zip(seconds["ours"], seconds["plain"], strict=True)]
+    return {"seconds": seconds, "difference": statistics.median(difference)}
+
+
+def saving(folder: Path, gpus: bool, rounds: int) -> dict[str, Any]:
+    print(f"checkpoints: 2 processes, {rounds} of each", flush=True)
+    job = shapes.make_job(folder, shapes.SHAPES["checkpoint"], world=2, gpus=gpus, steps=3, rows=64)
+    execute(
+        launch("saving.py", 2, "--job", str(job), "--rounds", str(rounds), "--output", str(folder / "out.json")),
+        folder / "log",
+    )
+    found: dict[str, Any] = json.loads((folder / "out.json").read_text())
+    found["median_seconds"] = {name: statistics.median(values) for name, values in found["seconds"].items()}
+    return found
+
+
+def summarize(found: dict[str, Any]) -> int:
+    """Print the result; 1 when a target is missed beyond doubt."""
+    missed = 0
+    for world, result in found["speed"].items():
+        ratio = result["ratio"]
+        missed += ratio["high"] < TARGET_RATIO
+        print(f"speed, {world} process(es): plain TRL's time / ours {ratio['median']:.4f}"
+              f" ({ratio['low']:.4f} to {ratio['high']:.4f}, {ratio['count']} pairs; target {TARGET_RATIO}),"
+              f" step {result['step_ms']['ours']:.1f} ms, callbacks"
+              f" {sum(result['callback_wall_us_per_step'].values()):.0f} us per step"
+              f" ({sum(result['callback_cpu_us_per_step'].values()):.0f} us CPU)")  # fmt: skip
+        if "mfu" in result:
+            print(f"  {result['tokens_per_second']['ours']:.0f} tokens/s, MFU {result['mfu']['ours']:.3f}, peak memory"
+                  f" of both together {result['peak_memory_bytes'] / 2**30:.1f} GiB on {result['device']}")  # fmt: skip
+    for world, result in found["startup"].items():
+        missed += result["difference"] > TARGET_STARTUP_SECONDS
+        medians = {name: statistics.median(values) for name, values in result["seconds"].items()}
+        print(f"start-up, {world} process(es): ours {medians['ours']:.1f} s, plain {medians['plain']:.1f} s,"
+              f" difference {result['difference']:+.1f} s (target {TARGET_STARTUP_SECONDS})")  # fmt: skip
+    if found["checkpoint"]:
+        medians = found["checkpoint"]["median_seconds"]
+        print(f"checkpoint of {found['checkpoint']['bytes'] / 2**20:.0f} MiB, blocking: ours {medians['ours']:.2f} s,"
+              f" transformers {medians['transformers']:.2f} s, torch DCP async {medians['dcp_async']:.2f} s"
+              f" (durable after {medians['dcp_durable']:.2f} s)")  # fmt: skip
+    print(f"GPU: {found['gpu']}")
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""How long training stands still for a checkpoint: ours, transformers' own, and torch's asynchronous one; one rank.
+
+All three save the same sharded model and optimizer, in turn, at the same step.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trl_contract.resolve import resolve
+from trl_trainer.supervisor import library_settings, read_job
+from trl_trainer.termination import Termination
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--job", required=True)
+    parser.add_argument("--rounds", type=int, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    given = parser.parse_args()
+    job = resolve(read_job(given.job))
+    os.environ.update(library_settings(job))
+    found = measure(job, given.rounds)
+    if os.environ.get("RANK", "0") == "0":
+        given.output.write_text(json.dumps(found))
+    os._exit(0)
+
+
+def measure(job: Any, rounds: int) -> dict[str, Any]:
+    """Train two steps, save `rounds` times in each way, and return the seconds of each."""
+    from transformers import TrainerCallback
+
+    from trl_trainer import cpu_fsdp, fence, rank, world
+    from trl_trainer.model import tokenizer
+    from trl_trainer.progress import Reporter, Sender
+    from trl_trainer.publisher import FiniteGuard, Publisher
+    from trl_trainer.rewards import Rewards
+
+    Termination()
+    cpu_fsdp.enable()
+    run = world.start(job)
+    fence.claim(run.work, job.attempt)
+    reporter = Reporter(job.attempt, run.work / "metrics.jsonl", Sender({}))
+    words = tokenizer(job)
+    trainer = rank.build(run, words, rank.load_data(run, words, Rewards([]), reporter), Rewards([]))
+    found: dict[str, Any] = {"seconds": {name: [] for name in ("ours", "transformers", "dcp_async", "dcp_durable")}}
+
+    class AtStep(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step < 2:
+                return
+            publisher = Publisher(run, FiniteGuard(), reporter)
+            for _ in range(rounds):
+                measure_round(run, trainer, publisher, found["seconds"])
+            found["bytes"] = sum(f.stat().st_size for f in run.work.rglob("checkpoint-2/**/*") if f.is_file())
+            control.should_training_stop = True
+
+    trainer.add_callback(AtStep())
+    trainer.train()
+    found["parameters"] = sum(p.numel() for p in trainer.model.parameters())
+    return found
+
+
+def measure_round(run: Any, trainer: Any, publisher: Any, seconds: dict[str, list[float]]) -> None:
+    from trl_trainer.world import barrier
+
+    folder = run.work / "checkpoint-2"
+
+    def timed(name: str, call: Callable[[], Any]) -> Any:
+        barrier(run)
+        began = time.perf_counter()
+        result = call()
+        seconds[name].append(time.perf_counter() - began)
+        return result
+
+    def clear() -> None:
+        barrier(run)
+        if run.is_main:
+            shutil.rmtree(folder, ignore_errors=True)
+        barrier(run)
+
+    def ours() -> None:
+        trainer._save_checkpoint(trainer.model, trial=None)
+        publisher.on_save(trainer.args, trainer.state, trainer.control)
+
+    clear()
+    timed("transformers", lambda: trainer._save_checkpoint(trainer.model, trial=None))
+    clear()
+    future = timed("dcp_async", lambda: dcp(trainer, folder))
+    began = time.perf_counter()
+    future.result()
+    seconds["dcp_durable"].append(seconds["dcp_async"][-1] + time.perf_counter() - began)
+    clear()
+    timed("ours", ours)
+
+
+def dcp(trainer: Any, folder: Path) -> Any:
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+
+    model, optimizer = get_state_dict(trainer.model, trainer.optimizer.optimizer)
+    return dcp.async_save({"model": model, "optimizer": optimizer}, checkpoint_id=str(folder))
+
+
+if __name__ == "__main__":
+    main()
