@@ -166,7 +166,7 @@ class Failure(Model):
     """Pod whose failure came first."""
     rank: Count | None = None
     """Global rank whose failure came first."""
-    exit_code: Int32 | None = None
+    exit_code: Count | None = None
     """Exit code of its container."""
     log: Text2048 | None = None
     """The end of its log."""

@@ -4,7 +4,16 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from trl_contract.sources import ConfigMapKey, Dataset, DataSource, ModelSource, Volume
+from trl_contract.sources import (
+    ConfigMapKey,
+    Dataset,
+    DataSource,
+    HubDataset,
+    HubModel,
+    ModelSource,
+    SecretKeyRef,
+    Volume,
+)
 from trl_operator.api.job import Job
 from trl_operator.constants import MAX_INLINE_BYTES
 
@@ -13,10 +22,11 @@ SHARED = {"ReadWriteMany", "ReadOnlyMany"}
 
 @dataclass(frozen=True)
 class Blocker:
-    """Why no attempt may start: a condition Accepted=False that heals when the object changes."""
+    """Why no attempt may start: a condition Accepted=False. It heals when another object changes, unless `final`."""
 
     reason: str
     message: str
+    final: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,8 +69,32 @@ def check_spec(job: Job) -> Blocker | None:
             if size > MAX_INLINE_BYTES:
                 remedy = "put the rows into a ConfigMap or a volume"
                 message = f"dataset.{name}.inline has {size} bytes, at most {MAX_INLINE_BYTES}: {remedy}"
-                return Blocker("InlineTooLarge", message)
+                return Blocker("InlineTooLarge", message, final=True)
+    secrets = hub_secrets(job)
+    if len(secrets) > 1:
+        names = ", ".join(f"{ref.name}/{ref.key}" for ref in secrets)
+        message = f"tokenSecretRef: a job has one hub token, but {names} are named: use one Secret"
+        return Blocker("InvalidSpec", message, final=True)
     return None
+
+
+def hub_sources(job: Job) -> list[HubModel | HubDataset]:
+    """Return the parts of the spec that name a repository on the hub."""
+    spec: Any = job.training
+    dataset: Dataset = spec.dataset
+    sources: list[ModelSource | DataSource | None] = [spec.model, dataset.train, dataset.eval]
+    if job.info.kind == "DPOJob":
+        sources.append(spec.dpo.reference_model.source)
+    return [source.hub for source in sources if source and source.hub]
+
+
+def hub_secrets(job: Job) -> list[SecretKeyRef]:
+    """Return the different token references of the hub sources; the libraries know one token only."""
+    found: list[SecretKeyRef] = []
+    for hub in hub_sources(job):
+        if hub.token_secret_ref and hub.token_secret_ref not in found:
+            found.append(hub.token_secret_ref)
+    return found
 
 
 def check_reference(reference: Reference, obj: dict[str, Any] | None, num_nodes: int) -> Blocker | None:

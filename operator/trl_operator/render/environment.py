@@ -2,10 +2,11 @@
 
 from typing import Any
 
-from trl_contract.sources import Dataset, DataSource, ModelSource, SecretKeyRef
+from trl_contract.sources import SecretKeyRef
 from trl_operator.api.cluster import EnvVar
 from trl_operator.api.job import Job
 from trl_operator.constants import GROUP, LABEL_REPLICA_INDEX, VERSION
+from trl_operator.plan.acceptance import hub_secrets, hub_sources
 from trl_operator.render.volumes import ATTEMPT, HOME, TOKEN
 
 MASTER_PORT = 29500
@@ -35,25 +36,6 @@ def environment(job: Job, attempt: int, receiver_url: str) -> list[dict[str, Any
 def report_path(job: Job) -> str:
     """Return the path that the job's pods report to, on the receiver."""
     return f"/apis/{GROUP}/{VERSION}/namespaces/{job.namespace}/{job.info.plural}/{job.name}/status"
-
-
-def hub_sources(job: Job) -> list[Any]:
-    """Return the parts of the spec that name a repository on the hub."""
-    spec: Any = job.training
-    dataset: Dataset = spec.dataset
-    sources: list[ModelSource | DataSource | None] = [spec.model, dataset.train, dataset.eval]
-    if job.info.kind == "DPOJob":
-        sources.append(spec.dpo.reference_model.source)
-    return [source.hub for source in sources if source and source.hub]
-
-
-def hub_secrets(job: Job) -> list[SecretKeyRef]:
-    """Return the different token references of the hub sources; the libraries know one token only."""
-    found: list[SecretKeyRef] = []
-    for hub in hub_sources(job):
-        if hub.token_secret_ref and hub.token_secret_ref not in found:
-            found.append(hub.token_secret_ref)
-    return found
 
 
 def secrets(job: Job) -> dict[str, SecretKeyRef]:

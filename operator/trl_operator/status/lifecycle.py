@@ -126,7 +126,7 @@ class _Machine:
         if blocker := self.view.blocker:
             self.condition("Accepted", False, blocker.reason, blocker.message)
             self.status["phase"] = "Restarting" if self.status.get("attempt") else "Pending"
-            decision.requeue = REFERENCE_POLL_SECONDS
+            decision.requeue = None if blocker.final else REFERENCE_POLL_SECONDS
             return decision
         self.condition("Accepted", True, "Accepted", "the spec is valid and everything that it names is there")
         not_before = parse_time(self.status.get("retry", {}).get("notBefore"))

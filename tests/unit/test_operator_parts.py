@@ -1,0 +1,269 @@
+"""The small parts of the operator: acceptance, cache, certificates, settings, metrics, events, health."""
+
+import asyncio
+import ssl
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from itertools import islice, pairwise
+from typing import Any
+
+import pytest
+from cryptography import x509
+from pydantic import ValidationError
+
+from trl_operator import certs
+from trl_operator.cache import Cache
+from trl_operator.handlers import Backoffs
+from trl_operator.health import Health
+from trl_operator.metrics import Metrics
+from trl_operator.plan.acceptance import check_reference, check_spec, references
+from trl_operator.settings import from_environment
+from trl_operator.status.events import events
+
+Make = Callable[..., Any]
+
+ENVIRONMENT = {
+    "TRL_OPERATOR_NAMESPACE": "trl",
+    "TRL_OPERATOR_IDENTITY": "pod-1",
+    "TRL_OPERATOR_TRAINER_IMAGE": "trainer:1",
+    "TRL_OPERATOR_RECEIVER_URL": "https://op.trl.svc:10443",
+    "PATH": "/bin",
+}
+
+# -- acceptance
+
+
+def test_every_object_that_a_spec_names_is_checked(make_job: Make) -> None:
+    volume = {"volume": {"claimName": "data", "path": "x.jsonl"}}
+    reference = {"mode": "explicit", "source": {"volume": {"claimName": "refs", "path": "m"}}}
+    job = make_job(
+        dataset={"train": volume, "eval": volume}, dpo={"referenceModel": reference}, storage={"claimName": "s"}
+    )
+    assert [(found.field, found.name) for found in references(job)] == [
+        ("dataset.train.volume", "data"),
+        ("dataset.eval.volume", "data"),
+        ("dpo.referenceModel.source.volume", "refs"),
+        ("storage.claimName", "s"),
+    ]
+    rewards = [{"name": "c", "python": {"configMap": {"name": "r", "key": "k.py"}, "function": "f"}}]
+    grpo = make_job("GRPOJob", grpo={"rewards": rewards})
+    assert [found.field for found in references(grpo)] == [
+        "dataset.train.configMap",
+        "grpo.rewards[0].python.configMap",
+    ]
+
+
+def test_a_config_map_must_have_the_key(make_job: Make) -> None:
+    [reference] = references(make_job())
+    assert check_reference(reference, None, 1).reason == "ConfigMapNotFound"
+    assert check_reference(reference, {"metadata": {}, "data": {"a": ""}}, 1).reason == "ConfigMapKeyNotFound"
+    assert check_reference(reference, {"metadata": {}, "data": {"train.jsonl": ""}}, 1) is None
+    assert check_reference(reference, {"metadata": {}, "binaryData": {"train.jsonl": ""}}, 1) is None
+
+
+@pytest.mark.parametrize(
+    ("field", "modes", "nodes", "reason"),
+    [
+        ("storage", ["ReadWriteOnce"], 1, None),
+        ("storage", ["ReadWriteOnce"], 2, "AccessModeNotShared"),
+        ("storage", ["ReadOnlyMany"], 2, "AccessModeNotShared"),
+        ("storage", ["ReadWriteOnce", "ReadWriteMany"], 2, None),
+        ("model", ["ReadOnlyMany"], 2, None),
+        ("model", ["ReadWriteOnce"], 2, "AccessModeNotShared"),
+    ],
+)
+def test_several_nodes_need_a_claim_that_they_can_share(
+    make_job: Make, field: str, modes: list[str], nodes: int, reason: str | None
+) -> None:
+    source = (
+        {"model": {"volume": {"claimName": "c", "path": "m"}}} if field == "model" else {"storage": {"claimName": "c"}}
+    )
+    [reference] = [found for found in references(make_job(**source)) if found.name == "c"]
+    blocker = check_reference(reference, {"metadata": {}, "spec": {"accessModes": modes}}, nodes)
+    assert (blocker and blocker.reason) == reason
+
+
+def test_rows_in_the_spec_are_counted_in_bytes(make_job: Make) -> None:
+    rows = [{"prompt": "é" * 1000}]
+    assert check_spec(make_job(dataset={"train": {"inline": rows * 64}})) is None
+    assert check_spec(make_job(dataset={"train": {"inline": rows * 66}})).reason == "InlineTooLarge"
+
+
+def test_one_job_has_one_hub_token(make_job: Make) -> None:
+    def source(secret: str) -> dict[str, Any]:
+        return {"hub": {"repo": "a/b", "tokenSecretRef": {"name": secret}}}
+
+    assert check_spec(make_job(model=source("a"), dataset={"train": source("a")})) is None
+    assert check_spec(make_job(model=source("a"), dataset={"train": source("b")})).reason == "InvalidSpec"
+
+
+# -- cache
+
+
+def stored(kind: str, name: str, version: int, **metadata: Any) -> dict[str, Any]:
+    place = {"namespace": "team", "name": name, "uid": f"{name}-uid", "resourceVersion": str(version)}
+    return {"kind": kind, "metadata": {**place, **metadata}}
+
+
+def pod(version: int, phase: str = "Running") -> dict[str, Any]:
+    labels = {
+        "trl-operator.io/job-uid": "tune-uid",
+        "trl-operator.io/job-kind": "DPOJob",
+        "trl-operator.io/job-name": "tune",
+        "trl-operator.io/attempt": "0",
+    }
+    return {**stored("Pod", "tune-dpo-0-worker-0", version, labels=labels), "status": {"phase": phase}}
+
+
+def test_an_older_state_never_replaces_a_newer_one() -> None:
+    changed: list[Any] = []
+    cache = Cache(changed.append)
+    cache.put_job(stored("DPOJob", "tune", 5, managedFields=[1]))
+    cache.put_job(stored("DPOJob", "tune", 4))
+    cache.put_pod(pod(7, "Failed"))
+    cache.put_pod(pod(6))
+    key = ("DPOJob", "team", "tune")
+    assert cache.jobs[key]["metadata"]["resourceVersion"] == "5"
+    assert "managedFields" not in cache.jobs[key]["metadata"]
+    assert [found.phase for found in cache.pods("tune-uid", 0)] == ["Failed"]
+    assert changed == [key, key]
+
+
+def test_a_pod_that_is_gone_is_remembered_in_its_last_state() -> None:
+    cache = Cache(lambda _: None)
+    cache.put_pod(pod(1))
+    cache.drop_pod(pod(2, "Failed"))
+    [found] = cache.pods("tune-uid", 0)
+    assert (found.gone, found.phase) == (True, "Failed")
+    cache.put_pod(pod(3))
+    assert cache.pods("tune-uid", 0) == [found], "a late event does not bring it back"
+    cache.drop_pods("tune-uid", before_attempt=1)
+    assert cache.pods("tune-uid", 0) == []
+
+
+def test_a_relist_finds_what_was_deleted_unseen_and_spares_what_is_newer() -> None:
+    changed: list[Any] = []
+    cache = Cache(changed.append)
+    cache.put_job(stored("DPOJob", "old", 5))
+    cache.put_job(stored("DPOJob", "new", 50))
+    cache.put_job(stored("SFTJob", "other", 5))
+    cache.put_pod(pod(5))
+    cache.replace_jobs("DPOJob", [], [stored("DPOJob", "kept", 8)], version=20)
+    cache.replace_pods([], [], version=20)
+    assert {key[2] for key in cache.jobs} == {"new", "other", "kept"}
+    assert [found.gone for found in cache.pods("tune-uid", 0)] == [True]
+    cache.replace_jobs("DPOJob", ["elsewhere"], [], version=99)
+    assert {key[2] for key in cache.jobs} == {"new", "other", "kept"}
+
+
+# -- certificates
+
+
+def test_a_certificate_is_for_the_receivers_host_and_renewed_in_time(now: datetime) -> None:
+    pem = certs.new_pair("op.trl.svc", now)
+    assert certs.is_fresh(pem, "op.trl.svc", now)
+    assert not certs.is_fresh(pem, "other.trl.svc", now)
+    assert not certs.is_fresh(pem, "op.trl.svc", now + timedelta(days=61))
+    again = certs.renewed(pem, "op.trl.svc", now + timedelta(days=61))
+    assert certs.is_fresh(again, "op.trl.svc", now + timedelta(days=61))
+    assert again["ca.crt"] == pem["ca.crt"], "pods load the CA once"
+    authority = x509.load_pem_x509_certificate(pem["ca.crt"])
+    assert authority.not_valid_after_utc - now > timedelta(days=3600)
+    for each in (pem, again):
+        x509.load_pem_x509_certificate(each["tls.crt"]).verify_directly_issued_by(authority)
+
+
+def test_a_server_can_load_its_certificate(now: datetime) -> None:
+    certs.load(ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), certs.new_pair("127.0.0.1", now))
+
+
+# -- settings, metrics, events
+
+
+def test_settings_come_from_the_environment() -> None:
+    settings = from_environment({**ENVIRONMENT, "TRL_OPERATOR_WATCH_NAMESPACES": "a,b", "TRL_OPERATOR_WORKERS": "3"})
+    assert (settings.namespaces, settings.workers, settings.identity) == (["a", "b"], 3, "pod-1")
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"TRL_OPERATOR_IDENTITY": None}, "identity"),
+        ({"TRL_OPERATOR_WORKERS": "many"}, "workers"),
+        ({"TRL_OPERATOR_RECEIVER_URL": "http://op"}, "receiver_url"),
+        ({"TRL_OPERATOR_WROKERS": "3"}, "wrokers"),
+    ],
+)
+def test_a_missing_wrong_or_unknown_setting_is_named(change: dict[str, str | None], names: str) -> None:
+    environment = {name: value for name, value in {**ENVIRONMENT, **change}.items() if value is not None}
+    with pytest.raises(ValidationError, match=names):
+        from_environment(environment)
+
+
+def test_metrics_are_in_prometheus_form() -> None:
+    metrics = Metrics()
+    metrics.count("reports_total", result="accepted")
+    metrics.count("reports_total", result="accepted")
+    metrics.count("reports_total", result='a"b\n')
+    metrics.gauge("leader", lambda: 1.0)
+    assert metrics.render().splitlines() == [
+        "# TYPE reports_total counter",
+        'reports_total{result="a\\"b\\n"} 1',
+        'reports_total{result="accepted"} 2',
+        "# TYPE leader gauge",
+        "leader 1",
+    ]
+
+
+def test_each_transition_is_told_once() -> None:
+    def status(*conditions: tuple[str, str, str], **fields: Any) -> dict[str, Any]:
+        found = [{"type": t, "status": s, "reason": r, "message": "m"} for t, s, r in conditions]
+        return {"conditions": found, **fields}
+
+    accepted = ("Accepted", "True", "Accepted")
+    refused = status(("Accepted", "False", "ConfigMapNotFound"))
+    started = status(accepted, ("Running", "False", "Starting"), attempt=0, pytorchJob={"name": "x", "uid": "u"})
+    runs = status(accepted, ("Running", "True", "AllPodsRunning"), attempt=0, pytorchJob={"name": "x", "uid": "u"})
+    again = status(accepted, ("Running", "False", "PeerLost"), attempt=1, restarts=1)
+    ended = status(accepted, ("Succeeded", "True", "Succeeded"), completionTime="t", restarts=1, attempt=1)
+    story = [{}, refused, refused, started, runs, runs, again, ended, ended]
+    told = [[event.reason for event in events(a, b)] for a, b in pairwise(story)]
+    assert told == [
+        ["ConfigMapNotFound"],
+        [],
+        ["AttemptStarted"],
+        ["Running"],
+        [],
+        ["AttemptFailed"],
+        ["Succeeded"],
+        [],
+    ]
+    failed = status(("Succeeded", "False", "StorageFull"), completionTime="t")
+    [event] = events(runs, failed)
+    assert (event.type, event.reason, event.message) == ("Warning", "Failed", "StorageFull: m")
+
+
+def test_a_watch_is_tried_again_without_end_and_at_least_every_ten_seconds() -> None:
+    for _ in range(2):
+        pauses = list(islice(Backoffs(), 100))
+        assert pauses[:5] == [1, 2, 4, 8, 10]
+        assert max(pauses) == 10
+
+
+# -- health
+
+
+def test_a_process_that_is_stuck_is_not_healthy() -> None:
+    async def main() -> None:
+        ages = {"queue": 0.0, "relist": 0.0}
+        health = Health(lambda: ages["queue"], lambda: ages["relist"], relist_seconds=600)
+        beat = asyncio.create_task(health.beat())
+        await asyncio.sleep(0)
+        assert health.problems() == []
+        ages.update(queue=301, relist=1801)
+        assert len(health.problems()) == 2
+        beat.cancel()
+        health._beat -= 20
+        assert any("lags" in problem for problem in health.problems())
+
+    asyncio.run(main())

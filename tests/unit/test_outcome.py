@@ -1,0 +1,102 @@
+"""The first cause of a failed attempt."""
+
+from collections.abc import Callable
+from typing import Any, get_args
+
+import pytest
+
+from trl_contract.report import FailureReason
+from trl_operator.plan.outcome import classify
+from trl_operator.plan.reasons import REASONS
+
+Make = Callable[..., Any]
+
+
+def record(reason: str, second: int = 0, **fields: Any) -> dict[str, Any]:
+    outcome = "Preempted" if reason == "Preempted" else "Failed"
+    return {"outcome": outcome, "reason": reason, "time": f"2026-11-21T11:30:{second:02d}.5Z", **fields}
+
+
+@pytest.mark.parametrize(
+    ("pod", "reason"),
+    [
+        ({"exit_code": 10, "record": record("DataFormatError")}, "DataFormatError"),
+        ({"exit_code": 11}, "OutOfGPUMemory"),
+        ({"exit_code": 12}, "NonFiniteLoss"),
+        ({"exit_code": 13}, "CheckpointCorrupt"),
+        ({"exit_code": 14}, "RewardError"),
+        ({"exit_code": 143}, "Preempted"),
+        ({"exit_code": 1}, "Unknown"),
+        ({"exit_code": 137}, "Unknown"),
+        ({"exit_code": 137, "exit_reason": "OOMKilled"}, "OutOfHostMemory"),
+        ({"exit_code": 1, "record": "{not json"}, "Unknown"),
+        ({"exit_code": 1, "record": '{"outcome": "Bored"}'}, "Unknown"),
+        ({"exit_code": 137, "disruption": "DeletionByTaintManager"}, "NodeLost"),
+        ({"exit_code": 137, "disruption": "PreemptionByScheduler"}, "Preempted"),
+        ({"exit_code": 137, "disruption": "EvictionByEvictionAPI"}, "Preempted"),
+        ({"exit_code": 137, "reason": "Evicted", "message": "over its ephemeral-storage limit"}, "Evicted"),
+        (
+            {
+                "exit_code": 137,
+                "reason": "Evicted",
+                "message": "node low on memory",
+                "disruption": "TerminationByKubelet",
+            },
+            "Preempted",
+        ),
+    ],
+)
+def test_one_pods_end_has_one_reason(make_pod: Make, pod: dict[str, Any], reason: str) -> None:
+    assert classify([make_pod(0, "Failed", **pod)], 1, 1).reason == reason
+
+
+def test_the_first_cause_wins(make_pod: Make) -> None:
+    pods = [
+        make_pod(0, "Failed", exit_code=10, record=record("ModelNotFound", 9)),
+        make_pod(1, "Failed", exit_code=10, record=record("DataFormatError", 5, rank=3)),
+    ]
+    cause = classify(pods, 2, 2)
+    assert (cause.reason, cause.rank, cause.pod) == ("DataFormatError", 3, "tune-dpo-0-worker-1")
+
+
+@pytest.mark.parametrize("effect", ["PeerLost", "CommunicationTimeout", "Preempted"])
+def test_what_follows_from_a_peers_end_is_not_the_cause_though_it_was_written_first(
+    make_pod: Make, effect: str
+) -> None:
+    pods = [
+        make_pod(0, "Failed", exit_code=137, record=record(effect, 1)),
+        make_pod(1, "Failed", exit_code=137, exit_reason="OOMKilled"),
+    ]
+    assert classify(pods, 2, 1).reason == "OutOfHostMemory"
+
+
+def test_a_pod_without_a_record_speaks_with_its_exit_code_and_log(make_pod: Make) -> None:
+    cause = classify([make_pod(1, "Failed", exit_code=3, record="line\n" * 900)], 1, 4)
+    assert (cause.exit_code, cause.rank) == (3, 4)
+    assert cause.log is not None
+    assert len(cause.log) == 2048
+
+
+def test_a_pod_deleted_without_a_word_is_told_from_one_that_ended_well(make_pod: Make) -> None:
+    gone = make_pod(1).vanished()
+    assert classify([make_pod(0, "Succeeded", exit_code=0), gone], 2, 1).reason == "ChildDeleted"
+    well = make_pod(0, "Succeeded", exit_code=0).vanished()
+    assert classify([well], 1, 1).reason == "Unknown"
+
+
+def test_an_attempt_that_never_ran_on_all_pods_is_a_start_that_failed(make_pod: Make) -> None:
+    pods = [make_pod(0, "Failed", exit_code=1), make_pod(1, "Pending").vanished()]
+    assert classify([pods[0]], 2, 1).reason == "StartTimeout"
+    assert classify([make_pod(0, "Failed", exit_code=10, record=record("InvalidSpec"))], 2, 1).reason == "InvalidSpec"
+
+
+def test_nothing_left_is_unknown(make_pod: Make) -> None:
+    assert classify([], 2, 1).reason == "Unknown"
+
+
+def test_every_reason_of_the_trainer_has_a_hint() -> None:
+    assert set(get_args(FailureReason)) <= REASONS.keys()
+    for name, reason in REASONS.items():
+        assert reason.hint.endswith("."), name
+        assert "\n" not in reason.hint
+        assert reason.retryable or not reason.free, name

@@ -1,0 +1,190 @@
+"""Manifests: the pod contract, Pod Security, secrets by reference only, and one complete example."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trl_contract.jobfile import JobFile
+from trl_operator.api.cluster import EnvVar
+from trl_operator.api.kinds import KINDS
+from trl_operator.render.environment import _user, report_path
+from trl_operator.render.manifests import (
+    Installation,
+    claim,
+    config_map,
+    job_file,
+    network_policy,
+    pytorchjob,
+)
+
+Make = Callable[..., Any]
+
+INSTALLATION = Installation("example.com/trainer@sha256:0", "https://op.trl.svc:10443", "-----CA-----")
+GOLDEN = Path(__file__).with_name("golden_pytorchjob.yaml")
+HUB = {"hub": {"repo": "org/base", "tokenSecretRef": {"name": "hf", "key": "token"}}}
+
+
+def pod(job: Any) -> dict[str, Any]:
+    found: dict[str, Any] = pytorchjob(job, 0, INSTALLATION)["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+    return found
+
+
+def container(job: Any) -> dict[str, Any]:
+    [found] = pod(job)["spec"]["containers"]
+    return dict(found)
+
+
+def env(job: Any) -> dict[str, Any]:
+    return {variable["name"]: variable for variable in container(job)["env"]}
+
+
+def test_a_whole_pytorchjob_is_as_committed(make_job: Make) -> None:
+    job = make_job(
+        numNodes=2,
+        model={"volume": {"claimName": "models", "path": "org/base"}},
+        storage={"claimName": "shared", "subPath": "team"},
+        resources={"limits": {"nvidia.com/gpu": 4, "memory": "64Gi"}},
+        sharedMemory="8Gi",
+        nodeSelector={"gpu": "h100"},
+        tolerations=[{"key": "gpu", "operator": "Exists"}],
+        imagePullSecrets=[{"name": "pull"}],
+        env=[{"name": "NCCL_DEBUG", "value": "$(WARN)"}],
+    )
+    found = pytorchjob(job, 3, INSTALLATION)
+    assert found == yaml.safe_load(GOLDEN.read_text()), yaml.safe_dump(found, sort_keys=False)
+
+
+def test_only_workers_and_nothing_that_lets_the_training_operator_retry(make_job: Make) -> None:
+    spec = pytorchjob(make_job(), 0, INSTALLATION)["spec"]
+    assert list(spec["pytorchReplicaSpecs"]) == ["Worker"]
+    assert spec["runPolicy"] == {"cleanPodPolicy": "Running"}
+    assert spec["pytorchReplicaSpecs"]["Worker"]["restartPolicy"] == "Never"
+    assert "elasticPolicy" not in spec
+
+
+def test_the_containers_command_is_the_images_own(make_job: Make) -> None:
+    assert not container(make_job()).keys() & {"command", "args"}
+
+
+def test_pods_know_only_the_operator_and_only_by_their_own_token(make_job: Make) -> None:
+    job = make_job()
+    spec = pod(job)["spec"]
+    assert spec["automountServiceAccountToken"] is False
+    [token] = [v["projected"]["sources"] for v in spec["volumes"] if "projected" in v]
+    assert token[0]["serviceAccountToken"]["audience"] == job.audience
+    assert job.uid in job.audience
+    url = env(job)["KUBEFLOW_TRAINER_SERVER_URL"]["value"]
+    assert url == f"https://op.trl.svc:10443{report_path(job)}"
+
+
+def test_the_hub_is_off_unless_the_spec_names_it(make_job: Make) -> None:
+    local = {"volume": {"claimName": "models", "path": "base"}}
+    assert env(make_job(model=local))["HF_HUB_OFFLINE"]["value"] == "1"
+    assert "HF_HUB_OFFLINE" not in env(make_job())
+    reference = {"mode": "explicit", "source": {"hub": {"repo": "a/b"}}}
+    assert "HF_HUB_OFFLINE" not in env(make_job(model=local, dpo={"referenceModel": reference}))
+
+
+def test_secrets_are_references(make_job: Make) -> None:
+    rewards = [{"name": "is-good", "http": {"url": "https://x.example/", "secretRef": {"name": "score"}}}]
+    tracking = {"wandb": {"project": "p", "secretRef": {"name": "wandb", "key": "api"}}}
+    job = make_job("GRPOJob", model=HUB, grpo={"rewards": rewards}, tracking=tracking)
+    found = {name: variable["valueFrom"]["secretKeyRef"] for name, variable in env(job).items()
+             if "secretKeyRef" in variable.get("valueFrom", {})}  # fmt: skip
+    assert found == {
+        "HF_TOKEN": {"name": "hf", "key": "token"},
+        "WANDB_API_KEY": {"name": "wandb", "key": "api"},
+        "TRL_REWARD_IS_GOOD_TOKEN": {"name": "score", "key": "token"},
+    }
+
+
+@given(st.text(max_size=200))
+def test_a_users_value_arrives_as_it_was_written(text: str) -> None:
+    value = _user(EnvVar(name="A", value=text))["value"]
+    # What Kubernetes does: $$ stands for $, and $(NAME) for a variable unless its dollar is such a pair.
+    assert "$(" not in value.replace("$$", "")
+    assert value.replace("$$", "$") == text
+
+
+def test_the_job_file_says_where_everything_is_mounted(make_job: Make) -> None:
+    rows = {"train": {"volume": {"claimName": "data", "path": "a/train.jsonl"}}, "eval": {"inline": [{"prompt": "é"}]}}
+    model = {"volume": {"claimName": "data", "path": "models/base"}}
+    reference = {"mode": "explicit", "source": {"volume": {"claimName": "data", "path": "ref"}}}
+    job = make_job(dataset=rows, model=model, dpo={"referenceModel": reference}, storage={"claimName": "data"})
+    written = config_map(job, 2, INSTALLATION)
+    file = JobFile.model_validate_json(written["data"]["job.json"])
+    assert file == job_file(job, 2)
+    assert (file.attempt, file.uid, file.name) == (2, job.uid, "tune")
+    assert file.paths.to_wire() == {
+        "storage": "/mnt/storage",
+        "model": "/mnt/model/models/base",
+        "referenceModel": "/mnt/reference-model/ref",
+        "train": "/mnt/train/a/train.jsonl",
+        "eval": "/etc/trl/eval.jsonl",
+        "rewards": {},
+    }
+    assert written["data"]["eval.jsonl"] == '{"prompt": "é"}\n'
+    assert written["data"]["ca.crt"] == "-----CA-----"
+    resolved = JobFile.model_validate_json(written["data"]["resolved.json"])
+    assert resolved.spec.training.learning_rate == 1e-5
+    mounted = {mount["mountPath"]: mount for mount in container(job)["volumeMounts"]}
+    assert [mounted[f"/mnt/{name}"].get("readOnly", False) for name in ("storage", "model", "train")] == [
+        False,
+        True,
+        True,
+    ]
+    claims = [
+        volume["persistentVolumeClaim"] for volume in pod(job)["spec"]["volumes"] if "persistentVolumeClaim" in volume
+    ]
+    assert claims == [{"claimName": "data"}], "a claim used four times is one volume"
+
+
+def test_rewards_find_their_code_and_their_model(make_job: Make) -> None:
+    rewards = [
+        {"name": "code", "python": {"configMap": {"name": "rewards", "key": "mine.py"}, "function": "score"}},
+        {"name": "judge", "rewardModel": {"volume": {"claimName": "judges", "path": "v1/final"}}},
+        {"name": "short", "length": {"target": 5}},
+    ]
+    job = make_job("GRPOJob", grpo={"rewards": rewards})
+    assert job_file(job, 0).paths.rewards == {
+        "code": "/mnt/rewards/code/mine.py",
+        "judge": "/mnt/rewards/judge/v1/final",
+    }
+    mounted = {mount["mountPath"] for mount in container(job)["volumeMounts"]}
+    assert {"/mnt/rewards/code", "/mnt/rewards/judge"} <= mounted
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_every_kind_can_be_rendered_and_names_fit(make_job: Make, kind: str) -> None:
+    job = make_job(kind)
+    found = pytorchjob(job, 12, INSTALLATION)
+    assert found["metadata"]["name"] == f"tune-{job.info.suffix}-12"
+    longest = f"{'x' * 40}-{job.info.suffix}-999-worker-1023"
+    assert len(longest) <= 63
+    json.dumps(config_map(job, 12, INSTALLATION))
+
+
+def test_a_retained_claim_belongs_to_nobody_and_another_to_the_job(make_job: Make) -> None:
+    kept = claim(make_job())
+    assert "ownerReferences" not in kept["metadata"]
+    assert kept["metadata"]["labels"]["trl-operator.io/job-uid"]
+    assert kept["spec"] == {"accessModes": ["ReadWriteOnce"], "resources": {"requests": {"storage": "10Gi"}}}
+    storage = {"size": "5Gi", "retain": False, "storageClassName": "fast", "accessModes": ["ReadWriteMany"]}
+    job = make_job(storage=storage)
+    brief = claim(job)
+    assert brief["metadata"]["ownerReferences"] == [job.owner_reference]
+    assert brief["spec"]["storageClassName"] == "fast"
+
+
+def test_only_pods_of_the_same_job_get_in(make_job: Make) -> None:
+    job = make_job()
+    spec = network_policy(job)["spec"]
+    assert spec["podSelector"]["matchLabels"] == {"trl-operator.io/job-uid": job.uid}
+    assert spec["ingress"] == [{"from": [{"podSelector": spec["podSelector"]}]}]
+    assert pod(job)["metadata"]["labels"]["trl-operator.io/job-uid"] == job.uid
