@@ -86,17 +86,17 @@ def build(name: str, repository: Path = paths.REPOSITORY) -> None:
     base, dependencies, code = plan(name, repository)
     if _inputs(code.image) == code.inputs:
         return
-    with exclusive(paths.STATE / "images.lock", "images: waiting for another build to end"), _buildkitd():
+    with exclusive(paths.STATE / "images.lock", "images: waiting for another build to end"), buildkitd():
         if _inputs(dependencies.image) != dependencies.inputs:
             _forget(name)
             if _inputs(base.image) != base.inputs:
                 _rootfs(base.context)
-                _build(base, "a minute")
-            _build(dependencies, "2 minutes, downloads 3 GB" if name == "trainer" else "20 s")
+                build_step(base, "a minute")
+            build_step(dependencies, "2 minutes, downloads 3 GB" if name == "trainer" else "20 s")
             # The layers are in the image now, and what the FROM of another image has unpacked is to stay.
             _buildctl("prune", "--all", "--filter", 'description~="from exec|rootfs.tar"')
-        _build(code, "seconds")
-        _remove_unnamed()
+        build_step(code, "seconds")
+        remove_unnamed()
 
 
 def plan(name: str, repository: Path) -> tuple[Step, Step, Step]:
@@ -148,8 +148,8 @@ def _contents(repository: Path, folders: tuple[str, ...]) -> list[str]:
     ]
 
 
-def _build(step: Step, takes: str) -> None:
-    """The step's image is in the store. Unpacking is left to the step that needs it."""
+def build_step(step: Step, takes: str) -> None:
+    """The step's image is in the store; needs `buildkitd`. `takes` is what the user reads of its duration."""
     print(f"images: building {step.image} (about {takes})", flush=True)
     start = time.monotonic()
     # BuildKit unpacks the image that a FROM names: doing it here too would do it twice.
@@ -220,10 +220,10 @@ def _forget(name: str) -> None:
     if old := [found for found, _ in _stored() if found in names]:
         containers.ctr("images", "rm", *old)
         _buildctl("prune", "--all")
-        _remove_unnamed()
+        remove_unnamed()
 
 
-def _remove_unnamed() -> None:
+def remove_unnamed() -> None:
     """Images that a build has replaced are gone; the kubelet's CRI keeps them by a name that is their digest."""
     images = _stored()
     named = {digest for name, digest in images if not name.startswith("sha256:")}
@@ -241,7 +241,7 @@ def _buildctl(*arguments: str) -> None:
 
 
 @contextmanager
-def _buildkitd() -> Iterator[None]:
+def buildkitd() -> Iterator[None]:
     """A BuildKit daemon answers meanwhile; what it keeps for the next build is in STATE/buildkit and in containerd."""
     process.stop("buildkitd", paths.RUN)
     config, temporary = paths.CONFIG / "buildkitd.toml", paths.STATE / "buildkit" / "tmp"

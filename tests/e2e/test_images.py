@@ -239,6 +239,28 @@ def test_a_change_of_our_code_runs_in_a_pod_within_15_seconds(
     assert sum(layers("trainer")[2:]) < 5e6
 
 
+def test_a_plain_build_gives_the_same_image_in_one_go(run_python: RunPython) -> None:
+    # As `docker build -f Dockerfile.operator .` does it, but for BASE_IMAGE, which would be pulled.
+    options = {"build-arg:BASE_IMAGE": images.reference("base")}
+    file = paths.REPOSITORY / "Dockerfile.operator"
+    with images.buildkitd():
+        images.build_step(images.Step("plain", "plain", file, paths.REPOSITORY, options), "20 s")
+    try:
+        plain, ours = images.config("plain"), images.config("operator")
+        assert plain is not None
+        assert ours is not None
+        assert plain["config"]["Labels"]["org.opencontainers.image.version"] == "dev"
+        for config in (plain, ours):
+            del config["config"]["Labels"]
+        assert plain["config"] == ours["config"]
+        assert plain["rootfs"]["diff_ids"][0] == ours["rootfs"]["diff_ids"][0]
+        assert len(plain["rootfs"]["diff_ids"]) == len(ours["rootfs"]["diff_ids"])
+        assert "python" in run_python("plain", "import sys, kopf, trl_operator; print(sys.executable)")
+    finally:
+        containers.ctr("images", "rm", images.reference("plain"))
+        images.remove_unnamed()
+
+
 def test_what_has_not_changed_is_not_built_again() -> None:
     log = paths.LOGS / "buildkitd.log"
     before = log.stat().st_mtime_ns
