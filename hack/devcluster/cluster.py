@@ -33,8 +33,8 @@ from devcluster.waiting import wait_for
 
 # The processes, by name, in the order in which they are started.
 COMMANDS: dict[str, Callable[[Path], Command]] = {
-    "containerd": commands.containerd,
     "etcd": commands.etcd,
+    "containerd": commands.containerd,
     "kube-apiserver": commands.kube_apiserver,
     "kube-controller-manager": commands.kube_controller_manager,
     "kube-scheduler": commands.kube_scheduler,

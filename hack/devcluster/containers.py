@@ -1,11 +1,13 @@
 """The image store and the containers of our containerd, through ctr."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from devcluster import image, paths
 from devcluster.errors import DevClusterError
 from devcluster.process import run
+from devcluster.waiting import wait_for
 
 
 def ctr(*arguments: str | Path) -> str:
@@ -37,6 +39,14 @@ def ensure_image(repository: str, files: Mapping[str, Path | str], entrypoint: S
 
 
 def remove_all() -> None:
-    """No container is in the store any more, nor its writable layer; none of them may be running."""
-    if names := ctr("containers", "ls", "-q").split():
-        ctr("containers", "rm", *names)
+    """No container is in the store any more, nor its writable layer; their processes must have been killed."""
+    wait_for("the containers go", _removed, 60)
+
+
+def _removed() -> bool:
+    names = ctr("containers", "ls", "-q").split()
+    if names:
+        # Refused for a moment, until the shim has seen that its process was killed.
+        with suppress(DevClusterError):
+            ctr("containers", "rm", *names)
+    return not names

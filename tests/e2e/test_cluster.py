@@ -1,11 +1,14 @@
 """What the dev cluster promises to the operator and its jobs, shown with real pods."""
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytestmark = pytest.mark.skipif(bool(os.environ.get("CLUSTER")), reason="is about the dev cluster only")
 
 RESTRICTED_POD = {
     "runAsNonRoot": True,

@@ -108,6 +108,20 @@ def test_missing_packages_are_refused_with_the_command_that_installs_them(monkey
         packages.ensure(agreed=False)
 
 
+def test_at_a_terminal_the_user_is_asked_before_anything_is_installed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keyboard, terminal = os.openpty()
+    with os.fdopen(terminal) as stdin:
+        monkeypatch.setattr(sys, "stdin", stdin)
+        monkeypatch.setattr(packages, "NEEDED", {"no-such-package": "/no/such/file"})
+        os.write(keyboard, b"n\n")
+        with pytest.raises(DevClusterError, match="missing Debian packages"):
+            packages.ensure(agreed=False)
+    os.close(keyboard)
+    assert "Run `apt-get install --yes --no-install-recommends no-such-package` now?" in capsys.readouterr().out
+
+
 def test_a_pid_that_another_process_has_got_is_neither_alive_nor_killed() -> None:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
