@@ -1,5 +1,6 @@
 """The state machine, row by row: what is stored and observed, and what comes next."""
 
+import copy
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
@@ -299,3 +300,88 @@ def test_a_condition_keeps_its_time_until_its_status_changes(
     assert condition(still, "Running")["lastTransitionTime"] == format_time(now)
     runs = decide(job, still, View(make_child(0), pods=(make_pod(0),)), later).status
     assert condition(runs, "Running")["lastTransitionTime"] == format_time(later)
+
+
+def test_a_suspended_job_stops_rests_and_goes_on_at_no_cost(
+    make_job: Make, make_child: Make, make_pod: Make, now: datetime
+) -> None:
+    job, status = running(make_job, make_child, now)
+    held = make_job(runPolicy={"suspend": True})
+    stop = decide(held, status, View(make_child(0), pods=(make_pod(0),)), now)
+    assert ([child.uid for child in stop.delete], reason(stop)) == (["child-0"], ("False", "Suspending"))
+    wait = decide(held, stop.status, View(pods=(make_pod(0),)), now)
+    assert not wait.create
+    assert condition(wait.status, "Suspended") == {}
+    rest = decide(held, wait.status, View(pods=(make_pod(0).vanished(),)), now)
+    assert (rest.status["phase"], reason(rest, "Suspended")) == ("Suspended", ("True", "Suspended"))
+    assert (rest.status["attempt"], rest.status["restarts"]) == (1, 0)
+    still = decide(held, rest.status, View(), now + timedelta(hours=9))
+    assert (still.status, still.create) == (rest.status, False)
+    again = decide(job, still.status, View(), now + timedelta(hours=9))
+    assert again.create
+    assert reason(again, "Suspended") == ("False", "Resumed")
+    assert again.status["suspendedSeconds"] == 9 * 3600
+    assert "retry" not in again.status
+
+
+def test_a_job_created_suspended_waits_and_is_still_checked(make_job: Make, now: datetime) -> None:
+    held = make_job(runPolicy={"suspend": True})
+    rest = decide(held, {}, View(), now)
+    assert (rest.status["phase"], rest.create) == ("Suspended", False)
+    assert "attempt" not in rest.status
+    assert reason(rest, "Accepted") == ("True", "Accepted")
+    blocked = decide(held, {}, View(blocker=Blocker("ConfigMapNotFound", "create it")), now)
+    assert reason(blocked, "Accepted") == ("False", "ConfigMapNotFound")
+    assert blocked.status["phase"] == "Suspended"
+
+
+def test_the_deadline_stands_still_while_a_job_is_suspended(
+    make_job: Make, make_child: Make, make_pod: Make, now: datetime
+) -> None:
+    policy = {"activeDeadlineSeconds": 60}
+    job, status = running(make_job, make_child, now, runPolicy=policy)
+    held = make_job(runPolicy={**policy, "suspend": True})
+    status = decide(held, status, View(pods=()), now + timedelta(seconds=10)).status
+    assert status["phase"] == "Suspended"
+    later = now + timedelta(seconds=1000)
+    assert decide(held, status, View(), later).status["phase"] == "Suspended"
+    status = decide(job, status, View(), later).status
+    status = decide(job, status, View(make_child(1), pods=(make_pod(0, attempt=1),)), later).status
+    assert status["phase"] == "Running"
+    left = decide(job, status, View(make_child(1), pods=(make_pod(0, attempt=1),)), later)
+    assert left.requeue == pytest.approx(50)
+
+
+def test_success_wins_over_a_suspension_that_came_too_late(
+    make_job: Make, make_child: Make, make_pod: Make, now: datetime
+) -> None:
+    _, status = running(make_job, make_child, now)
+    held = make_job(runPolicy={"suspend": True})
+    pod = make_pod(0, "Succeeded", exit_code=0, record=SUCCEEDED)
+    assert decide(held, status, View(make_child(0, "Succeeded"), pods=(pod,)), now).status["phase"] == "Succeeded"
+
+
+def test_a_cancelled_job_stops_for_good(make_job: Make, make_child: Make, make_pod: Make, now: datetime) -> None:
+    _, status = running(make_job, make_child, now)
+    cancelled = make_job(runPolicy={"cancel": True, "suspend": True, "activeDeadlineSeconds": 1})
+    now += timedelta(minutes=1)
+    stop = decide(cancelled, status, View(make_child(0), pods=(make_pod(0),)), now)
+    assert reason(stop) == ("False", "Cancelling")
+    end = decide(cancelled, stop.status, View(pods=(make_pod(0).vanished(),)), now)
+    assert (end.status["phase"], reason(end, "Succeeded")) == ("Cancelled", ("False", "Cancelled"))
+    assert "failure" not in end.status
+    assert decide(make_job(), end.status, View(), now).status == end.status
+    assert decide(cancelled, {}, View(), now).status["phase"] == "Cancelled"
+
+
+def test_nothing_that_was_stored_is_changed_in_place(
+    make_job: Make, make_child: Make, make_pod: Make, now: datetime
+) -> None:
+    job, status = running(make_job, make_child, now)
+    pod = make_pod(0, "Failed", exit_code=1)
+    status = decide(job, status, View(make_child(0, "Failed"), pods=(pod,)), now).status
+    for spec in ({}, {"runPolicy": {"suspend": True}}, {"runPolicy": {"cancel": True}}):
+        for view in (View(), View(make_child(1)), View(make_child(1, "Failed"), pods=(make_pod(0, attempt=1),))):
+            before = copy.deepcopy(status)
+            decide(make_job(**spec), status, view, now + timedelta(minutes=1))
+            assert status == before

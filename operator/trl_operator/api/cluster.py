@@ -180,10 +180,14 @@ class EnvVar(Model):
 class RunPolicy(Model):
     """How the job runs. The only part of a spec that may be edited."""
 
+    suspend: bool = False
+    """Stop the job, with a checkpoint, and keep it; false lets it go on from there at no cost."""
+    cancel: bool = False
+    """Stop the job for good, with a checkpoint."""
     max_restarts: Annotated[Int32, Field(ge=0, le=100)] = 3
     """How often a failed attempt is followed by another one; preemption and lost nodes are not counted."""
     active_deadline_seconds: Annotated[Int32, Field(ge=1)] | None = None
-    """The job fails when it is not done so long after its start."""
+    """The job fails when it is not done so long after its start; the clock stands still while it is suspended."""
     ttl_seconds_after_finished: Annotated[Int32, Field(ge=0)] | None = None
     """The finished job is deleted after so long; it stays if unset."""
     stall_timeout_seconds: Annotated[Int32, Field(ge=30, le=604800)] = 1800

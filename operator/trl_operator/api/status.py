@@ -191,6 +191,8 @@ class JobStatus(Model):
     """What decides about the next attempt."""
     start_time: Time | None = None
     """When the first attempt was started."""
+    suspended_seconds: Count | None = None
+    """How long the job was suspended, for the deadline."""
     completion_time: Time | None = None
     """When the job ended for good."""
     effective: Effective | None = None

@@ -2,15 +2,15 @@
 
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
 
 from trl_operator.api.job import Job
 from trl_operator.plan.acceptance import Blocker
 from trl_operator.plan.observation import Child, Pod, format_time, parse_time
 from trl_operator.plan.outcome import Cause, classify, records
 from trl_operator.plan.reasons import MAX_FREE_IN_A_ROW, REASONS
-from trl_operator.plan.topology import batch_size, processes_per_node, world_size
-from trl_operator.status.conditions import Status, clean, condition, set_condition
+from trl_operator.plan.topology import processes_per_node
+from trl_operator.status.conditions import Status, clean, condition, is_true, set_condition
+from trl_operator.status.description import describe
 from trl_operator.status.starting import waiting_reason
 
 LOST_NODE_SECONDS = 60
@@ -22,7 +22,7 @@ MAX_BACKOFF_SECONDS = 300
 
 OWNED = (
     "observedGeneration", "conditions", "phase", "attempt", "pytorchJob", "restarts", "retry", "startTime",
-    "completionTime", "artifacts", "failure",
+    "suspendedSeconds", "completionTime", "artifacts", "failure",
 )  # fmt: skip
 """Status fields of the field manager trl-operator-status, beside its part of `effective`."""
 EFFECTIVE = ("batchSize", "worldSize", "model")
@@ -60,7 +60,7 @@ def decide(job: Job, current: Status, view: View, now: datetime) -> Decision:
     machine = _Machine(job, status, current, view, now)
     if "completionTime" in status:
         return machine.finished()
-    machine.describe()
+    describe(job, status, now)
     if "attempt" in status and (view.child is not None or "pytorchJob" in status):
         return machine.alive()
     return machine.between()
@@ -86,24 +86,6 @@ class _Machine:
         generation = self.job.generation
         set_condition(self.status, kind, text, reason, message, generation=generation, now=self.now)
 
-    def describe(self) -> None:
-        """What follows from the spec alone."""
-        self.status["observedGeneration"] = self.job.generation
-        self.status["effective"] = {
-            "batchSize": batch_size(self.job),
-            "worldSize": world_size(self.job.cluster),
-            "model": _model_name(self.job),
-        }
-        spec: Any = self.job.training
-        if not spec.evaluation.enabled:
-            self.condition("EvaluationSkipped", True, "Disabled", "evaluation.enabled is false")
-        elif spec.dataset.eval is None and spec.dataset.eval_split == 0:
-            self.condition("EvaluationSkipped", True, "NoHeldOutRows", "no dataset.eval, and dataset.evalSplit is 0")
-        if self.job.info.kind == "GRPOJob" and spec.grpo.beta == 0:
-            self.condition(
-                "KLPenaltyDisabled", True, "BetaIsZero", "grpo.beta is 0: nothing ties the policy to its base"
-            )
-
     def finished(self) -> Decision:
         """Terminal is terminal: only earlier attempts are cleaned up, and the job itself after its TTL."""
         last = self.status.get("attempt", 0)
@@ -120,15 +102,20 @@ class _Machine:
 
     def between(self) -> Decision:
         """No attempt is alive: start the next one when nothing stands against it."""
-        if self._deadline_left() <= 0:
-            return self._fail(Cause("DeadlineExceeded", self._deadline_message()))
+        policy = self.job.cluster.run_policy
+        if policy.cancel or self._deadline_left() <= 0:
+            return self._end()
         decision = Decision(self.status, delete=self._stale_children(), requeue=self._until_deadline())
+        self._show_suspension()
         if blocker := self.view.blocker:
             self.condition("Accepted", False, blocker.reason, blocker.message)
-            self.status["phase"] = "Restarting" if self.status.get("attempt") else "Pending"
+            self.status["phase"] = "Suspended" if policy.suspend else "Pending"
             decision.requeue = None if blocker.final else REFERENCE_POLL_SECONDS
             return decision
         self.condition("Accepted", True, "Accepted", "the spec is valid and everything that it names is there")
+        if policy.suspend:
+            self.status["phase"] = "Suspended"
+            return decision
         not_before = parse_time(self.status.get("retry", {}).get("notBefore"))
         if not_before and not_before > self.now:
             self.status["phase"] = "Restarting"
@@ -150,8 +137,9 @@ class _Machine:
             self.status["pytorchJob"] = {"name": child.name, "uid": child.uid}
         if child is not None and child.state == "succeeded" and all(pod.finished for pod in self.view.pods):
             return self._succeed()
-        if self._deadline_left() <= 0:
-            return self._stop(Cause("DeadlineExceeded", self._deadline_message()))
+        policy = self.job.cluster.run_policy
+        if policy.cancel or policy.suspend or self._deadline_left() <= 0:
+            return self._stop(child)
         vanished = [pod for pod in self.view.pods if pod.gone and pod.phase not in ("Succeeded", "Failed")]
         if child is None or child.deleting or child.state == "failed" or vanished:
             return self._ending(child)
@@ -218,13 +206,52 @@ class _Machine:
         steps = [int(checkpoint["step"]) for checkpoint in self.current.get("checkpoints", ())]
         return max(steps, default=0)
 
-    def _stop(self, cause: Cause) -> Decision:
+    def _stop(self, child: Child | None) -> Decision:
         """End the attempt from outside: intent first, then the deletion, then the end."""
-        child = self.view.child
         if child is None and all(self._over(pod) for pod in self.view.pods):
-            return self._fail(cause)
-        self.condition("Running", False, cause.reason, cause.message)
+            return self._end()
+        reason, message = self._wish()
+        self.condition("Running", False, reason, message)
         return Decision(self.status, delete=[child] if child and not child.deleting else [], requeue=10.0)
+
+    def _wish(self) -> tuple[str, str]:
+        """Why the job is to stop: cancellation before deadline before suspension."""
+        policy = self.job.cluster.run_policy
+        if policy.cancel:
+            return "Cancelling", "runPolicy.cancel is true"
+        if self._deadline_left() <= 0:
+            return "DeadlineExceeded", f"not done {policy.active_deadline_seconds} s after its start"
+        return "Suspending", "runPolicy.suspend is true"
+
+    def _end(self) -> Decision:
+        """Nothing of the attempt is left: the job ends as it was wished, or rests."""
+        reason, message = self._wish()
+        if reason == "Cancelling":
+            self.condition("Running", False, "Cancelled", message)
+            self.condition("Succeeded", False, "Cancelled", message)
+            return self._complete("Cancelled")
+        if reason == "DeadlineExceeded":
+            return self._fail(Cause(reason, message))
+        self.condition("Running", False, "Suspended", message)
+        self._show_suspension()
+        self.status["attempt"] += 1
+        self.status["phase"] = "Suspended"
+        if "retry" in self.status:
+            self.status["retry"] = {k: v for k, v in self.status["retry"].items() if k != "notBefore"}
+        del self.status["pytorchJob"]
+        return Decision(self.status)
+
+    def _show_suspension(self) -> None:
+        """Say whether the job rests, and count for how long it did."""
+        before = condition(self.status, "Suspended")
+        if self.job.cluster.run_policy.suspend:
+            self.condition("Suspended", True, "Suspended", "runPolicy.suspend is true; no pod is left")
+        elif before.get("status") == "True":
+            since = parse_time(before["lastTransitionTime"])
+            assert since is not None
+            rested = int((self.now - since).total_seconds())
+            self.status["suspendedSeconds"] = self.status.get("suspendedSeconds", 0) + rested
+            self.condition("Suspended", False, "Resumed", "runPolicy.suspend is false")
 
     def _succeed(self) -> Decision:
         found = records(self.view.pods)
@@ -271,19 +298,11 @@ class _Machine:
     def _deadline_left(self) -> float:
         deadline = self.job.cluster.run_policy.active_deadline_seconds
         start = parse_time(self.status.get("startTime"))
-        if deadline is None or start is None:
+        if deadline is None or start is None or is_true(self.status, "Suspended"):
             return float("inf")
-        return (start + timedelta(seconds=deadline) - self.now).total_seconds()
+        rested = self.status.get("suspendedSeconds", 0)
+        return (start + timedelta(seconds=deadline + rested) - self.now).total_seconds()
 
     def _until_deadline(self) -> float | None:
         left = self._deadline_left()
         return left if left != float("inf") else None
-
-    def _deadline_message(self) -> str:
-        return f"not done {self.job.cluster.run_policy.active_deadline_seconds} s after its start"
-
-
-def _model_name(job: Job) -> str:
-    model: Any = getattr(job.training, "model")  # noqa: B009
-    name = model.hub.repo if model.hub else f"{model.volume.claim_name}/{model.volume.path}"
-    return str(name)[:256]

@@ -1,0 +1,38 @@
+"""What the status says of the spec alone."""
+
+from datetime import datetime
+from typing import Any
+
+from trl_operator.api.job import Job
+from trl_operator.plan.topology import batch_size, world_size
+from trl_operator.status.conditions import Status, set_condition
+
+
+def describe(job: Job, status: Status, now: datetime) -> None:
+    """Put into `status` what follows from the spec alone: sizes, and conditions that warn of a choice."""
+    status["observedGeneration"] = job.generation
+    status["effective"] = {
+        "batchSize": batch_size(job),
+        "worldSize": world_size(job.cluster),
+        "model": _model_name(job),
+    }
+    for kind, reason, message in _warnings(job):
+        set_condition(status, kind, "True", reason, message, generation=job.generation, now=now)
+
+
+def _warnings(job: Job) -> list[tuple[str, str, str]]:
+    spec: Any = job.training
+    found = []
+    if not spec.evaluation.enabled:
+        found.append(("EvaluationSkipped", "Disabled", "evaluation.enabled is false"))
+    elif spec.dataset.eval is None and spec.dataset.eval_split == 0:
+        found.append(("EvaluationSkipped", "NoHeldOutRows", "no dataset.eval, and dataset.evalSplit is 0"))
+    if job.info.kind == "GRPOJob" and spec.grpo.beta == 0:
+        found.append(("KLPenaltyDisabled", "BetaIsZero", "grpo.beta is 0: nothing ties the policy to its base"))
+    return found
+
+
+def _model_name(job: Job) -> str:
+    model: Any = getattr(job.training, "model")  # noqa: B009
+    name = model.hub.repo if model.hub else f"{model.volume.claim_name}/{model.volume.path}"
+    return str(name)[:256]
