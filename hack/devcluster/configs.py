@@ -115,4 +115,7 @@ def _kubelet() -> dict[str, object]:
         "imageGCHighThresholdPercent": 100,
         "serializeImagePulls": False,
         "nodeStatusUpdateFrequency": "5s",
+        # The training-operator writes its certificate into a Secret and waits for it in its own volume, which may be
+        # looked at once a minute only.
+        "syncFrequency": "5s",
     }
