@@ -1,6 +1,7 @@
 """`make bench-trainer`: ours against plain TRL with the same config, in one run; raw samples go into one JSON file.
 
-1. Speed: blocks of steps of both alternate in one process (paired.py), with the same batches and equal losses.
+1. Speed: blocks of steps of both alternate in one process (paired.py), with the same batches and equal losses. CPU time
+   is noted beside the clock: on a machine that does other things too, it is the steadier of the two.
 2. Start-up: from the command to the first log entry, alternating, without evaluation.
 3. Checkpoints: how long training stands still, against transformers' own and torch's asynchronous save (saving.py).
 """
@@ -33,8 +34,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=shapes.SHAPES, help="default: small, with a GPU 0.5b")
     parser.add_argument("--processes", type=int, nargs="*", help="default: 1 and 2, with GPUs 1 and all of them")
-    parser.add_argument("--pairs", type=int, default=32, help="interleaved pairs of blocks (default %(default)s)")
-    parser.add_argument("--steps", type=int, default=10, help="optimizer steps per block (default %(default)s)")
+    parser.add_argument("--pairs", type=int, default=40, help="interleaved pairs of blocks (default %(default)s)")
+    parser.add_argument("--steps", type=int, default=5, help="optimizer steps per block (default %(default)s)")
     parser.add_argument("--startups", type=int, default=3, help="starts of each kind (default %(default)s)")
     parser.add_argument("--saves", type=int, default=7, help="saves of each kind (default %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("bench-trainer.json"))
@@ -97,8 +98,9 @@ def speed(folder: Path, shape: str, world: int, gpus: bool, given: argparse.Name
     arguments = ["--job", str(job), "--pairs", str(given.pairs), "--steps", str(given.steps)]
     execute(launch("paired.py", world, *arguments, "--output", str(folder / "out.json")), folder / "log")
     found: dict[str, Any] = json.loads((folder / "out.json").read_text())
-    ratios = [p / o for p, o in zip(found["seconds"]["plain"], found["seconds"]["ours"], strict=True)]
-    found["ratio"] = median_with_interval(ratios)
+    for name, measured in (("ratio", "seconds"), ("cpu_ratio", "cpu_seconds")):
+        ratios = [p / o for p, o in zip(found[measured]["plain"], found[measured]["ours"], strict=True)]
+        found[name] = median_with_interval(ratios)
     found["step_ms"] = {name: 1000 * statistics.median(s) / given.steps for name, s in found["seconds"].items()}
     if "device" in found:
         found |= throughput(found, world)
@@ -162,9 +164,11 @@ def summarize(found: dict[str, Any]) -> int:
     missed = 0
     for world, result in found["speed"].items():
         ratio = result["ratio"]
+        cpu = result["cpu_ratio"]
         missed += ratio["high"] < TARGET_RATIO
         print(f"speed, {world} process(es): plain TRL's time / ours {ratio['median']:.4f}"
               f" ({ratio['low']:.4f} to {ratio['high']:.4f}, {ratio['count']} pairs; target {TARGET_RATIO}),"
+              f" in CPU time {cpu['median']:.4f} ({cpu['low']:.4f} to {cpu['high']:.4f}),"
               f" step {result['step_ms']['ours']:.1f} ms, callbacks"
               f" {sum(result['callback_wall_us_per_step'].values()):.0f} us per step"
               f" ({sum(result['callback_cpu_us_per_step'].values()):.0f} us CPU)")  # fmt: skip

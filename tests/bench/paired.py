@@ -61,22 +61,24 @@ def order(pairs: int) -> list[str]:
 
 
 def blocks_callback(name: str, baton: Baton, steps: int, sync: Callable[[], None]) -> Any:
-    """Return a callback that notes the seconds of each block of `steps` and hands the baton over between them."""
+    """Return a callback that notes the seconds and the CPU seconds of each block and hands the baton over after it."""
     from transformers import TrainerCallback
 
     class Blocks(TrainerCallback):
         def __init__(self) -> None:
             self.seconds: list[float] = []
-            self.began = 0.0
+            self.cpu_seconds: list[float] = []
+            self.began = (0.0, 0.0)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step % steps or state.global_step == state.max_steps:
                 return
             sync()
-            self.seconds.append(time.perf_counter() - self.began)
+            self.seconds.append(time.perf_counter() - self.began[0])
+            self.cpu_seconds.append(time.process_time() - self.began[1])
             baton.pass_on()
             baton.acquire(name)
-            self.began = time.perf_counter()
+            self.began = (time.perf_counter(), time.process_time())
 
     return Blocks()
 
@@ -202,6 +204,7 @@ def report(
     found: dict[str, Any] = {
         # The first block of each is warm-up.
         "seconds": {name: callback.seconds[1:] for name, callback in callbacks.items()},
+        "cpu_seconds": {name: callback.cpu_seconds[1:] for name, callback in callbacks.items()},
         "losses": losses,
         "parameters": sum(p.numel() for p in trainers["ours"].model.parameters()),
         "tokens_per_step": tokens / total,

@@ -17,6 +17,11 @@ from trainer_kit import CURT, POLITE, PROMPTS, SEED, TEMPLATE, Warm
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Qwen3 model of about 100,000 parameters with a word-level tokenizer and a chat template."""
+    return make_model(tmp_path_factory.mktemp("model"))
+
+
+def make_model(folder: Path) -> Path:
+    """Write that model into `folder`."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -36,7 +41,6 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=256,
         tie_word_embeddings=True, pad_token_id=0, eos_token_id=vocabulary["<|end|>"], bos_token_id=None,
     )  # fmt: skip
-    folder = tmp_path_factory.mktemp("model")
     Qwen3ForCausalLM(config).save_pretrained(folder)
     fast.save_pretrained(folder)
     return folder
