@@ -1,10 +1,12 @@
 """The images of trainer and operator: what is in them, and how soon a change of our code runs in a pod."""
 
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,13 +14,12 @@ from typing import Any
 import pytest
 
 from devcluster import containers, images, paths, process
-from devcluster.waiting import wait_for
 
 pytestmark = pytest.mark.skipif(
     bool(os.environ.get("CLUSTER")), reason="reads the image store of the dev cluster, which CLUSTER does not have"
 )
 
-RunPython = Callable[[str, str], str]
+RunPython = Callable[[str], str]
 PACKAGES = {"trainer": ["trl_contract", "trl_trainer"], "operator": ["trl_contract", "trl_operator"]}
 ENTRYPOINT_MODULE = {"trainer": "trl_trainer.supervisor", "operator": "trl_operator"}
 each_image = pytest.mark.parametrize("name", images.NAMES)
@@ -51,24 +52,29 @@ def built(cluster: None) -> None:
         images.build(name)
 
 
-@pytest.fixture
-def run_python(kubectl: Any, namespace: str) -> RunPython:
-    """Runs Python code in a pod of an image, as restricted as all our pods are, and gives what it prints."""
-    number = iter(range(100))
+@pytest.fixture(scope="module")
+def start_pod(kubectl: Any, built: None) -> Iterator[Callable[[str], RunPython]]:
+    """Starts a pod of an image, as restricted as all our pods are, and gives what runs Python code in it."""
+    namespace, number = f"e2e-{uuid.uuid4().hex[:8]}", itertools.count()
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": namespace, "labels": labels}})
+    within = f"--namespace={namespace}"
+    kubectl.wait("jsonpath={.metadata.name}=default", within, "serviceaccount/default")
 
-    def run(name: str, code: str) -> str:
+    def start(name: str) -> RunPython:
         pod = f"{name}-{next(number)}"
-        kubectl.apply(restricted_pod(pod, images.reference(name), ["python", "-c", code]), namespace=namespace)
-        within = f"--namespace={namespace}"
-        wait_for(f"{pod} ends", lambda: phase(within, pod) in ("Succeeded", "Failed"), 120)
-        said = str(kubectl("logs", within, pod))
-        assert phase(within, pod) == "Succeeded", said
-        return said
+        kubectl.apply(restricted_pod(pod, images.reference(name)), namespace=namespace)
+        kubectl.wait("condition=Ready", within, f"pod/{pod}", timeout=60)
+        return lambda code: str(kubectl("exec", within, pod, "--", "python", "-c", code))
 
-    def phase(*pod: str) -> str:
-        return str(kubectl("get", "--output=jsonpath={.status.phase}", "pod", *pod))
+    yield start
+    kubectl("delete", "namespace", "--wait=false", namespace)
 
-    return run
+
+@pytest.fixture(scope="module")
+def run_python(start_pod: Callable[[str], RunPython]) -> dict[str, RunPython]:
+    """For each image what runs Python code in a pod of it."""
+    return {name: start_pod(name) for name in images.NAMES}
 
 
 @pytest.fixture
@@ -91,7 +97,7 @@ def image_restored() -> Iterator[None]:
     images.build("trainer")
 
 
-def restricted_pod(name: str, image: str, command: list[str]) -> dict[str, Any]:
+def restricted_pod(name: str, image: str) -> dict[str, Any]:
     """A pod that the restricted Pod Security standard admits and whose user the image alone decides."""
     mounts = [{"name": name, "mountPath": path} for name, path in (("tmp", "/tmp"), ("home", "/home/trainer"))]
     return {
@@ -100,6 +106,7 @@ def restricted_pod(name: str, image: str, command: list[str]) -> dict[str, Any]:
         "metadata": {"name": name},
         "spec": {
             "restartPolicy": "Never",
+            "terminationGracePeriodSeconds": 0,
             "automountServiceAccountToken": False,
             "securityContext": {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}, "fsGroup": 1000},
             "containers": [
@@ -107,7 +114,7 @@ def restricted_pod(name: str, image: str, command: list[str]) -> dict[str, Any]:
                     "name": "main",
                     "image": image,
                     "imagePullPolicy": "Never",
-                    "command": command,
+                    "command": ["python", "-c", "import signal; signal.pause()"],
                     "volumeMounts": mounts,
                     "securityContext": {
                         "allowPrivilegeEscalation": False,
@@ -158,41 +165,41 @@ def test_labels_say_what_the_image_is(name: str) -> None:
 
 
 @each_image
-def test_a_restricted_pod_imports_our_packages_as_uid_1000(name: str, run_python: RunPython) -> None:
+def test_a_restricted_pod_imports_our_packages_as_uid_1000(name: str, run_python: dict[str, RunPython]) -> None:
     code = f"import os, {', '.join(PACKAGES[name])}; print(os.getuid(), os.getgid(), trl_contract.__file__)"
-    assert run_python(name, code).split() == ["1000", "1000", "/opt/trl/trl_contract/__init__.py"]
+    assert run_python[name](code).split() == ["1000", "1000", "/opt/trl/trl_contract/__init__.py"]
 
 
 @each_image
-def test_the_entrypoint_module_and_what_it_imports_are_there(name: str, run_python: RunPython) -> None:
+def test_the_entrypoint_module_and_what_it_imports_are_there(name: str, run_python: dict[str, RunPython]) -> None:
     module = {"trainer": "trl_trainer.supervisor", "operator": "trl_operator.__main__"}[name]
-    assert run_python(name, f"import {module} as module; print(module.__name__)").strip() == module
+    assert run_python[name](f"import {module} as module; print(module.__name__)").strip() == module
 
 
 @each_image
-def test_all_python_code_is_compiled(name: str, run_python: RunPython) -> None:
-    count, missing = json.loads(run_python(name, NOT_COMPILED))
+def test_all_python_code_is_compiled(name: str, run_python: dict[str, RunPython]) -> None:
+    count, missing = json.loads(run_python[name](NOT_COMPILED))
     assert count > 100
     assert missing == []
 
 
 @each_image
-def test_pip_finds_no_conflict_between_the_packages(name: str, run_python: RunPython) -> None:
-    assert "No broken requirements found." in run_python(name, PIP_CHECK)
+def test_pip_finds_no_conflict_between_the_packages(name: str, run_python: dict[str, RunPython]) -> None:
+    assert "No broken requirements found." in run_python[name](PIP_CHECK)
 
 
-def test_the_operator_image_has_no_training_package(run_python: RunPython) -> None:
+def test_the_operator_image_has_no_training_package(run_python: dict[str, RunPython]) -> None:
     code = "import importlib.util as u; print([m for m in ('torch', 'trl', 'trl_trainer', 'numpy') if u.find_spec(m)])"
-    assert run_python("operator", code).strip() == "[]"
+    assert run_python["operator"](code).strip() == "[]"
 
 
-def test_the_kubernetes_client_works_without_its_source(run_python: RunPython) -> None:
+def test_the_kubernetes_client_works_without_its_source(run_python: dict[str, RunPython]) -> None:
     code = "import kopf; from kubernetes.aio import client; print(client.V1Pod().to_dict()['kind'], client.__file__)"
-    kind, file = run_python("operator", code).split()
+    kind, file = run_python["operator"](code).split()
     assert (kind, Path(file).name) == ("None", "__init__.pyc")
 
 
-def test_a_module_in_the_working_directory_shadows_nothing_in_the_operator(run_python: RunPython) -> None:
+def test_a_module_in_the_working_directory_shadows_nothing_in_the_operator(run_python: dict[str, RunPython]) -> None:
     code = """
 import os, subprocess, sys
 os.chdir("/tmp")
@@ -200,10 +207,10 @@ open("json.py", "w").write("raise SystemExit('shadowed')")
 subprocess.run([sys.executable, "-m", "json.tool", "--help"], check=True, stdout=subprocess.DEVNULL)
 print("safe")
 """
-    assert run_python("operator", code).strip() == "safe"
+    assert run_python["operator"](code).strip() == "safe"
 
 
-def test_the_trainer_can_write_its_caches_under_a_read_only_root(run_python: RunPython) -> None:
+def test_the_trainer_can_write_its_caches_under_a_read_only_root(run_python: dict[str, RunPython]) -> None:
     code = """
 import os, pathlib, tempfile
 from huggingface_hub import constants
@@ -215,17 +222,17 @@ try:
 except OSError as error:
     print(error.strerror)
 """
-    assert run_python("trainer", code).strip() == "Read-only file system"
+    assert run_python["trainer"](code).strip() == "Read-only file system"
 
 
 def test_a_change_of_our_code_runs_in_a_pod_within_15_seconds(
-    checkout: Path, run_python: RunPython, image_restored: None
+    checkout: Path, start_pod: Callable[[str], RunPython], image_restored: None
 ) -> None:
     before = images.config("trainer")
     (checkout / "trainer_image/trl_trainer/changed.py").write_text("ANSWER = 'the changed code'\n")
     start = time.monotonic()
     images.build("trainer", checkout)
-    said = run_python("trainer", "import trl_trainer.changed as c; print(c.ANSWER)")
+    said = start_pod("trainer")("import trl_trainer.changed as c; print(c.ANSWER)")
     seconds = time.monotonic() - start
     assert said.strip() == "the changed code"
     assert seconds < 15
@@ -239,7 +246,7 @@ def test_a_change_of_our_code_runs_in_a_pod_within_15_seconds(
     assert sum(layers("trainer")[2:]) < 5e6
 
 
-def test_a_plain_build_gives_the_same_image_in_one_go(run_python: RunPython) -> None:
+def test_a_plain_build_gives_the_same_image_in_one_go(start_pod: Callable[[str], RunPython]) -> None:
     # As `docker build -f Dockerfile.operator .` does it, but for BASE_IMAGE, which would be pulled.
     options = {"build-arg:BASE_IMAGE": images.reference("base")}
     file = paths.REPOSITORY / "Dockerfile.operator"
@@ -255,7 +262,7 @@ def test_a_plain_build_gives_the_same_image_in_one_go(run_python: RunPython) -> 
         assert plain["config"] == ours["config"]
         assert plain["rootfs"]["diff_ids"][0] == ours["rootfs"]["diff_ids"][0]
         assert len(plain["rootfs"]["diff_ids"]) == len(ours["rootfs"]["diff_ids"])
-        assert "python" in run_python("plain", "import sys, kopf, trl_operator; print(sys.executable)")
+        assert "python" in start_pod("plain")("import sys, kopf, trl_operator; print(sys.executable)")
     finally:
         containers.ctr("images", "rm", images.reference("plain"))
         images.remove_unnamed()
