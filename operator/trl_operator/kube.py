@@ -87,10 +87,13 @@ class Kube:
                 return None
             raise
 
-    async def list(self, resource: Resource, namespace: str | None = None, selector: str = "") -> tuple[list[Obj], int]:
-        """Return all objects, page by page, and the version of the list."""
+    async def list(
+        self, resource: Resource, namespace: str | None = None, selector: str = "", fields: str = ""
+    ) -> tuple[list[Obj], int]:
+        """Return all objects that the label and field selectors choose, page by page, and the version of the list."""
         items: list[Obj] = []
-        query: dict[str, str] = {"limit": str(PAGE)} | ({"labelSelector": selector} if selector else {})
+        query = {"limit": str(PAGE), "labelSelector": selector, "fieldSelector": fields}
+        query = {name: value for name, value in query.items() if value}
         while True:
             page = await self._request("GET", resource.path(namespace), query=query)
             kind = page["kind"].removesuffix("List")

@@ -45,6 +45,7 @@ class Reconciler:
         lease: Lease,
         installation: Installation,
         identity: str,
+        backend: Callable[[], bool],
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._kube = kube
@@ -52,6 +53,7 @@ class Reconciler:
         self._lease = lease
         self._installation = installation
         self._identity = identity
+        self._backend = backend
         self._now = now
 
     async def reconcile(self, key: Key) -> float | None:
@@ -103,7 +105,9 @@ class Reconciler:
             return View(others=others, blocker=await self._find_blocker(job, attempt))
         if child is None or child.state != "active":
             await self._refresh_pods(job, attempt)
-        return View(child, others, tuple(self._cache.pods(job.uid, attempt)))
+        pods = tuple(self._cache.pods(job.uid, attempt))
+        denials = await self._denials(child) if child and len(pods) < job.cluster.num_nodes else ()
+        return View(child, others, pods, denials)
 
     async def _live_child(self, job: Job, attempt: int) -> Child | None:
         obj = await self._kube.get(PYTORCHJOBS, job.namespace, job.child_name(attempt))
@@ -116,10 +120,21 @@ class Reconciler:
         for pod in (await self._kube.list(PODS, job.namespace, selector))[0]:
             self._cache.put_pod(pod)
 
+    async def _denials(self, child: Child) -> tuple[str, ...]:
+        """Return why pods of a PyTorchJob could not be created, newest first: only its events say."""
+        selector = f"involvedObject.uid={child.uid},type=Warning"
+        found, _ = await self._kube.list(EVENTS, child.job[1], fields=selector)
+        found.sort(key=lambda event: event.get("lastTimestamp") or "", reverse=True)
+        return tuple(event.get("message", "") for event in found)
+
     async def _find_blocker(self, job: Job, attempt: int) -> Blocker | None:
         """Return what stands against starting an attempt now."""
         if blocker := check_spec(job):
             return blocker
+        if not self._backend():
+            return Blocker(
+                "BackendUnavailable", "there are no PyTorchJobs in this cluster: install the training-operator"
+            )
         for reference in references(job):
             resource = CONFIG_MAPS if reference.kind == "ConfigMap" else CLAIMS
             found = await self._kube.get(resource, job.namespace, reference.name)

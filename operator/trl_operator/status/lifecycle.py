@@ -17,6 +17,8 @@ LOST_NODE_SECONDS = 60
 """A pod on a lost node that is still there so long after its grace period counts as gone."""
 REFERENCE_POLL_SECONDS = 2.0
 """A job that waits for another object looks again after so long."""
+DENIAL_POLL_SECONDS = 5.0
+"""While pods are missing, the events that may say why are looked at after so long."""
 BACKOFF_SECONDS = 10
 MAX_BACKOFF_SECONDS = 300
 
@@ -35,6 +37,8 @@ class View:
     child: Child | None = None
     others: tuple[Child, ...] = ()
     pods: tuple[Pod, ...] = ()
+    denials: tuple[str, ...] = ()
+    """Why pods could not be created, newest first."""
     blocker: Blocker | None = None
 
 
@@ -144,7 +148,11 @@ class _Machine:
         if child is None or child.deleting or child.state == "failed" or vanished:
             return self._ending(child)
         self._show_running()
-        return Decision(self.status, delete=self._stale_children(), requeue=self._until_deadline())
+        decision = Decision(self.status, delete=self._stale_children(), requeue=self._until_deadline())
+        if len(self.view.pods) < self.job.cluster.num_nodes:
+            # No watch tells of pods that could not be created.
+            decision.requeue = min(DENIAL_POLL_SECONDS, decision.requeue or DENIAL_POLL_SECONDS)
+        return decision
 
     def _show_running(self) -> None:
         nodes = self.job.cluster.num_nodes
@@ -154,7 +162,7 @@ class _Machine:
             self.condition("Running", True, "AllPodsRunning", f"attempt {self.status['attempt']} runs on {nodes} pods")
             self.status["phase"] = "Running"
             return
-        reason, message = waiting_reason(self.view.pods, nodes)
+        reason, message = waiting_reason(self.view.pods, nodes, self.view.denials)
         self.condition("Running", False, reason, message)
         self.status["phase"] = "Starting"
 

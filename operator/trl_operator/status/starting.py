@@ -7,9 +7,19 @@ from trl_operator.plan.observation import Pod
 _IMAGE = {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"}
 
 
-def waiting_reason(pods: Iterable[Pod], num_nodes: int) -> tuple[str, str]:
-    """Return reason and message of an attempt whose pods do not all run; the most telling pod speaks."""
+_DENIALS = (("exceeded quota", "QuotaExceeded"), ("violates PodSecurity", "PodSecurityDenied"))
+
+
+def waiting_reason(pods: Iterable[Pod], num_nodes: int, denials: Iterable[str] = ()) -> tuple[str, str]:
+    """Return reason and message of an attempt whose pods do not all run; the most telling pod speaks.
+
+    `denials` are the messages of events that tell why a pod could not be created, newest first.
+    """
     pods = sorted(pods, key=lambda pod: pod.index)
+    for message in denials:
+        for words, reason in _DENIALS:
+            if words in message:
+                return reason, message
     for pod in pods:
         if pod.waiting_reason in _IMAGE:
             return "ImagePullFailed", f"pod {pod.name}: {pod.waiting_message or pod.waiting_reason}"

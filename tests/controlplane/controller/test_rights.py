@@ -56,7 +56,12 @@ def test_the_chart_grants_exactly_what_a_full_life_uses(
             ("GRPOJob", {"grpo": {"rewards": [{"name": "short", "length": {"target": 5}}]}}),
         )
     ]
+    quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
+    jobs.apply(quota)
+    wait_for("the quota is in force", lambda: "hard" in jobs.status("resourcequota", "none"), 30)
     jobs.apply(job, *others)
+    jobs.wait("dpojob", "tune", "is told the quota", lambda s: "QuotaExceeded" in str(s), 40)
+    jobs.delete("resourcequota", "none")
     names = {"tune-dpo-0", "sftjob-sft-0", "rewardjob-rm-0", "grpojob-grpo-0"}
     wait_for("all kinds have started", lambda: len(node.pods()) == len(names), 60)
     assert {pod["metadata"]["name"] for pod in node.pods()} == {f"{name}-worker-0" for name in names}

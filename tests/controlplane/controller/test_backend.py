@@ -1,0 +1,50 @@
+"""A cluster without the training-operator."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from devcluster import trainingoperator
+from devcluster.controlplane import ControlPlane
+from devcluster.fakenode import FakeNode
+from devcluster.waiting import wait_for
+
+
+@pytest.fixture
+def control_plane(second_control_plane: ControlPlane) -> ControlPlane:
+    """The one that may be changed."""
+    return second_control_plane
+
+
+def test_a_job_waits_for_the_training_operator_to_be_installed(
+    make_operator: Callable[..., Any],
+    control_plane: ControlPlane,
+    jobs: Any,
+    node: FakeNode,
+    dpo: Callable[..., Any],
+) -> None:
+    control_plane.stop("training-operator")
+    control_plane.kubectl("delete", "crd", "pytorchjobs.kubeflow.org")
+    operator = make_operator()
+    operator.start()
+    jobs.apply(dpo())
+
+    def told(status: dict[str, Any]) -> bool:
+        return any(c["reason"] == "BackendUnavailable" for c in status.get("conditions", ()))
+
+    status = jobs.wait("dpojob", "tune", "tells why", told, 10)
+    assert status["phase"] == "Pending"
+    control_plane.kubectl("apply", "--server-side", f"--filename={trainingoperator.crd()}")
+    control_plane.start("training-operator")
+    [pod] = node.wait_for_pods(1, "tune-dpo-0", timeout=90)
+    node.run(pod)
+    jobs.wait_for_phase("tune", "Running")
+    node.succeed(pod)
+    jobs.wait_for_phase("tune", "Succeeded")
+    jobs.apply(dpo("late"))
+    [pod] = node.wait_for_pods(1, "late-dpo-0")
+    node.run(pod)
+    jobs.wait_for_phase("late", "Running")
+    jobs.delete("pytorchjob", "late-dpo-0")
+    wait_for("a watch tells of its end", lambda: jobs.status("dpojob", "late").get("restarts") == 1, 60)
