@@ -15,6 +15,7 @@ from devcluster.locks import exclusive
 MINIMUM = (1, 26)
 MODULES = paths.CACHE / "go" / "mod"
 BUILDS = paths.CACHE / "go" / "build"
+SCRATCH = paths.CACHE / "go" / "tmp"  # `go build` wants it to exist
 PIN = paths.TOOLS / "go" / "requirements.txt"
 
 
@@ -57,6 +58,7 @@ def environment() -> dict[str, str]:
         **os.environ,
         "GOMODCACHE": str(MODULES),
         "GOCACHE": str(BUILDS),
+        "GOTMPDIR": str(SCRATCH),
         "GOTOOLCHAIN": "local",
         "GOFLAGS": "-modcacherw",
         "GOWORK": "off",

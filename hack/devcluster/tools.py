@@ -84,12 +84,14 @@ def ensure(names: Iterable[str]) -> None:
     start = time.monotonic()
     # One build at a time on the whole machine: two would only share the same cores.
     with exclusive(paths.BIN / ".lock", "tools: waiting for another process that builds"):
+        mounts.remove(golang.SCRATCH)
+        golang.SCRATCH.mkdir(parents=True)
         for index, name in enumerate(todo):
             if not _path(name).exists():
                 _build(name, f"{name} ({index + 1} of {len(todo)}, {len(todo) - index - 1} left)", start)
         if not missing(TOOLS):
             # 10 GB of sources and compiled packages, which nothing needs until a pin changes.
-            for folder in (golang.MODULES, golang.BUILDS):
+            for folder in (golang.MODULES, golang.BUILDS, golang.SCRATCH):
                 mounts.remove(folder)
 
 
