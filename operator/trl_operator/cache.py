@@ -16,6 +16,7 @@ def key_of(obj: Obj) -> Key:
 class Cache:
     """The newest known state of each object; `changed` is called with the job that an object belongs to.
 
+    Of jobs only identity and status are kept: a spec may be big, and whoever decides reads the live object.
     A pod that is gone stays until its attempt is over: its last words say why the attempt failed.
     """
 
@@ -30,8 +31,8 @@ class Cache:
         key = key_of(obj)
         known = self.jobs.get(key)
         if known is None or _version(known) < _version(obj):
-            metadata = {name: value for name, value in obj["metadata"].items() if name != "managedFields"}
-            self.jobs[key] = {**obj, "metadata": metadata}
+            metadata = {name: obj["metadata"][name] for name in ("name", "namespace", "uid", "resourceVersion")}
+            self.jobs[key] = {"kind": obj["kind"], "metadata": metadata, "status": obj.get("status", {})}
             self._changed(key)
 
     def drop_job(self, key: Key) -> None:

@@ -68,7 +68,9 @@ class Kube:
         else:
             await load_kube_config(client_configuration=configuration)
         configuration.connection_pool_maxsize = CONNECTIONS
-        return cls(ApiClient(configuration))
+        client = ApiClient(configuration)
+        client.user_agent = "trl-operator"
+        return cls(client)
 
     async def __aenter__(self) -> Self:
         return self

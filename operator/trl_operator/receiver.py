@@ -13,7 +13,7 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from trl_contract.report import Progress, ProgressReport
-from trl_operator.api.job import Job, parse_job
+from trl_operator.api.job import audience
 from trl_operator.api.kinds import BY_PLURAL
 from trl_operator.cache import Cache
 from trl_operator.constants import API_VERSION, GROUP, MANAGER_PROGRESS, VERSION
@@ -36,7 +36,7 @@ POD_UID = "authentication.kubernetes.io/pod-uid"
 class Pending:
     """The newest report of a job that is not in its status yet."""
 
-    job: Job
+    uid: str
     progress: Progress
     percentage: int | None
 
@@ -71,18 +71,18 @@ class Receiver:
 
     async def post(self, request: web.Request) -> web.Response:
         """Answer 200 with what was made of the report; 401, 403, 404, 400 and 413 say why it was refused."""
-        info = BY_PLURAL.get(request.match_info["plural"])
-        key = (info.kind if info else "", request.match_info["namespace"], request.match_info["name"])
+        place = request.match_info
+        info = BY_PLURAL.get(place["plural"])
+        key = (info.kind if info else "", place["namespace"], place["name"])
         obj = self._cache.jobs.get(key)
-        if obj is None:
+        if info is None or obj is None:
             raise self._refused(web.HTTPNotFound, "there is no such job")
-        job = parse_job(obj)
-        pod = await self._sender(request, job, obj)
+        pod = await self._sender(request, audience(info, key[1], key[2], obj["metadata"]["uid"]), obj)
         try:
             report = ProgressReport.model_validate_json(await request.read())
         except ValidationError as error:
             raise self._refused(web.HTTPBadRequest, str(error.errors(include_url=False)[0]["msg"])) from error
-        accepted, message = self._take(job, obj, pod, report)
+        accepted, message = self._take(key, obj, pod, report)
         self._metrics.count("trl_operator_reports_total", result="accepted" if accepted else "dropped")
         return web.json_response({"accepted": accepted, "message": message})
 
@@ -90,17 +90,17 @@ class Receiver:
         self._metrics.count("trl_operator_reports_total", result=f"refused-{answer.status_code}")
         return answer(text=message)
 
-    async def _sender(self, request: web.Request, job: Job, obj: dict[str, Any]) -> Pod:
+    async def _sender(self, request: web.Request, audience: str, obj: dict[str, Any]) -> Pod:
         """Return the pod that sent the request: it must belong to the job's current attempt."""
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not token:
             raise self._refused(web.HTTPUnauthorized, "send the projected token: Authorization: Bearer TOKEN")
-        uid = await self._pod_uid(token, job.audience)
+        uid = await self._pod_uid(token, audience)
         if uid is None:
             raise self._refused(web.HTTPUnauthorized, "the token is not valid for this job")
         pod = self._cache.pod(uid)
         attempt = obj.get("status", {}).get("attempt")
-        if pod is None or pod.job_uid != job.uid or pod.attempt != attempt:
+        if pod is None or pod.job_uid != obj["metadata"]["uid"] or pod.attempt != attempt:
             raise self._refused(web.HTTPForbidden, "the token's pod does not belong to the job's current attempt")
         return pod
 
@@ -125,21 +125,20 @@ class Receiver:
         self._reviews[key] = (self._clock() + REVIEW_SECONDS, uids[0])
         return str(uids[0])
 
-    def _take(self, job: Job, obj: dict[str, Any], pod: Pod, report: ProgressReport) -> tuple[bool, str]:
+    def _take(self, key: Key, obj: dict[str, Any], pod: Pod, report: ProgressReport) -> tuple[bool, str]:
         """Keep the report for writing if it says something new; return whether, and why not."""
         progress = report.trl or from_stock(report, pod.attempt)
         if progress.attempt != pod.attempt:
             return False, f"this is attempt {pod.attempt}, the report is of attempt {progress.attempt}"
         if not _has_valid_times(progress):
             return False, "a time is not RFC 3339"
-        key = (job.info.kind, job.namespace, job.name)
         pending = self._pending.get(key)
-        known = {"progress": _known(pending.progress)} if pending and pending.job.uid == job.uid else {}
+        known = {"progress": _known(pending.progress)} if pending and pending.uid == pod.job_uid else {}
         if not is_newer(progress, obj.get("status", {})) or not is_newer(progress, known):
             return False, "not newer than what is known"
         # Our trainer's 100 % are all steps done; that the job is done comes with its exit record.
         percentage = None if report.trl else report.trainer_status.progress_percentage
-        self._pending[key] = Pending(job, progress, percentage)
+        self._pending[key] = Pending(pod.job_uid, progress, percentage)
         self._wake.set()
         return True, f"step {progress.step} of attempt {progress.attempt}"
 
@@ -166,11 +165,11 @@ class Receiver:
 
     async def _save(self, key: Key, pending: Pending) -> None:
         obj = self._cache.jobs.get(key)
-        if obj is None or obj["metadata"]["uid"] != pending.job.uid:
+        if obj is None or obj["metadata"]["uid"] != pending.uid:
             self._written.pop(key, None)
             return
         status = progress_fields(pending.progress, pending.percentage, obj.get("status", {}))
-        metadata = {"name": pending.job.name, "namespace": pending.job.namespace, "uid": pending.job.uid}
+        metadata = {"name": key[2], "namespace": key[1], "uid": pending.uid}
         body = {"apiVersion": API_VERSION, "kind": key[0], "metadata": metadata, "status": status}
         self._cache.put_job(await self._kube.apply(JOBS[key[0]], key[1], body, MANAGER_PROGRESS, "status"))
 

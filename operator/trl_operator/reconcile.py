@@ -94,9 +94,9 @@ class Reconciler:
         attempt: int = current["attempt"]
         name = job.child_name(attempt)
         others = tuple(child for child in children if child.name != name)
+        self._cache.drop_pods(job.uid, before_attempt=attempt)
         if "completionTime" in current:
             return View(others=others)
-        self._cache.drop_pods(job.uid, before_attempt=attempt)
         child = next((child for child in children if child.name == name), None)
         known = current.get("pytorchJob", {}).get("uid")
         if child is None or (known and child.uid != known):

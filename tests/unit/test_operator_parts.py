@@ -124,6 +124,7 @@ def test_an_older_state_never_replaces_a_newer_one() -> None:
     cache.put_pod(pod(6))
     key = ("DPOJob", "team", "tune")
     assert cache.jobs[key]["metadata"]["resourceVersion"] == "5"
+    assert cache.jobs[key].keys() == {"kind", "metadata", "status"}
     assert "managedFields" not in cache.jobs[key]["metadata"]
     assert [found.phase for found in cache.pods("tune-uid", 0)] == ["Failed"]
     assert changed == [key, key]

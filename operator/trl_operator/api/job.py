@@ -23,8 +23,7 @@ class Job:
 
     @property
     def audience(self) -> str:
-        """Audience of the tokens that this job's pods report with; it holds for this very object only."""
-        return f"{GROUP}/{VERSION}/namespaces/{self.namespace}/{self.info.plural}/{self.name}/{self.uid}"
+        return audience(self.info, self.namespace, self.name, self.uid)
 
     @property
     def owner_reference(self) -> dict[str, Any]:
@@ -45,6 +44,11 @@ class Job:
     def base_name(self) -> str:
         """Name of what all attempts share: the claim and the NetworkPolicy."""
         return f"{self.name}-{self.info.suffix}"
+
+
+def audience(info: KindInfo, namespace: str, name: str, uid: str) -> str:
+    """Return the audience of the tokens that a job's pods report with; it holds for this very object only."""
+    return f"{GROUP}/{VERSION}/namespaces/{namespace}/{info.plural}/{name}/{uid}"
 
 
 def parse_job(obj: dict[str, Any]) -> Job:
