@@ -47,6 +47,9 @@ def main() -> int:
         root = Path(folder)
         found: dict[str, Any] = {"environment": environment(gpus), "settings": {**vars(given), "shape": shape}}
         found["speed"] = {str(w): speed(root / f"speed-{w}", shape, w, gpus > 0, given) for w in worlds}
+        # TRL recomputes activations unless it is told not to; ours does where a model needs it.
+        default = {"gradient_checkpointing": True}
+        found["against_defaults"] = speed(root / "defaults", shape, 1, gpus > 0, given, default)
         found["startup"] = {str(w): startup(root / f"start-{w}", w, gpus > 0, given.startups) for w in worlds}
         found["checkpoint"] = saving(root / "saving", gpus > 0, given.saves) if max(worlds) > 1 else None
     found["gpu"] = "measured above" if gpus else "not run: this machine has none"
@@ -90,12 +93,16 @@ def execute(argv: list[str], log: Path) -> None:
         sys.exit(f"{' '.join(argv)}\nfailed with {done.returncode}:\n{log.read_text()[-4000:]}")
 
 
-def speed(folder: Path, shape: str, world: int, gpus: bool, given: argparse.Namespace) -> dict[str, Any]:
-    print(f"speed: {shape}, {world} process(es), {given.pairs} pairs of {given.steps} steps", flush=True)
+def speed(
+    folder: Path, shape: str, world: int, gpus: bool, given: argparse.Namespace, plain: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Compare step times with plain TRL, whose config is the same but for `plain`."""
+    print(f"speed: {shape}, {world} process(es), {given.pairs} pairs of {given.steps} steps, {plain or ''}", flush=True)
     size = shapes.SHAPES[shape]
     steps = given.steps * (given.pairs + 2)
     job = shapes.make_job(folder, size, world=world, gpus=gpus, steps=steps, rows=steps * size.batch * world)
     arguments = ["--job", str(job), "--pairs", str(given.pairs), "--steps", str(given.steps)]
+    arguments += ["--plain", json.dumps(plain or {})]
     execute(launch("paired.py", world, *arguments, "--output", str(folder / "out.json")), folder / "log")
     found: dict[str, Any] = json.loads((folder / "out.json").read_text())
     for name, measured in (("ratio", "seconds"), ("cpu_ratio", "cpu_seconds")):
@@ -175,6 +182,9 @@ def summarize(found: dict[str, Any]) -> int:
         if "mfu" in result:
             print(f"  {result['tokens_per_second']['ours']:.0f} tokens/s, MFU {result['mfu']['ours']:.3f}, peak memory"
                   f" of both together {result['peak_memory_bytes'] / 2**30:.1f} GiB on {result['device']}")  # fmt: skip
+    lever = found["against_defaults"]["ratio"]
+    print(f"speed, 1 process, against TRL's default of gradient checkpointing: {lever['median']:.3f}"
+          f" ({lever['low']:.3f} to {lever['high']:.3f})")  # fmt: skip
     for world, result in found["startup"].items():
         missed += result["difference"] > TARGET_STARTUP_SECONDS
         medians = {name: statistics.median(values) for name, values in result["seconds"].items()}

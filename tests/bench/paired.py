@@ -125,17 +125,18 @@ def main() -> None:
     parser.add_argument("--job", required=True)
     parser.add_argument("--pairs", type=int, required=True)
     parser.add_argument("--steps", type=int, required=True, help="optimizer steps per block")
+    parser.add_argument("--plain", type=json.loads, default={}, help="what plain TRL's config has otherwise, as JSON")
     parser.add_argument("--output", type=Path, required=True)
     given = parser.parse_args()
     job = resolve(read_job(given.job))
     os.environ.update(library_settings(job), KUBEFLOW_TRAINER_SERVER_URL=black_hole())
-    found = compare(job, given.pairs, given.steps)
+    found = compare(job, given.pairs, given.steps, given.plain)
     if os.environ.get("RANK", "0") == "0":
         given.output.write_text(json.dumps(found))
     os._exit(0)
 
 
-def compare(job: Any, pairs: int, steps: int) -> dict[str, Any]:
+def compare(job: Any, pairs: int, steps: int, otherwise: dict[str, Any]) -> dict[str, Any]:
     """Train both to their end and return the seconds of each block, the losses and what our callbacks cost."""
     import torch
     from trl import DPOConfig, DPOTrainer
@@ -156,7 +157,10 @@ def compare(job: Any, pairs: int, steps: int) -> dict[str, Any]:
     config = dpo.config(job, output_dir=str(run.work / "plain"), world=run.world, device=run.device,
                         gradient_checkpointing=model.gradient_checkpointing(job))  # fmt: skip
     plain = DPOTrainer(
-        model=model.path(job), args=DPOConfig(**config), train_dataset=rows.train, processing_class=tokenizer
+        model=model.path(job),
+        args=DPOConfig(**{**config, **otherwise}),
+        train_dataset=rows.train,
+        processing_class=tokenizer,
     )
     before = evaluation.Before(run, ours, tokenizer, [], rows.report.conversational)
     sync = torch.cuda.synchronize if run.device == "cuda" else (lambda: None)
