@@ -16,6 +16,7 @@ from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
 from trl_contract.training import SPECS
 from trl_trainer import arguments, model, supervisor
+from trl_trainer.errors import UserError
 from trl_trainer.stages import dpo, grpo, reward, sft
 
 STAGES: dict[Kind, tuple[Any, Any]] = {
@@ -234,6 +235,17 @@ def test_qlora_stores_its_weights_so_that_they_shard(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("field", "value", "needs"),
+    [("peft.method", "qlora", "peft.method qlora"), ("training.optimizer", "adamw_bnb_8bit", "adamw_bnb_8bit")],
+)
+def test_what_needs_a_gpu_is_refused_without_one(field: str, value: str, needs: str, tmp_path: Path) -> None:
+    job = resolved(tmp_path, "DPOJob", {field: value, "training.precision": "bf16"})
+    with pytest.raises(UserError, match=f"{needs} needs a GPU"):
+        model.check_extras(job, "cpu")
+    model.check_extras(resolved(tmp_path, "DPOJob", {}), "cpu")
+
+
+@pytest.mark.parametrize(
     ("method", "precision", "frozen", "dtype"),
     [
         ("none", "bf16", False, "float32"),
@@ -274,7 +286,6 @@ def test_named_values_are_transformers_own(field: str) -> None:
 
 def test_job_file_of_another_world_size_is_refused_by_the_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from trl_trainer import world
-    from trl_trainer.errors import UserError
 
     monkeypatch.setenv("WORLD_SIZE", "3")
     job = supervisor.read_job(str(job_file(tmp_path, tmp_path, spec={})))

@@ -95,6 +95,8 @@ def test_nan_ends_the_run_without_a_manifest_and_with_its_own_class(
     assert ended.codes == [12, 12], ended.logs
     assert ended.records[0].reason == "NonFiniteLoss"
     assert "step 6" in ended.records[0].message
+    assert ended.records[0].progress is not None
+    assert [report.step for report in ended.records[0].progress.checkpoints] == [2, 4]
     assert steps(folder) == [4, 2]
 
 
@@ -308,34 +310,29 @@ def test_grpo_saves_only_between_two_batches_of_completions(warm: Warm, folder: 
 
 def test_a_memory_limit_that_kills_a_rank_is_named(folder: Path, model_folder: Path) -> None:
     """A real cgroup: the supervisor lives in it, a rank takes more than the limit and the kernel kills it."""
-    group = Path("/sys/fs/cgroup/memory") / f"trl-test-{os.getpid()}"
     v2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
-    if v2:
-        group = Path("/sys/fs/cgroup") / group.name
+    group = Path("/sys/fs/cgroup", "" if v2 else "memory", f"trl-test-{os.getpid()}")
     group.mkdir()
+    # As a container sees it: its own group is the root.
+    root = folder / "cgroup"
+    (root if v2 else folder / "v1" / "memory").parent.mkdir(exist_ok=True)
+    (root if v2 else folder / "v1" / "memory").symlink_to(group)
     try:
         (group / ("memory.max" if v2 else "memory.limit_in_bytes")).write_text(str(300 << 20))
         code = f"""
-import os, sys
-open({str(group / "cgroup.procs")!r}, "w").write(str(os.getpid()))
+import functools, os, sys
 from pathlib import Path
-from trl_trainer import records, supervisor
-from trl_trainer.supervisor import Stop
+from trl_trainer import fence, records, supervisor
+open({str(group / "cgroup.procs")!r}, "w").write(str(os.getpid()))
 job = supervisor.read_job({str(job_file(folder, model_folder, spec={}, numProcPerNode=1))!r})
-eat = "import os; print(len(b'x' * (1 << 30)))"
-supervisor.command = lambda *a: [sys.executable, "-c", eat]
-before = supervisor.oom_kills
-supervisor.oom_kills = lambda: before(Path({str(group)!r}) if {v2} else Path({str(group.parent)!r}))
-if not {v2}:
-    supervisor.oom_kills = lambda: int(dict(
-        line.split() for line in open({str(group / "memory.oom_control")!r}).read().splitlines())["oom_kill"])
-record = supervisor.supervise(job, "job.json", Stop(300))
+fence.claim(Path(job.paths.storage) / job.uid, 0)
+supervisor.command = lambda *a: [sys.executable, "-c", "print(len(b'x' * (1 << 30)))"]
+supervisor.oom_kills = functools.partial(supervisor.oom_kills, Path({str(root if v2 else folder / "v1")!r}))
+record = supervisor.supervise(job, "job.json", supervisor.Stop(300))
 print(record.reason, records.exit_code(record), record.message)
 """
-        out = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
-        ).stdout
-        assert out.startswith("OutOfHostMemory 137 rank 0 was killed by the kernel"), out
+        run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+        assert run.stdout.startswith("OutOfHostMemory 137 rank 0 was killed by the kernel"), run
     finally:
         group.rmdir()
 
@@ -353,5 +350,8 @@ def test_sigterm_to_the_supervisor_saves_and_exits_143(folder: Path, model_folde
     assert (record.outcome, record.reason) == ("Preempted", "Preempted")
     assert "is saved" in record.message
     [saved] = steps(folder)
+    assert record.checkpoint == f"uid-1/checkpoint-{saved}"
+    assert record.progress is not None
+    assert record.progress.step == saved
     manifest = json.loads((folder / "storage" / "uid-1" / f"checkpoint-{saved}" / "MANIFEST.json").read_text())
     assert manifest["worldSize"] == 2

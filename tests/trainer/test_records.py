@@ -97,6 +97,16 @@ def test_the_first_cause_wins(
     assert record.outcome == ("Succeeded" if reason is None else "Preempted" if reason == "Preempted" else "Failed")
 
 
+def test_rank_zeros_progress_goes_with_another_ranks_failure() -> None:
+    progress = Progress(last_update_time="t", step=7)
+    found = {0: ended("PeerLost", 2).model_copy(update={"progress": progress}), 1: ended("StorageFull", 1, 1)}
+    record = records.conclude(
+        found, expected=range(2), attempt=0, terminated=None, oom_killed=False, checkpoint="uid/checkpoint-5"
+    )
+    assert (record.reason, record.rank, record.checkpoint) == ("StorageFull", 1, "uid/checkpoint-5")
+    assert record.progress == progress
+
+
 def test_a_killed_rank_is_dated_before_its_first_effect() -> None:
     record = records.conclude(
         {1: ended("PeerLost", 7, 1)}, expected=range(2), attempt=0, terminated=None, oom_killed=False

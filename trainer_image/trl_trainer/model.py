@@ -1,6 +1,7 @@
 """The base model's tokenizer and size, the adapter and the reference model."""
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,20 @@ def lora(job: JobFile, task_type: str = "CAUSAL_LM") -> LoraConfig | None:
     """Return the adapter to train, or None for full fine-tuning."""
     given = arguments.lora(job, task_type)
     return None if given is None else LoraConfig(**given)
+
+
+def check_extras(job: JobFile, device: str) -> None:
+    """Raise UserError if the job needs bitsandbytes or a GPU and there is none."""
+    wants = [f"training.optimizer {job.spec.training.optimizer}"] if "8bit" in job.spec.training.optimizer else []
+    wants += ["peft.method qlora"] if job.spec.peft.method == "qlora" else []
+    if wants and device == "cpu":
+        raise UserError("InvalidSpec", f"{' and '.join(wants)} needs a GPU: ask for one in resources, or use another")
+    if wants and find_spec("bitsandbytes") is None:
+        raise UserError("InvalidSpec", f"{' and '.join(wants)} needs bitsandbytes, which this image does not have")
+    if job.spec.peft.method == "qlora" and job.spec.training.precision != "bf16":
+        raise UserError(
+            "InvalidSpec", f"peft.method qlora needs training.precision bf16, not {job.spec.training.precision}"
+        )
 
 
 def quantization(job: JobFile) -> BitsAndBytesConfig | None:

@@ -43,27 +43,33 @@ STAGES: dict[str, ModuleType] = {"SFTJob": sft, "RewardJob": reward, "DPOJob": d
 def main(job: JobFile, termination: Termination) -> int:
     """Run this rank to its end, leave its record, and return the exit code of its class."""
     rank = int(os.environ.get("RANK", "0"))
+    sender = Sender(os.environ if rank == 0 else {})
+    work = Path(job.paths.storage) / job.uid
+    scores = Rewards([])
+    reporter = Reporter(job.attempt, work / "metrics.jsonl", sender, lambda: scores.report())
     try:
-        record = train(job, termination)
+        # Child processes of rewards come before the process group's threads.
+        if job.kind == "GRPOJob":
+            scores = rewards.build(job)
+        record = train(job, scores, reporter, termination)
     except (Exception, Preempted) as error:
         traceback.print_exception(error)
-        record = records.failure(error, attempt=job.attempt, rank=rank)
+        record = records.failure(error, attempt=job.attempt, rank=rank, progress=reporter.state)
     folder = os.environ.get("TRL_RECORDS")
     if folder is not None:
         records.write(Path(folder), rank, record)
+    reporter.close(done=record.outcome == "Succeeded")
+    scores.close()
+    tracking.finish()
     return records.exit_code(record)
 
 
-def train(job: JobFile, termination: Termination) -> ExitRecord:
+def train(job: JobFile, scores: Rewards, reporter: Reporter, termination: Termination) -> ExitRecord:
     """Load, train, evaluate, export; return the SUCCEEDED record. What goes wrong is raised."""
     cpu_fsdp.enable()
-    # Child processes of rewards and what they import come before the process group's threads.
-    scores = rewards.build(job) if job.kind == "GRPOJob" else Rewards([])
     run = world.start(job)
     fence.claim(run.work, job.attempt)
-    reporter = Reporter(
-        job.attempt, run.work / "metrics.jsonl", Sender(os.environ if run.is_main else {}), scores.report
-    )
+    model.check_extras(job, run.device)
     tokenizer = model.tokenizer(job)
     rows = load_data(run, tokenizer, scores, reporter)
     tracking.configure(job, run.work)
@@ -82,9 +88,6 @@ def train(job: JobFile, termination: Termination) -> ExitRecord:
     )
     step = trainer.state.global_step
     artifacts = world.broadcast(run, lambda: finish(run, folder, rows, before, after, answers, step))
-    reporter.close(done=True)
-    scores.close()
-    tracking.finish()
     world.barrier(run)
     record = ExitRecord(
         outcome="Succeeded",

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from errno import EACCES, EDQUOT, ENOSPC, EROFS
 from pathlib import Path
 
-from trl_contract.report import EXIT_CODES, USER_ERROR_EXIT_CODE, ExitRecord, FailureReason
+from trl_contract.report import EXIT_CODES, USER_ERROR_EXIT_CODE, ExitRecord, FailureReason, Progress
 from trl_trainer.errors import Preempted, TrainerError
 
 MAX_BYTES = 4096
@@ -91,8 +91,8 @@ def _first_line(error: BaseException) -> str:
     return lines[0][:800]
 
 
-def failure(error: BaseException, *, attempt: int, rank: int) -> ExitRecord:
-    """Return the record of a rank that `error` ended, with the tail of its traceback."""
+def failure(error: BaseException, *, attempt: int, rank: int, progress: Progress | None = None) -> ExitRecord:
+    """Return the record of a rank that `error` ended, with the tail of its traceback and how far it had come."""
     reason, message = classify(error)
     return ExitRecord(
         outcome="Preempted" if reason == "Preempted" else "Failed",
@@ -101,6 +101,8 @@ def failure(error: BaseException, *, attempt: int, rank: int) -> ExitRecord:
         message=mask(message, os.environ)[:1024],
         rank=rank,
         time=now(),
+        step=None if progress is None else progress.step,
+        progress=progress if rank == 0 else None,
         log=mask("".join(traceback.format_exception(error)), os.environ)[-2048:],
     )
 
@@ -135,19 +137,33 @@ def read(folder: Path) -> dict[int, ExitRecord]:
 
 
 def conclude(
-    found: Mapping[int, ExitRecord], *, expected: Sequence[int], attempt: int, terminated: str | None, oom_killed: bool
+    found: Mapping[int, ExitRecord],
+    *,
+    expected: Sequence[int],
+    attempt: int,
+    terminated: str | None,
+    oom_killed: bool,
+    checkpoint: str | None = None,
 ) -> ExitRecord:
-    """Return how this pod's ranks ended, from the records that they left.
+    """Return how this pod's ranks ended, from the records that they left, with rank 0's progress if it ran here.
 
     `expected` are the pod's global ranks, `terminated` is the time of the SIGTERM that the pod got (or None),
-    `oom_killed` whether the kernel killed a process of this cgroup for memory. The first cause wins: what ranks see
-    of another rank's death (EFFECTS) counts only where no cause is known, and a pod that was told to stop before
-    anything failed was preempted.
+    `oom_killed` whether the kernel killed a process of this cgroup for memory, `checkpoint` the newest published one.
+    The first cause wins: what ranks see of another rank's death (EFFECTS) counts only where no cause is known, and a
+    pod that was told to stop before anything failed was preempted.
     """
     records = sorted(found.values(), key=lambda record: record.time)
     silent = [rank for rank in expected if rank not in found]
+    progress = next((record.progress for record in records if record.progress is not None), None)
+    ended = _first_cause(records, silent, attempt, terminated, oom_killed)
+    return ended.model_copy(update={"progress": progress, "checkpoint": checkpoint})
+
+
+def _first_cause(
+    records: Sequence[ExitRecord], silent: Sequence[int], attempt: int, terminated: str | None, oom_killed: bool
+) -> ExitRecord:
     if not silent and all(record.outcome == "Succeeded" for record in records):
-        return next((r for r in records if r.artifacts or r.progress), records[0])
+        return min(records, key=lambda record: record.rank or 0)
     failed = [record for record in records if record.outcome != "Succeeded"]
     causes = [record for record in failed if record.reason not in EFFECTS]
     if terminated is not None and not any(record.time < terminated for record in causes):

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 
 from trl_contract.jobfile import JobFile
 from trl_contract.report import ExitRecord
-from trl_trainer import fence, records
+from trl_trainer import checkpoint, fence, records
 
 JOB_FILE = "/etc/trl/job.json"
 TERMINATION_LOG = "/dev/termination-log"
@@ -138,7 +138,7 @@ def supervise(job: JobFile, path: str, stop: Stop) -> ExitRecord:
     """Run this node's ranks and return how they ended."""
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     folder = Path(tempfile.mkdtemp(prefix="trl-"))
-    nproc = int(os.environ.get("PET_NPROC_PER_NODE", job.num_proc_per_node))
+    nproc = job.num_proc_per_node
     nodes = int(os.environ.get("PET_NNODES", "1"))
     node = int(os.environ.get("PET_NODE_RANK", "0"))
     oom_before = oom_kills()
@@ -148,12 +148,15 @@ def supervise(job: JobFile, path: str, stop: Stop) -> ExitRecord:
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
         signal.signal(number, signal.SIG_IGN)
     kill_descendants()
+    work = Path(job.paths.storage) / job.uid
+    published = checkpoint.published_paths(work)
     return records.conclude(
         records.read(folder),
         expected=range(node * nproc, (node + 1) * nproc),
         attempt=job.attempt,
         terminated=stop.time,
         oom_killed=oom_kills() > oom_before,
+        checkpoint=f"{job.uid}/{published[0][1].name}" if published else None,
     )
 
 
@@ -163,10 +166,12 @@ def command(path: str, job: JobFile, folder: Path, world: int) -> list[str]:
     if world == 1:
         return [sys.executable, "-m", *rank]
     timeout = max(5, job.termination_grace_period_seconds - 15)
-    where = [] if "PET_NNODES" in os.environ else ["--standalone", "--nproc-per-node", str(job.num_proc_per_node)]
+    # PET_NNODES and the like come from the environment; PET_NPROC_PER_NODE may say "auto", the job file has the number.
+    where = [] if "PET_NNODES" in os.environ else ["--standalone"]
     return [
-        sys.executable, "-m", "torch.distributed.run", *where, "--max-restarts", "0",
-        "--shutdown-timeout", str(timeout), "--tee", "3", "--log-dir", str(folder / "logs"), "--module", *rank,
+        sys.executable, "-m", "torch.distributed.run", *where, "--nproc-per-node", str(job.num_proc_per_node),
+        "--max-restarts", "0", "--shutdown-timeout", str(timeout), "--tee", "3", "--log-dir", str(folder / "logs"),
+        "--module", *rank,
     ]  # fmt: skip
 
 
