@@ -1,7 +1,10 @@
 """Every built-in reward against values computed by hand."""
 
+import json
+import threading
 import time
 from decimal import Decimal
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
@@ -111,9 +114,24 @@ def test_json_schema(text, value):
 
 
 def test_a_schema_never_goes_to_the_network():
-    score = builtin.json_schema(given.JsonSchemaReward(schema='{"$ref": "http://127.0.0.1:9/schema"}'))
-    with pytest.raises(Exception, match=r"Unresolvable: http://127.0.0.1:9/schema"):
-        score("{}")
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            self.send_error(404)
+
+        def log_message(self, *_):
+            pass
+
+    asked = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        schema = json.dumps({"$ref": f"http://127.0.0.1:{server.server_port}/schema"})
+        with pytest.raises(Exception, match=r"Unresolvable: http://127.0.0.1:\d+/schema"):
+            builtin.json_schema(given.JsonSchemaReward(schema=schema))("{}")
+        server.shutdown()
+        thread.join()
+    assert asked == []
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ BATCH = Batch(["p", "p"], ["a", "bb"], {"answer": [1, None]})
 
 
 class Service(ThreadingHTTPServer):
-    """Answers each POST with the next of `plan` (a status, a body, `hang` or `drop`), the last one again and again."""
+    """Answers each POST with the next of `plan` (status and body, or hang, drip, drop), the last one for ever."""
 
     daemon_threads = True
 
@@ -36,6 +36,13 @@ class Handler(BaseHTTPRequestHandler):
             return
         if answer == "hang":
             self.server.stop.wait(30)
+            return
+        if answer == "drip":
+            self.send_response(200)
+            self.end_headers()
+            for _ in range(40):
+                if not self.server.stop.wait(0.2):
+                    self.wfile.write(b" ")
             return
         status, body = answer if isinstance(answer, tuple) else (200, answer)
         self.send_response(status)
@@ -91,8 +98,9 @@ def test_after_three_tries_the_service_counts_as_unavailable(service):
     assert len(service.requests) == 3
 
 
-def test_a_service_that_hangs_is_given_up_in_bounded_time(service):
-    service.plan = ["hang"]
+@pytest.mark.parametrize("answer", ["hang", "drip"])
+def test_a_service_that_hangs_or_never_ends_is_given_up_in_bounded_time(service, answer):
+    service.plan = [answer]
     start = time.monotonic()
     with pytest.raises(TrainerError, match=r"failed 3 times; the last time: (took longer than 1 s|timed out)"):
         scorer(service, seconds=1)(BATCH)
