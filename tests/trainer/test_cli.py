@@ -120,6 +120,36 @@ def test_explain_says_what_the_data_lack(
     assert "rejected" in capsys.readouterr().err
 
 
+def test_explain_tries_the_rewards_on_a_few_rows(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    inline = [{"prompt": f"where is order {i}"} for i in range(10)]
+    reward = {"name": "mine", "python": {"configMap": {"name": "code", "key": "r.py"}, "function": "score"}}
+    spec = {
+        "model": JOB["spec"]["model"],
+        "dataset": {"train": {"inline": inline}},
+        "grpo": {"rewards": [reward]},
+        "storage": {"size": "1Gi"},
+    }
+    path, claim = write(tmp_path, {**JOB, "kind": "GRPOJob", "spec": spec}), volumes(model_folder, tmp_path)
+
+    def explain(code: str) -> tuple[int, str]:
+        (tmp_path / "code" / "r.py").write_text(f"def score(prompts, completions, **columns):\n    {code}\n")
+        argv = [*command("explain", path, claim, tmp_path / "out"), "--config-map", f"code={tmp_path / 'code'}"]
+        result = main(argv)
+        return result, "".join(capsys.readouterr())
+
+    (tmp_path / "code").mkdir()
+    result, text = explain("return [1.0] * len(completions)")
+    assert result == 0
+    assert "num_generations: 4\n" in text
+    assert "9 rows to train on, 1 held out" in text
+    result, text = explain("return [missing]")
+    assert result == 10
+    assert "mine" in text
+    assert "missing" in text
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "unknown field": (changed(training={"lerningRate": 1}), "spec.training.lerningRate.*did you mean learningRate"),
     "unknown section": (changed(traning={}), "spec.traning: DPOJob has no such field; did you mean training"),
