@@ -68,6 +68,11 @@ fmt: $(VENV) ## Format and fix the Python code
 	@.venv/bin/ruff check -q --fix . || true
 	@.venv/bin/ruff format -q .
 
+##@ Demo
+
+demo: $(VENV) ## The main job end to end: cluster, images, helm install, base model, DPOJob of two nodes, comparison
+	@PYTHONPATH=hack $(PY) hack/demo.py
+
 ##@ Cluster
 
 cluster-up: $(VENV) ## Bring up the dev cluster (CLUSTER=current, CLUSTER=kind: another one)
