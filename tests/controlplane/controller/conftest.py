@@ -8,6 +8,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -38,7 +39,7 @@ def chart(namespace: str, *values: str) -> list[Obj]:
 
 
 class Operator:
-    """The operator of one namespace; it may be killed and started again."""
+    """An operator as a process; it may be killed and started again."""
 
     def __init__(self, plane: ControlPlane, namespace: str, identity: str = "operator-0", **settings: str) -> None:
         self.plane = plane
@@ -114,43 +115,52 @@ def _free_port() -> int:
         return int(found.getsockname()[1])
 
 
-@pytest.fixture
-def install(control_plane: ControlPlane, namespace: str) -> None:
-    """The chart's ServiceAccount and rights, for work in the test's namespace only."""
+def install(plane: ControlPlane, namespace: str, *values: str) -> None:
+    """Apply the chart's ServiceAccount and rights; names that are cluster-wide get the namespace's name too."""
     wanted = {"ServiceAccount", "Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding"}
-    objects = [obj for obj in chart(namespace, f"scope.namespaces={{{namespace}}}") if obj["kind"] in wanted]
+    objects = [obj for obj in chart(namespace, *values) if obj["kind"] in wanted]
     for obj in objects:
         if obj["kind"].startswith("ClusterRole"):
             obj["metadata"]["name"] += f"-{namespace}"
         if obj["kind"] == "ClusterRoleBinding":
             obj["roleRef"]["name"] += f"-{namespace}"
-    control_plane.apply(*objects)
+    plane.apply(*objects)
 
 
-@pytest.fixture
-def make_operator(control_plane: ControlPlane, namespace: str, install: None) -> Iterator[Callable[..., Operator]]:
-    """Operators of the test's namespace; what still runs at the end is killed, and none may have met a bug."""
-    made: list[Operator] = []
-
-    def make(identity: str = "operator-0", **settings: str) -> Operator:
-        made.append(Operator(control_plane, namespace, identity, **settings))
-        return made[-1]
-
-    yield make
-    for operator in made:
+@contextmanager
+def ended(operators: list[Operator]) -> Iterator[list[Operator]]:
+    """Whatever still runs at the end is killed, and none may have met a bug."""
+    yield operators
+    started = [operator for operator in operators if operator.process is not None]
+    for operator in started:
         if operator.process is not None and operator.process.poll() is None:
             operator.kill()
-    for operator in made:
-        if operator.process is not None:
-            assert "Traceback" not in operator.log.read_text(), operator.log.read_text()[-8000:]
+    for operator in started:
+        assert "Traceback" not in operator.log.read_text(), operator.log.read_text()[-8000:]
+
+
+@pytest.fixture(scope="session")
+def operator(request: pytest.FixtureRequest) -> Iterator[Operator]:
+    """An operator of the whole cluster, which the tests of this folder share."""
+    plane: ControlPlane = request.getfixturevalue("control_plane")
+    plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "trl-system"}})
+    install(plane, "trl-system")
+    with ended([Operator(plane, "trl-system", WATCH_NAMESPACES="")]) as [made]:
+        made.start()
+        yield made
 
 
 @pytest.fixture
-def operator(make_operator: Callable[..., Operator]) -> Operator:
-    """A running operator."""
-    made = make_operator()
-    made.start()
-    return made
+def make_operator(control_plane: ControlPlane, namespace: str) -> Iterator[Callable[..., Operator]]:
+    """Operators of the test's namespace alone, which may be killed; see alone/."""
+    install(control_plane, namespace, f"scope.namespaces={{{namespace}}}")
+    with ended([]) as made:
+
+        def make(identity: str = "operator-0", **settings: str) -> Operator:
+            made.append(Operator(control_plane, namespace, identity, **settings))
+            return made[-1]
+
+        yield make
 
 
 @pytest.fixture

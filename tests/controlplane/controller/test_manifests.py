@@ -1,4 +1,4 @@
-"""Manifests, good and bad, before the real API server with no operator running: schema and CEL alone decide."""
+"""Manifests, good and bad, before the real API server: schema and CEL alone decide, the operator sees none of them."""
 
 import copy
 import json

@@ -159,6 +159,7 @@ def test_a_flood_of_reports_makes_few_writes(
         return sum(
             entry["verb"] == "patch"
             and entry["objectRef"].get("subresource") == "status"
+            and entry["objectRef"]["namespace"] == jobs.namespace
             and entry["objectRef"]["name"] == "tune"
             for entry in entries
         )

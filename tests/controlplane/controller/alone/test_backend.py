@@ -3,18 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-import pytest
-
 from devcluster import trainingoperator
 from devcluster.controlplane import ControlPlane
 from devcluster.fakenode import FakeNode
 from devcluster.waiting import wait_for
-
-
-@pytest.fixture
-def control_plane(second_control_plane: ControlPlane) -> ControlPlane:
-    """The one that may be changed."""
-    return second_control_plane
 
 
 def test_a_job_waits_for_the_training_operator_to_be_installed(

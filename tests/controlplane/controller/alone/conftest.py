@@ -1,0 +1,10 @@
+"""These tests kill, stop or replace operators: they have a control plane on which no other one works."""
+
+import pytest
+
+from devcluster.controlplane import ControlPlane
+
+
+@pytest.fixture
+def control_plane(second_control_plane: ControlPlane) -> ControlPlane:
+    return second_control_plane
