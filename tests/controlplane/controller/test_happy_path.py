@@ -1,11 +1,27 @@
 """A job from apply to Succeeded."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 from devcluster.fakenode import FakeNode
+from devcluster.waiting import wait_for
 
 WRITES = {"create", "update", "patch", "delete"}
+
+WRITES = [
+    "patch dpojobs/status tune",  # the attempt is written ahead
+    "create persistentvolumeclaims tune-dpo",
+    "patch networkpolicies tune-dpo",
+    "patch configmaps tune-dpo-0",
+    "create pytorchjobs tune-dpo-0",
+    "patch dpojobs/status tune",
+    "create events",
+    "patch dpojobs/status tune",  # Running
+    "create events",
+    "patch dpojobs/status tune",  # Succeeded
+    "create events",
+]
 
 
 def test_a_job_of_two_nodes_runs_and_succeeds(
@@ -32,3 +48,52 @@ def test_a_job_of_two_nodes_runs_and_succeeds(
     assert status.get("restarts") == 0
     assert status["completionTime"]
     assert [c["type"] for c in status["conditions"]] == ["Accepted", "Running", "Succeeded"]
+    wait_for("the last event is written", lambda: len(writes(operator, jobs)) == len(WRITES), 20)
+    assert writes(operator, jobs) == WRITES
+
+
+def writes(operator: Any, jobs: Any) -> list[str]:
+    """The operator's writes in the test's namespace, in order."""
+    found = []
+    for entry in jobs.plane.audit(operator.user):
+        reference = entry.get("objectRef", {})
+        if reference.get("namespace") == jobs.namespace and entry["verb"] in ("create", "update", "patch", "delete"):
+            assert entry["responseStatus"]["code"] < 300, entry
+            name = reference["name"] if reference["resource"] != "events" else ""
+            resource = "/".join(filter(None, [reference["resource"], reference.get("subresource")]))
+            found.append(f"{entry['verb']} {resource} {name}".strip())
+    return found
+
+
+def test_the_objects_of_a_job_are_the_ones_that_are_promised(
+    operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any]
+) -> None:
+    jobs.apply(dpo(numNodes=2, storage={"size": "1Gi", "accessModes": ["ReadWriteMany"]}))
+    pods = node.wait_for_pods(2, "tune-dpo-0")
+    job = jobs.get("dpojob", "tune")
+    owner = {
+        "apiVersion": "trl-operator.io/v1alpha1",
+        "kind": "DPOJob",
+        "name": "tune",
+        "uid": job["metadata"]["uid"],
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+    assert "finalizers" not in job["metadata"]
+    for kind, name in (("pytorchjob", "tune-dpo-0"), ("configmap", "tune-dpo-0"), ("networkpolicy", "tune-dpo")):
+        child = jobs.get(kind, name)
+        assert child["metadata"]["ownerReferences"] == [owner], kind
+        assert child["metadata"]["labels"]["trl-operator.io/job-uid"] == job["metadata"]["uid"]
+        assert "finalizers" not in child["metadata"]
+    assert "ownerReferences" not in jobs.get("persistentvolumeclaim", "tune-dpo")["metadata"]
+    for index, pod in enumerate(pods):
+        env = {variable["name"]: variable.get("value") for variable in pod["spec"]["containers"][0]["env"]}
+        assert env["PET_NNODES"] == "2"
+        assert env["PET_NPROC_PER_NODE"] == "1"
+        assert env["PET_MASTER_ADDR"] == "tune-dpo-0-worker-0"
+        assert pod["metadata"]["labels"]["training.kubeflow.org/replica-index"] == str(index)
+        assert not pod["spec"].get("initContainers")
+        mounted = [mount["mountPath"] for mount in pod["spec"]["containers"][0]["volumeMounts"]]
+        assert "/var/run/secrets/kubernetes.io/serviceaccount" not in mounted
+        file = json.loads(node.files(pod, "/etc/trl")["job.json"])
+        assert (file["name"], file["uid"], file["numNodes"]) == ("tune", job["metadata"]["uid"], 2)
