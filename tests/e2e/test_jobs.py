@@ -95,7 +95,7 @@ def job(kind: str, **training: Any) -> dict[str, Any]:
         "evaluation": {"maxExamples": 8},
         "storage": {"claimName": "models", "subPath": "runs"},
         "env": [{"name": "OMP_NUM_THREADS", "value": "1"}],
-        "resources": {"limits": {"memory": "4Gi"}},
+        "resources": {"requests": {"cpu": "500m"}, "limits": {"memory": "4Gi"}},
     }
     if kind == "GRPOJob":
         keyword = {"name": "polite", "keyword": {"words": ["thank", "happy", "gladly"]}}
