@@ -14,7 +14,8 @@ Make = Callable[..., Any]
 
 def record(reason: str, second: int = 0, **fields: Any) -> dict[str, Any]:
     outcome = "Preempted" if reason == "Preempted" else "Failed"
-    return {"outcome": outcome, "reason": reason, "time": f"2026-11-21T11:30:{second:02d}.5Z", **fields}
+    time = f"2026-11-21T11:30:{second:02d}.5Z"
+    return {"outcome": outcome, "reason": reason, "time": time, **fields}
 
 
 @pytest.mark.parametrize(
@@ -64,7 +65,7 @@ def test_what_follows_from_a_peers_end_is_not_the_cause_though_it_was_written_fi
     make_pod: Make, effect: str
 ) -> None:
     pods = [
-        make_pod(0, "Failed", exit_code=137, record=record(effect, 1)),
+        make_pod(0, "Failed", exit_code=137, record=record(effect, time="2026-11-21T11:29:00.5Z")),
         make_pod(1, "Failed", exit_code=137, exit_reason="OOMKilled"),
     ]
     assert classify(pods, 2, 1).reason == "OutOfHostMemory"

@@ -118,6 +118,7 @@ def test_the_age_of_the_head_is_known() -> None:
         assert queue.oldest_seconds() == 0
         queue.add("a")
         await asyncio.sleep(0.05)
+        queue.add("a")
         assert queue.oldest_seconds() > 0.04
 
     run(test)
