@@ -1,7 +1,8 @@
 """`make bench-trainer`: ours against plain TRL with the same config, in one run; raw samples go into one JSON file.
 
-1. Speed: blocks of steps of both alternate in one process (paired.py), with the same batches and equal losses. CPU time
-   is noted beside the clock: on a machine that does other things too, it is the steadier of the two.
+1. Speed: blocks of steps of both alternate in one trainer (blocks.py), with the same batches and equal losses.
+   CPU time is noted beside the clock: on a machine that does other things too, it is the steadier of the two. As a
+   control, plain TRL is compared with itself in the same way.
 2. Start-up: from the command to the first log entry, alternating, without evaluation.
 3. Checkpoints: how long training stands still, against transformers' own and torch's asynchronous save (saving.py).
 """
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import shapes
+from blocks import num_blocks
 
 HERE = Path(__file__).parent
 TARGET_RATIO = 0.995
@@ -47,9 +49,8 @@ def main() -> int:
         root = Path(folder)
         found: dict[str, Any] = {"environment": environment(gpus), "settings": {**vars(given), "shape": shape}}
         found["speed"] = {str(w): speed(root / f"speed-{w}", shape, w, gpus > 0, given) for w in worlds}
-        # TRL recomputes activations unless it is told not to; ours does where a model needs it.
-        default = {"gradient_checkpointing": True}
-        found["against_defaults"] = speed(root / "defaults", shape, 1, gpus > 0, given, default)
+        found["control"] = speed(root / "control", shape, 1, gpus > 0, given, ("plain", "again"))
+        found["recompute"] = speed(root / "recompute", shape, 1, gpus > 0, given, ("recompute", "ours"))
         found["startup"] = {str(w): startup(root / f"start-{w}", w, gpus > 0, given.startups) for w in worlds}
         found["checkpoint"] = saving(root / "saving", gpus > 0, given.saves) if max(worlds) > 1 else None
     found["gpu"] = "measured above" if gpus else "not run: this machine has none"
@@ -94,21 +95,28 @@ def execute(argv: list[str], log: Path) -> None:
 
 
 def speed(
-    folder: Path, shape: str, world: int, gpus: bool, given: argparse.Namespace, plain: dict[str, Any] | None = None
+    folder: Path,
+    shape: str,
+    world: int,
+    gpus: bool,
+    given: argparse.Namespace,
+    modes: tuple[str, str] = ("plain", "ours"),
 ) -> dict[str, Any]:
-    """Compare step times with plain TRL, whose config is the same but for `plain`."""
-    print(f"speed: {shape}, {world} process(es), {given.pairs} pairs of {given.steps} steps, {plain or ''}", flush=True)
-    size = shapes.SHAPES[shape]
-    steps = given.steps * (given.pairs + 2)
-    job = shapes.make_job(folder, size, world=world, gpus=gpus, steps=steps, rows=steps * size.batch * world)
-    arguments = ["--job", str(job), "--pairs", str(given.pairs), "--steps", str(given.steps)]
-    arguments += ["--plain", json.dumps(plain or {})]
-    execute(launch("paired.py", world, *arguments, "--output", str(folder / "out.json")), folder / "log")
+    """Return the time of the first mode / the second, and what belongs to it."""
+    first, second = modes
+    print(f"{first} / {second}: {shape}, {world} process(es), {given.pairs} pairs of {given.steps} steps", flush=True)
+    size, blocks = shapes.SHAPES[shape], num_blocks(given.pairs)
+    # An epoch is one block: all blocks have the same batches.
+    rows = given.steps * size.batch * world
+    job = shapes.make_job(folder, size, world=world, gpus=gpus, steps=given.steps * blocks, rows=rows)
+    arguments = ["--job", str(job), "--pairs", str(given.pairs), "--steps", str(given.steps), "--modes", *modes]
+    execute(launch("blocks.py", world, *arguments, "--output", str(folder / "out.json")), folder / "log")
     found: dict[str, Any] = json.loads((folder / "out.json").read_text())
-    for name, measured in (("ratio", "seconds"), ("cpu_ratio", "cpu_seconds")):
-        ratios = [p / o for p, o in zip(found[measured]["plain"], found[measured]["ours"], strict=True)]
-        found[name] = median_with_interval(ratios)
-    found["step_ms"] = {name: 1000 * statistics.median(s) / given.steps for name, s in found["seconds"].items()}
+    for name, column in (("ratio", 1), ("cpu_ratio", 2)):
+        times = {mode: [sample[column] for sample in found["samples"] if sample[0] == mode] for mode in modes}
+        found[name] = median_with_interval([a / b for a, b in zip(times[first], times[second], strict=True)])
+        if column == 1:
+            found["step_ms"] = {mode: 1000 * statistics.median(s) / given.steps for mode, s in times.items()}
     if "device" in found:
         found |= throughput(found, world)
     return found
@@ -166,25 +174,25 @@ def saving(folder: Path, gpus: bool, rounds: int) -> dict[str, Any]:
     return found
 
 
+def said(result: dict[str, Any]) -> str:
+    wall, cpu = result["ratio"], result["cpu_ratio"]
+    return (f"{wall['median']:.4f} ({wall['low']:.4f} to {wall['high']:.4f}), in CPU time {cpu['median']:.4f}"
+            f" ({cpu['low']:.4f} to {cpu['high']:.4f}), {wall['count']} pairs")  # fmt: skip
+
+
 def summarize(found: dict[str, Any]) -> int:
     """Print the result; 1 when a target is missed beyond doubt."""
     missed = 0
     for world, result in found["speed"].items():
-        ratio = result["ratio"]
-        cpu = result["cpu_ratio"]
-        missed += ratio["high"] < TARGET_RATIO
-        print(f"speed, {world} process(es): plain TRL's time / ours {ratio['median']:.4f}"
-              f" ({ratio['low']:.4f} to {ratio['high']:.4f}, {ratio['count']} pairs; target {TARGET_RATIO}),"
-              f" in CPU time {cpu['median']:.4f} ({cpu['low']:.4f} to {cpu['high']:.4f}),"
-              f" step {result['step_ms']['ours']:.1f} ms, callbacks"
-              f" {sum(result['callback_wall_us_per_step'].values()):.0f} us per step"
-              f" ({sum(result['callback_cpu_us_per_step'].values()):.0f} us CPU)")  # fmt: skip
+        missed += result["cpu_ratio"]["high"] < TARGET_RATIO and result["ratio"]["high"] < TARGET_RATIO
+        print(f"plain TRL's time / ours, {world} process(es): {said(result)}; target {TARGET_RATIO}")
+        wall, cpu = (sum(result[f"callback_{kind}_us_per_step"].values()) for kind in ("wall", "cpu"))
+        print(f"  step {result['step_ms']['ours']:.1f} ms, of it callbacks {wall:.0f} us, {cpu:.0f} us of CPU")
         if "mfu" in result:
             print(f"  {result['tokens_per_second']['ours']:.0f} tokens/s, MFU {result['mfu']['ours']:.3f}, peak memory"
-                  f" of both together {result['peak_memory_bytes'] / 2**30:.1f} GiB on {result['device']}")  # fmt: skip
-    lever = found["against_defaults"]["ratio"]
-    print(f"speed, 1 process, against TRL's default of gradient checkpointing: {lever['median']:.3f}"
-          f" ({lever['low']:.3f} to {lever['high']:.3f})")  # fmt: skip
+                  f" {result['peak_memory_bytes'] / 2**30:.1f} GiB on {result['device']}")  # fmt: skip
+    print(f"  control, plain TRL against itself: {said(found['control'])}")
+    print(f"ours with gradient checkpointing (TRL's default) / ours: {said(found['recompute'])}")
     for world, result in found["startup"].items():
         missed += result["difference"] > TARGET_STARTUP_SECONDS
         medians = {name: statistics.median(values) for name, values in result["seconds"].items()}

@@ -80,7 +80,8 @@ def make_job(folder: Path, shape: Shape, *, world: int, gpus: bool, steps: int, 
     model, train = make_model(folder / "model", shape), make_rows(folder / "train.jsonl", shape, rows)
     spec = {
         "model": {"volume": {"claimName": "models", "path": "model"}},
-        "dataset": {"train": {"volume": {"claimName": "data", "path": "train.jsonl"}}, "evalSplit": 0},
+        "dataset": {"train": {"volume": {"claimName": "data", "path": "train.jsonl"}}, "evalSplit": 0,
+                    "shuffle": False},
         "training": {
             "maxSteps": steps, "perDeviceBatchSize": shape.batch, "gradientAccumulationSteps": 1,
             "learningRate": 1e-5, "maxLength": shape.max_length, "gradientCheckpointing": False,

@@ -1,0 +1,213 @@
+"""Blocks of steps with and without what ours adds, in turn, in one and the same trainer: one rank of the comparison.
+
+The trainer is what rank.py builds and fits, callbacks, pacing, reports and all. In a `plain` block none of our
+callbacks is called, which leaves TRL's DPOTrainer with the same config; a run of a bare DPOTrainer before proves that:
+its losses are equal. Every block trains on the same batches. Two trainers side by side would differ by several percent
+before anything is compared, from where their weights happen to lie in memory.
+"""
+
+import argparse
+import json
+import os
+import socket
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from trl_contract.resolve import resolve
+from trl_trainer.supervisor import library_settings, read_job
+from trl_trainer.termination import Termination
+
+MODES = {
+    "ours": "everything that ours adds",
+    "plain": "plain TRL",
+    "again": "plain TRL once more: what the method itself adds",
+    "recompute": "ours with gradient checkpointing, TRL's default",
+}
+EVENTS = (
+    "on_epoch_begin", "on_step_begin", "on_pre_optimizer_step", "on_optimizer_step", "on_substep_end", "on_step_end",
+    "on_log", "on_epoch_end",
+)  # fmt: skip
+WARM_UP = 2
+"""Blocks that do not count; the last block, at whose end ours saves, does not count either."""
+TOLERANCE = {"cpu": 1e-6, "cuda": 2e-2}
+"""Of losses, relative: bf16 kernels on a GPU add in any order."""
+
+
+def num_blocks(pairs: int) -> int:
+    return WARM_UP + 2 * pairs + 1
+
+
+def mode_of(block: int, modes: list[str]) -> str:
+    """Mode of each block; who begins a pair alternates, so that a drift hits both alike."""
+    pair, second = divmod(block, 2)
+    return modes[second ^ (pair % 2)]
+
+
+class Switch:
+    """Turns our callbacks on and off, and counts the wall and CPU nanoseconds that they take, by their class."""
+
+    def __init__(self) -> None:
+        self.on = True
+        self.wall: dict[str, int] = defaultdict(int)
+        self.cpu: dict[str, int] = defaultdict(int)
+        self.steps = 0
+
+    def take(self, callbacks: list[Any]) -> None:
+        for callback in callbacks:
+            if type(callback).__module__.startswith("trl_trainer"):
+                for event in EVENTS:
+                    setattr(callback, event, self._switched(type(callback).__name__, getattr(callback, event)))
+
+    def _switched(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def switched(*args: Any, **kwargs: Any) -> Any:
+            if not self.on:
+                return None
+            wall, cpu = time.perf_counter_ns(), time.thread_time_ns()
+            try:
+                return call(*args, **kwargs)
+            finally:
+                self.wall[name] += time.perf_counter_ns() - wall
+                self.cpu[name] += time.thread_time_ns() - cpu
+
+        return switched
+
+
+def blocks_callback(trainer: Any, switch: Switch, modes: list[str], steps: int, sync: Callable[[], None]) -> Any:
+    """Return a callback that notes the seconds and the CPU seconds of each block, and turns to the next mode."""
+    from transformers import TrainerCallback
+
+    class Blocks(TrainerCallback):
+        def __init__(self) -> None:
+            self.samples: list[tuple[str, float, float]] = []
+            self.began = (0.0, 0.0)
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            switch.take(trainer.callback_handler.callbacks)
+
+        # First of all callbacks at this event: what the step before logged belongs to the block before.
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step % steps:
+                return
+            sync()
+            block = state.global_step // steps
+            if block:
+                wall, cpu = time.perf_counter() - self.began[0], time.process_time() - self.began[1]
+                self.samples.append((mode_of(block - 1, modes), wall, cpu))
+            self.turn(mode_of(block, modes))
+            self.began = (time.perf_counter(), time.process_time())
+
+        def turn(self, mode: str) -> None:
+            switch.on = mode in ("ours", "recompute")
+            switch.steps += steps * switch.on
+            if "recompute" in modes:
+                model = trainer.accelerator.unwrap_model(trainer.model)
+                model.gradient_checkpointing_enable() if mode == "recompute" else model.gradient_checkpointing_disable()
+
+    return Blocks()
+
+
+def black_hole() -> str:
+    """Return a URL that accepts connections and never answers: reports must not cost more when nobody takes them."""
+    server = socket.socket()
+    server.bind(("127.0.0.1", 0))
+    server.listen(64)
+    _open.append(server)
+    return f"http://127.0.0.1:{server.getsockname()[1]}/status"
+
+
+_open: list[socket.socket] = []
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--job", required=True, help="with as many steps as all blocks, and an epoch of one block")
+    parser.add_argument("--pairs", type=int, required=True)
+    parser.add_argument("--steps", type=int, required=True, help="optimizer steps per block")
+    parser.add_argument("--modes", nargs=2, choices=MODES, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    given = parser.parse_args()
+    job = resolve(read_job(given.job))
+    os.environ.update(library_settings(job), KUBEFLOW_TRAINER_SERVER_URL=black_hole())
+    found = compare(job, given.modes, given.steps)
+    if os.environ.get("RANK", "0") == "0":
+        given.output.write_text(json.dumps(found))
+    os._exit(0)
+
+
+def compare(job: Any, modes: list[str], steps: int) -> dict[str, Any]:
+    """Train to the end; return the samples of each mode, the losses and what our callbacks cost."""
+    import torch
+
+    from trl_trainer import cpu_fsdp, evaluation, fence, model, rank, world
+    from trl_trainer.progress import Reporter, Sender
+    from trl_trainer.rewards import Rewards
+
+    termination = Termination()
+    cpu_fsdp.enable()
+    run = world.start(job)
+    fence.claim(run.work, job.attempt)
+    reporter = Reporter(job.attempt, run.work / "metrics.jsonl", Sender(os.environ if run.is_main else {}))
+    tokenizer = model.tokenizer(job)
+    rows = rank.load_data(run, tokenizer, Rewards([]), reporter)
+    bare = bare_losses(run, tokenizer, rows, 2 * steps)
+    trainer = rank.build(run, tokenizer, rows, Rewards([]))
+    before = evaluation.Before(run, trainer, tokenizer, [], rows.report.conversational)
+    switch = Switch()
+    blocks = blocks_callback(trainer, switch, modes, steps, sync_of(run.device))
+    trainer.add_callback(blocks)
+    if run.device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    rank.fit(run, trainer, before, reporter, termination)
+
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert len(set(losses)) > 1, f"the losses do not move: {losses}"
+    same = all(abs(a - b) <= 1e-6 + TOLERANCE[run.device] * abs(a) for a, b in zip(bare, losses, strict=False))
+    assert same, f"the losses of a bare DPOTrainer differ: {bare}, {losses[: len(bare)]}"
+    steps_with_ours = max(1, switch.steps)
+    found: dict[str, Any] = {
+        "samples": blocks.samples[WARM_UP:],
+        "losses_of_bare_trainer": bare,
+        "losses": losses[: len(bare)],
+        "parameters": sum(p.numel() for p in trainer.model.parameters()),
+        "tokens_per_step": trainer.state.log_history[-2]["num_tokens"] / trainer.state.global_step,
+        "callback_wall_us_per_step": {name: ns / 1000 / steps_with_ours for name, ns in switch.wall.items()},
+        "callback_cpu_us_per_step": {name: ns / 1000 / steps_with_ours for name, ns in switch.cpu.items()},
+    }
+    if run.device == "cuda":
+        found |= {"device": torch.cuda.get_device_name(), "peak_memory_bytes": torch.cuda.max_memory_allocated()}
+    return found
+
+
+def sync_of(device: str) -> Callable[[], None]:
+    import torch
+
+    return torch.cuda.synchronize if device == "cuda" else lambda: None
+
+
+def bare_losses(run: Any, tokenizer: Any, rows: Any, steps: int) -> list[float]:
+    """What a DPOTrainer with the same config, and nothing of ours but that, logs in its first `steps` steps."""
+    from transformers import TrainerCallback
+    from trl import DPOConfig, DPOTrainer
+
+    from trl_trainer import model
+    from trl_trainer.stages import dpo
+
+    class Stop(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            control.should_training_stop |= state.global_step >= steps
+
+    config = dpo.config(run.job, output_dir=str(run.work / "bare"), world=run.world, device=run.device,
+                        gradient_checkpointing=model.gradient_checkpointing(run.job))  # fmt: skip
+    trainer = DPOTrainer(
+        model=model.path(run.job), args=DPOConfig(**config), train_dataset=rows.train, processing_class=tokenizer
+    )
+    trainer.add_callback(Stop())
+    trainer.train()
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+if __name__ == "__main__":
+    main()
