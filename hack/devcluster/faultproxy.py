@@ -15,7 +15,8 @@ from aiohttp import web
 HOP_BY_HOP = {"host", "connection", "transfer-encoding", "content-length", "content-encoding", "accept-encoding"}
 
 Verdict = int | Literal["pass", "reset"]
-"""pass: as if there were no proxy; reset: the connection breaks; a number: this answer without asking anybody."""
+"""pass: as if there were no proxy; reset: the connection breaks; a number: this answer (429 with Retry-After: 3)
+without asking anybody."""
 
 
 @dataclass(frozen=True)
@@ -106,4 +107,6 @@ class FaultProxy:
             if request.transport is not None:
                 request.transport.abort()
             return web.Response()
-        return web.json_response({"kind": "Status", "message": "by the fault proxy", "code": verdict}, status=verdict)
+        headers = {"Retry-After": "3"} if verdict == 429 else {}
+        body = {"kind": "Status", "message": "by the fault proxy", "code": verdict}
+        return web.json_response(body, status=verdict, headers=headers)

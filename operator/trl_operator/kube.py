@@ -66,7 +66,7 @@ class Kube:
         if "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
             load_incluster_config(client_configuration=configuration)
         else:
-            await load_kube_config(client_configuration=configuration)
+            await load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)
         configuration.connection_pool_maxsize = CONNECTIONS
         client = ApiClient(configuration)
         client.user_agent = "trl-operator"

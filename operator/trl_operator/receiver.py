@@ -29,6 +29,8 @@ MAX_BODY = 64 * 1024
 REVIEW_SECONDS = 60.0
 """A token that passed is not asked about again for so long."""
 MAX_REVIEWS = 10_000
+RETRY_SECONDS = 1.0
+"""A write that failed is repeated after so long."""
 POD_UID = "authentication.kubernetes.io/pod-uid"
 
 
@@ -39,6 +41,7 @@ class Pending:
     uid: str
     progress: Progress
     percentage: int | None
+    retry_at: float = 0.0
 
 
 class Receiver:
@@ -148,30 +151,43 @@ class Receiver:
             for key in [key for key in self._pending if self._due_in(key) <= 0]:
                 pending = self._pending.pop(key)
                 try:
-                    await self._save(key, pending)
+                    written = await self._save(key, pending)
                 except ApiError as error:
-                    logger.warning("progress of %s: %s", "/".join(key), error)
-                    self._pending.setdefault(key, pending)
-                self._written[key] = self._clock()
+                    logger.log(
+                        logging.DEBUG if error.status == 409 else logging.WARNING, "progress of %s: %s", key, error
+                    )
+                    self._pending.setdefault(key, pending).retry_at = self._clock() + RETRY_SECONDS
+                else:
+                    if written:
+                        self._written[key] = self._clock()
+                    else:
+                        self._written.pop(key, None)
             self._wake.clear()
             delay = min((self._due_in(key) for key in self._pending), default=None)
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), delay)
 
     def _due_in(self, key: Key) -> float:
-        if self._pending[key].percentage == 100:
-            return 0.0
-        return self._written.get(key, -self._interval) + self._interval - self._clock()
+        pending = self._pending[key]
+        interval = 0.0 if pending.percentage == 100 else self._interval
+        return max(self._written.get(key, -interval) + interval, pending.retry_at) - self._clock()
 
-    async def _save(self, key: Key, pending: Pending) -> None:
-        obj = self._cache.jobs.get(key)
+    async def _save(self, key: Key, pending: Pending) -> bool:
+        """Write a report; return whether its job is still there.
+
+        The write names the version that was read: of a status, the API server does not compare uids, and a job of the
+        same name may have taken the place of the one that is meant.
+        """
+        obj = await self._kube.get(JOBS[key[0]], key[1], key[2])
         if obj is None or obj["metadata"]["uid"] != pending.uid:
-            self._written.pop(key, None)
-            return
+            return False
+        if not is_newer(pending.progress, obj.get("status", {})):
+            return True
         status = progress_fields(pending.progress, pending.percentage, obj.get("status", {}))
-        metadata = {"name": key[2], "namespace": key[1], "uid": pending.uid}
+        metadata = {name: obj["metadata"][name] for name in ("name", "namespace", "uid", "resourceVersion")}
         body = {"apiVersion": API_VERSION, "kind": key[0], "metadata": metadata, "status": status}
         self._cache.put_job(await self._kube.apply(JOBS[key[0]], key[1], body, MANAGER_PROGRESS, "status"))
+        return True
 
 
 def _known(progress: Progress) -> dict[str, Any]:

@@ -179,3 +179,22 @@ def test_the_last_words_of_a_pod_need_no_receiver(
     status = jobs.wait_for_phase("tune", "Succeeded")
     assert (status["progress"]["display"], status["progress"]["percentage"]) == ("40/40", 100)
     assert status["evaluation"]["after"] == [{"name": "accuracy", "value": "0.97"}]
+
+
+def test_a_report_never_reaches_another_job_of_the_same_name(
+    pods: dict[str, Any], operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any]
+) -> None:
+    trainer = Trainer(node, pods["tune"])
+    assert trainer.post(report(1))[0] == 200
+    jobs.wait("dpojob", "tune", "shows it", lambda s: "progress" in s)
+    # The report waits for its turn when the job is replaced.
+    assert json.loads(trainer.post(report(2))[1])["accepted"] is True
+    jobs.delete("dpojob", "tune")
+    jobs.apply(dpo(runPolicy={"suspend": True}))
+    jobs.wait_for_phase("tune", "Suspended")
+    # A report of the other job goes the same way later: by then the first one has been dealt with.
+    other = Trainer(node, pods["other"])
+    for step in (1, 2):
+        assert other.post(report(step))[0] == 200
+        jobs.wait("dpojob", "other", "shows it", lambda s, step=step: s.get("progress", {}).get("step") == step)
+    assert "progress" not in jobs.status("dpojob", "tune")
