@@ -67,6 +67,18 @@ def weights(folder: Path) -> dict[str, Any]:
     return load_file(folder / "storage" / "uid-1" / "final" / "model.safetensors")
 
 
+def check_equal(whole: Path, killed: Path) -> None:
+    """The same curve and the same weights."""
+    assert curve(killed).keys() == curve(whole).keys() == set(range(1, 9))
+    for step, expected in curve(whole).items():
+        assert curve(killed)[step] == pytest.approx(expected, abs=1e-6), step
+    expected_weights, found = weights(whole), weights(killed)
+    assert expected_weights.keys() == found.keys()
+    for key, tensor in expected_weights.items():
+        assert (tensor - found[key]).abs().max().item() <= 1e-6, key
+    assert os.listdir(whole / "storage" / "uid-1" / "final") == os.listdir(killed / "storage" / "uid-1" / "final")
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_killed_and_resumed_run_equals_the_undisturbed_one(
     name: str, warm: Warm, model_folder: Path, tmp_path: Path
@@ -86,11 +98,21 @@ def test_killed_and_resumed_run_equals_the_undisturbed_one(
     assert ended.records[0].progress is not None
     assert ended.records[0].progress.resumed_from_step == 4
 
-    assert curve(killed).keys() == curve(whole).keys() == set(range(1, 9))
-    for step, expected in curve(whole).items():
-        assert curve(killed)[step] == pytest.approx(expected, abs=1e-6), step
-    expected_weights, found = weights(whole), weights(killed)
-    assert expected_weights.keys() == found.keys()
-    for key, tensor in expected_weights.items():
-        assert (tensor - found[key]).abs().max().item() <= 1e-6, key
-    assert os.listdir(whole / "storage" / "uid-1" / "final") == os.listdir(killed / "storage" / "uid-1" / "final")
+    check_equal(whole, killed)
+
+
+def test_run_that_is_killed_before_its_first_checkpoint_starts_over_exactly(
+    warm: Warm, model_folder: Path, tmp_path: Path
+) -> None:
+    """The first attempt evaluated the base model, the second one does not: the random numbers must be the same."""
+    case = {**CASES["grpo-lora"], "spec": {**CASES["grpo-lora"]["spec"], "checkpoint": {"everySteps": 100}}}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    ended = warm.run(start(whole, model_folder, case))
+    assert ended.codes == [0, 0], ended.logs
+    ended = warm.run(start(killed, model_folder, case), prelude=at_step(3, KILL))
+    assert -signal.SIGKILL in ended.codes
+    ended = warm.run(start(killed, model_folder, case, attempt=1))
+    assert ended.codes == [0, 0], ended.logs
+    assert ended.records[0].progress is not None
+    assert ended.records[0].progress.resumed_from_step is None
+    check_equal(whole, killed)
