@@ -6,7 +6,9 @@ import os
 import signal
 import ssl
 import sys
+from collections.abc import Callable
 from contextlib import AsyncExitStack
+from functools import partial
 
 import kopf
 from aiohttp import web
@@ -23,7 +25,7 @@ from trl_operator.plan.observation import Key
 from trl_operator.queue import WorkQueue
 from trl_operator.receiver import Receiver
 from trl_operator.reconcile import Reconciler, work
-from trl_operator.relist import Relist
+from trl_operator.relist import PAUSE_AFTER_FAILURE, Relist
 from trl_operator.render.manifests import Installation
 from trl_operator.settings import Settings, from_environment
 
@@ -42,12 +44,13 @@ async def run(settings: Settings) -> None:
         queue: WorkQueue[Key] = WorkQueue()
         cache, metrics, lease = Cache(queue.add), Metrics(), Lease(kube, settings)
         relist = Relist(kube, cache, settings.namespaces, settings.relist_seconds)
-        oldest = lambda: queue.oldest_seconds() if lease.outlasts(0) else 0.0  # noqa: E731
-        health = Health(oldest, relist.age, settings.relist_seconds)
+        # Keys of a replica that stands by wait for good reason.
+        waiting = partial(_leaders, lease, queue.oldest_seconds)
+        health = Health(waiting, relist.age, settings.relist_seconds)
         metrics.gauge("trl_operator_queue_keys", lambda: len(queue))
         metrics.gauge("trl_operator_leader", lambda: float(lease.outlasts(0)))
         await _serve(stack, health.application(metrics), settings.bind_address, settings.health_port, None)
-        pem = await certs.ensure(kube, settings)
+        pem = await _first_certificate(kube, settings)
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         certs.load(tls, pem)
         receiver = Receiver(kube, cache, metrics, settings.progress_seconds)
@@ -66,7 +69,14 @@ async def run(settings: Settings) -> None:
             await stop.wait()
             for task in running:
                 task.cancel()
-        await lease.release()
+        try:
+            await lease.release()
+        except ApiError as error:
+            logger.warning("the lease was not given back, it ends by itself: %s", error)
+
+
+def _leaders(lease: Lease, seconds: Callable[[], float]) -> float:
+    return seconds() if lease.outlasts(0) else 0.0
 
 
 async def _serve(
@@ -76,6 +86,16 @@ async def _serve(
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     await web.TCPSite(runner, address, port, ssl_context=tls).start()
+
+
+async def _first_certificate(kube: Kube, settings: Settings) -> certs.Pem:
+    """Return the receiver's certificate, however long the API server takes to answer."""
+    while True:
+        try:
+            return await certs.ensure(kube, settings)
+        except ApiError as error:
+            logger.warning("certificates: %s", error)
+            await asyncio.sleep(PAUSE_AFTER_FAILURE)
 
 
 async def _renew(kube: Kube, settings: Settings, tls: ssl.SSLContext) -> None:

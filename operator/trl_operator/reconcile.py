@@ -9,13 +9,14 @@ from uuid import uuid4
 from pydantic import ValidationError
 
 from trl_operator.api.job import Job, parse_job
+from trl_operator.blockers import find_blocker
 from trl_operator.cache import Cache
 from trl_operator.constants import API_VERSION, LABEL_ATTEMPT, LABEL_JOB_UID, MANAGER, MANAGER_PROGRESS, MANAGER_STATUS
 from trl_operator.errors import ApiError
-from trl_operator.kube import CLAIMS, CONFIG_MAPS, EVENTS, JOBS, NETWORK_POLICIES, PODS, PYTORCHJOBS, Kube, Resource
+from trl_operator.kube import CLAIMS, CONFIG_MAPS, EVENTS, JOBS, NETWORK_POLICIES, PODS, PYTORCHJOBS, Kube
 from trl_operator.lease import Lease
 from trl_operator.metrics import Metrics
-from trl_operator.plan.acceptance import Blocker, check_reference, check_spec, references
+from trl_operator.plan.acceptance import Blocker
 from trl_operator.plan.observation import Child, Key, child_from, controller_uid, format_time
 from trl_operator.plan.outcome import records
 from trl_operator.queue import WorkQueue
@@ -90,7 +91,7 @@ class Reconciler:
         """Look at what the decision needs. The cache may lag, so what is missing in it is asked for."""
         children = self._cache.children(job.uid, job.namespace)
         if "attempt" not in current:
-            return View(others=tuple(children), blocker=await self._find_blocker(job, 0))
+            return View(others=tuple(children), blocker=await self._blocker(job, 0))
         attempt: int = current["attempt"]
         name = job.child_name(attempt)
         others = tuple(child for child in children if child.name != name)
@@ -102,7 +103,7 @@ class Reconciler:
         if child is None or (known and child.uid != known):
             child = await self._live_child(job, attempt)
         if child is None and known is None:
-            return View(others=others, blocker=await self._find_blocker(job, attempt))
+            return View(others=others, blocker=await self._blocker(job, attempt))
         if child is None or child.state != "active":
             await self._refresh_pods(job, attempt)
         pods = tuple(self._cache.pods(job.uid, attempt))
@@ -120,67 +121,19 @@ class Reconciler:
         for pod in (await self._kube.list(PODS, job.namespace, selector))[0]:
             self._cache.put_pod(pod)
 
+    async def _blocker(self, job: Job, attempt: int) -> Blocker | None:
+        if not self._backend():
+            return Blocker(
+                "BackendUnavailable", "there are no PyTorchJobs in this cluster: install the training-operator"
+            )
+        return await find_blocker(self._kube, job, attempt)
+
     async def _denials(self, child: Child) -> tuple[str, ...]:
         """Return why pods of a PyTorchJob could not be created, newest first: only its events say."""
         selector = f"involvedObject.uid={child.uid},type=Warning"
         found, _ = await self._kube.list(EVENTS, child.job[1], fields=selector)
         found.sort(key=lambda event: event.get("lastTimestamp") or "", reverse=True)
         return tuple(event.get("message", "") for event in found)
-
-    async def _find_blocker(self, job: Job, attempt: int) -> Blocker | None:
-        """Return what stands against starting an attempt now."""
-        if blocker := check_spec(job):
-            return blocker
-        if not self._backend():
-            return Blocker(
-                "BackendUnavailable", "there are no PyTorchJobs in this cluster: install the training-operator"
-            )
-        for reference in references(job):
-            resource = CONFIG_MAPS if reference.kind == "ConfigMap" else CLAIMS
-            found = await self._kube.get(resource, job.namespace, reference.name)
-            if blocker := check_reference(reference, found, job.cluster.num_nodes):
-                return blocker
-        for resource, name in (
-            (PYTORCHJOBS, job.child_name(attempt)),
-            (CONFIG_MAPS, job.child_name(attempt)),
-            (NETWORK_POLICIES, job.base_name),
-        ):
-            if blocker := await self._name_taken(job, resource, name):
-                return blocker
-        return await self._claim_taken(job)
-
-    async def _name_taken(self, job: Job, resource: Resource, name: str) -> Blocker | None:
-        found = await self._kube.get(resource, job.namespace, name)
-        if found is None or controller_uid(found["metadata"]) == job.uid:
-            return None
-        return await self._conflict(job, resource.plural, found)
-
-    async def _claim_taken(self, job: Job) -> Blocker | None:
-        """A claim of ours by label is used again; it may be left over from an earlier job of the same name."""
-        if job.cluster.storage.claim_name:
-            return None
-        found = await self._kube.get(CLAIMS, job.namespace, storage_claim(job))
-        if found is None or controller_uid(found["metadata"]) == job.uid:
-            return None
-        ours = LABEL_JOB_UID in found["metadata"].get("labels", {}) and not found["metadata"].get("ownerReferences")
-        if ours and "deletionTimestamp" not in found["metadata"]:
-            return None
-        return await self._conflict(job, CLAIMS.plural, found)
-
-    async def _conflict(self, job: Job, plural: str, found: Obj) -> Blocker:
-        name = found["metadata"]["name"]
-        if "deletionTimestamp" in found["metadata"] or await self._owner_is_gone(job, found):
-            return Blocker("WaitingForDeletion", f"{plural} {name} of an earlier job is being deleted")
-        return Blocker("NameConflict", f"{plural} {name} exists and is not this job's: delete it, or rename the job")
-
-    async def _owner_is_gone(self, job: Job, found: Obj) -> bool:
-        """Whether the owner was an earlier job of this name: the garbage collector is about to delete its child."""
-        owner = controller_uid(found["metadata"])
-        names = [ref["name"] for ref in found["metadata"].get("ownerReferences", ()) if ref["kind"] == job.info.kind]
-        if not owner or not names:
-            return False
-        live = await self._kube.get(JOBS[job.info.kind], job.namespace, names[0])
-        return live is None or live["metadata"]["uid"] != owner
 
     async def _save_last_words(self, job: Job, obj: Obj) -> Obj:
         """Write the progress that exit records carry, so that the end does not depend on the receiver."""
