@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs the given make targets in order, stops at the first that fails, and says how long each took.
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/.." || exit
 summary=""
 for target in setup "$@"; do
   echo "== make $target"
