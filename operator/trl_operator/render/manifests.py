@@ -161,7 +161,6 @@ def _template(job: Job, attempt: int, installation: Installation) -> Manifest:
             "annotations": {"sidecar.istio.io/inject": "false"},
         },
         "spec": {
-            "restartPolicy": "Never",
             "terminationGracePeriodSeconds": cluster.run_policy.termination_grace_period_seconds,
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
