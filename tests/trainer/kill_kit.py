@@ -140,6 +140,9 @@ class Pod:
 
     def strike(self, fault: str, rng: random.Random) -> bool:
         """Inject `fault`; False if there is nobody left to hit, or not yet."""
+        if self.gone:
+            # The supervisor's number may be another process's by now.
+            return False
         below = descendants(self.pid)
         ranks = [pid for pid in below if not descendants(pid)]
         targets = {
