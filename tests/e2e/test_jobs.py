@@ -1,5 +1,6 @@
 """One job of each kind on real pods: two nodes, FSDP2, progress in status, a model at the end."""
 
+import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -123,7 +124,7 @@ def ended(kubectl: Any, team: str, kind: str) -> dict[str, Any] | None:
     return found if found.get("phase") in ("Succeeded", "Failed") else None
 
 
-@pytest.mark.parametrize("kind", ["RewardJob", "DPOJob", "GRPOJob"])
+@pytest.mark.parametrize("kind", ["RewardJob", "GRPOJob"])
 def test_a_job_of_two_nodes_succeeds_and_leaves_a_model(kubectl: Any, team: str, kind: str) -> None:
     kubectl.apply(job(kind), namespace=team)
     found = wait_for(lambda: ended(kubectl, team, kind), 240, describe(kubectl, team, kind))
@@ -156,3 +157,34 @@ def test_a_job_whose_pod_is_killed_resumes_from_its_checkpoint(kubectl: Any, tea
     assert [child["metadata"]["name"] for child in children] == ["sft-sft-1"], (
         "the failed attempt goes with the next end"
     )
+
+
+def test_a_job_goes_on_when_the_operator_is_killed_and_leaves_only_its_claim(kubectl: Any, team: str) -> None:
+    kind = "DPOJob"
+    resource = job(kind, maxSteps=120)
+    resource["spec"]["storage"] = {"size": "1Gi", "accessModes": ["ReadWriteMany"]}
+    kubectl.apply(resource, namespace=team)
+    wait_for(lambda: status(kubectl, team, kind).get("progress", {}).get("step"), 180, describe(kubectl, team, kind))
+    kubectl("delete", "--namespace=trl-system", "pod", "--all", "--grace-period=0", "--force", "--wait=false")
+    kubectl("wait", f"--namespace={team}", "--for=condition=Succeeded", "--timeout=300s", "dpojob/dpo")
+    found = status(kubectl, team, kind)
+    assert (found["attempt"], found["restarts"]) == (0, 0)
+    assert found["progress"]["display"] == "120/120"
+    assert found["effective"]["worldSize"] == 2
+    mine = "--selector=trl-operator.io/job-name=dpo"
+    children = kubectl.get(f"--namespace={team}", "pytorchjobs", mine)["items"]
+    assert [child["metadata"]["name"] for child in children] == ["dpo-dpo-0"]
+    assert "120/120" in kubectl("get", f"--namespace={team}", "dpojobs")
+    kubectl("delete", f"--namespace={team}", "dpojob/dpo")
+    kinds = "pytorchjobs,pods,services,configmaps,networkpolicies"
+    gone = lambda: not kubectl.get(f"--namespace={team}", kinds, mine)["items"]  # noqa: E731
+    wait_for(gone, 120, lambda: kubectl("get", f"--namespace={team}", kinds, mine))
+    claims = kubectl.get(f"--namespace={team}", "persistentvolumeclaims", mine)["items"]
+    assert [claim["metadata"]["name"] for claim in claims] == ["dpo-dpo"]
+
+
+def test_a_typo_in_a_field_name_is_refused(kubectl: Any, team: str) -> None:
+    resource = job("DPOJob")
+    resource["spec"]["training"]["learningRat"] = 1e-4
+    with pytest.raises(AssertionError, match=r'unknown field "spec\.training\.learningRat"'):
+        kubectl("apply", f"--namespace={team}", "--filename=-", given=json.dumps(resource))
