@@ -128,9 +128,7 @@ class _Machine:
         self.status.setdefault("attempt", 0)
         self.status.setdefault("restarts", 0)
         self.status.setdefault("startTime", format_time(self.now))
-        if condition(self.status, "Running").get("reason") != "Starting":
-            self.condition("Running", False, "Starting", f"attempt {self.status['attempt']} starts")
-        self.status["phase"] = "Starting"
+        self._show_starting()
         decision.create = True
         return decision
 
@@ -162,7 +160,11 @@ class _Machine:
             self.condition("Running", True, "AllPodsRunning", f"attempt {self.status['attempt']} runs on {nodes} pods")
             self.status["phase"] = "Running"
             return
-        reason, message = waiting_reason(self.view.pods, nodes, self.view.denials)
+        self._show_starting(waiting_reason(self.view.pods, self.view.denials))
+
+    def _show_starting(self, why_not: tuple[str, str] | None = None) -> None:
+        """Say that the attempt starts; nothing changes, so nothing is written, while its pods come up one by one."""
+        reason, message = why_not or ("Starting", f"attempt {self.status['attempt']} starts")
         self.condition("Running", False, reason, message)
         self.status["phase"] = "Starting"
 

@@ -10,8 +10,8 @@ _IMAGE = {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNever
 _DENIALS = (("exceeded quota", "QuotaExceeded"), ("violates PodSecurity", "PodSecurityDenied"))
 
 
-def waiting_reason(pods: Iterable[Pod], num_nodes: int, denials: Iterable[str] = ()) -> tuple[str, str]:
-    """Return reason and message of an attempt whose pods do not all run; the most telling pod speaks.
+def waiting_reason(pods: Iterable[Pod], denials: Iterable[str] = ()) -> tuple[str, str] | None:
+    """Return why the pods of an attempt do not run, by reason and message; None if they are just starting.
 
     `denials` are the messages of events that tell why a pod could not be created, newest first.
     """
@@ -28,5 +28,4 @@ def waiting_reason(pods: Iterable[Pod], num_nodes: int, denials: Iterable[str] =
     for pod in pods:
         if pod.unschedulable:
             return "Unschedulable", f"pod {pod.name}: {pod.unschedulable}"
-    running = sum(pod.phase == "Running" for pod in pods)
-    return "Starting", f"{running} of {num_nodes} pods run"
+    return None
