@@ -97,11 +97,14 @@ ELSEWHERE = {
     "model.hub", "model.volume", "model.chatTemplate",  # model.py
     "dataset.train", "dataset.eval", "dataset.evalSplit", "dataset.maxExamples", "dataset.columns",  # data/
     "dataset.systemPrompt", "dataset.maxBadRows", "dataset.maxPromptLength",
+    "evaluation.atStart", "evaluation.earlyStopping.metric", "evaluation.earlyStopping.mode",  # evaluation.py,
+    "evaluation.earlyStopping.patience",  # early_stopping.py
     "evaluation.enabled", "evaluation.maxExamples",  # data/: how many rows are held out
     "evaluation.samplePrompts",  # evaluation.py
     "checkpoint.everyMinutes", "checkpoint.everySteps", "checkpoint.keep",  # pace.py, publisher.py
     "tracking.tensorboard", "tracking.wandb",  # tracking.py
-    "peft.method", "peft.r", "peft.alpha", "peft.targetModules", "peft.modulesToSave", "peft.useDora",  # below
+    "peft.method", "peft.r", "peft.alpha", "peft.targetModules", "peft.targetParameters",  # below
+    "peft.modulesToSave", "peft.useDora",
     "peft.useRslora", "fsdp.reshardAfterForward", "fsdp.stateDictType",
     "dpo.referenceModel.source",  # model.py
 }  # fmt: skip
@@ -221,6 +224,9 @@ def test_every_peft_field_is_found_in_the_adapter(tmp_path: Path) -> None:
     assert (adapter.r, adapter.lora_alpha, adapter.lora_dropout) == (5, 7, 0)
     assert (adapter.target_modules, adapter.modules_to_save) == ({"q_proj"}, ["embed_tokens"])
     assert (adapter.use_dora, adapter.use_rslora) == (True, True)
+    found = arguments.lora(resolved(tmp_path, "DPOJob", {"peft.targetParameters": ["mlp.experts.w"]}), "CAUSAL_LM")
+    assert found is not None
+    assert LoraConfig(**found).target_parameters == ["mlp.experts.w"]
     assert arguments.lora(resolved(tmp_path, "DPOJob", {}), "CAUSAL_LM")["target_modules"] == "all-linear"  # type: ignore[index]
     assert arguments.lora(resolved(tmp_path, "DPOJob", {"peft.method": "none"}), "CAUSAL_LM") is None
 

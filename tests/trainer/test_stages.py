@@ -22,7 +22,9 @@ from trainer_kit import (
 )
 
 from trl_contract.report import ExitRecord
+from trl_contract.training import EarlyStopping
 from trl_trainer import checkpoint
+from trl_trainer.early_stopping import no_better
 
 REWARDS = [
     {"name": "short", "length": {"min": 0, "max": 5}},
@@ -151,6 +153,79 @@ def test_bf16_and_gradient_checkpointing_train_sharded(warm: Warm, model_folder:
     assert ended.codes == [0, 0], ended.logs
     losses = [line["loss"] for line in metrics(tmp_path) if "loss" in line]
     assert losses[-1] < losses[0]
+
+
+def test_an_adapter_on_parameters_trains_sharded_and_merges(warm: Warm, model_folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    write_jsonl(tmp_path / "train.jsonl", preference_pairs(40))
+    peft = {"method": "lora", "r": 4, "targetModules": ["q_proj"], "targetParameters": ["mlp.gate_proj.weight"]}
+    ended = warm.run(job_file(tmp_path, model_folder, spec={"peft": peft, "training": {"maxSteps": 4}}))
+    assert ended.codes == [0, 0], ended.logs
+    base = load_file(model_folder / "model.safetensors")
+    merged = load_file(tmp_path / "storage" / "uid-1" / "final" / "model.safetensors")
+    changed = {name.split(".")[-2] for name, value in merged.items() if not value.equal(base[name])}
+    assert changed == {"q_proj", "gate_proj"}
+
+
+def test_without_evaluation_at_start_there_is_only_an_after(warm: Warm, model_folder: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", preference_pairs(40))
+    spec = {"evaluation": {"atStart": False}, "training": {"maxSteps": 2}}
+    ended = warm.run(job_file(tmp_path, model_folder, spec=spec, numProcPerNode=1), 1)
+    assert ended.codes == [0], ended.logs
+    assert ended.records[0].progress is not None
+    assert ended.records[0].progress.evaluation is not None
+    assert ended.records[0].progress.evaluation.before == []
+    assert ended.records[0].progress.evaluation.after
+
+
+STOPPING: dict[str, Any] = {
+    "training": {"maxSteps": 40, "learningRate": 1e-12},
+    "checkpoint": {"everySteps": 100},
+    "evaluation": {"everySteps": 2, "earlyStopping": {"metric": "rewards/margins", "mode": "max", "patience": 2}},
+}
+
+
+def test_training_that_does_not_get_better_ends_early_and_is_not_taken_up_again(
+    warm: Warm, model_folder: Path, tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path / "train.jsonl", preference_pairs(60))
+    kill = ["import os, signal, trl_trainer.export as e; e.weights = lambda *a: os.kill(os.getpid(), signal.SIGKILL)"]
+    ended = warm.run(job_file(tmp_path, model_folder, spec=STOPPING), prelude=kill)
+    assert -signal.SIGKILL in ended.codes, ended.logs
+    # Evaluated at 2, then no better at 4 and 6.
+    assert [step for step, _ in checkpoint.folders(tmp_path / "storage" / "uid-1")] == [6]
+    ended = warm.run(job_file(tmp_path, model_folder, spec=STOPPING, attempt=1))
+    assert ended.codes == [0, 0], ended.logs
+    assert ended.records[0].step == 6
+
+
+def test_early_stopping_on_an_unknown_metric_names_the_known_ones(
+    warm: Warm, model_folder: Path, tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path / "train.jsonl", preference_pairs(40))
+    stopping = {"everySteps": 2, "earlyStopping": {"metric": "los", "mode": "min"}}
+    ended = warm.run(job_file(tmp_path, model_folder, spec={"evaluation": stopping}, numProcPerNode=1), 1)
+    assert ended.codes == [10], ended.logs
+    assert "earlyStopping.metric los is not one of" in ended.records[0].message
+    assert "rewards/margins" in ended.records[0].message
+
+
+@pytest.mark.parametrize(
+    ("values", "mode", "over"),
+    [
+        ([], "min", False),
+        ([3, 3], "min", False),
+        ([3, 3, 3], "min", True),
+        ([3, 2, 3], "min", False),
+        ([3, 2, 2.5, 2.1], "min", True),
+        ([3, 2, 2.5, 1.9], "min", False),
+        ([1, 2, 1, 2], "max", True),
+        ([1, 2, 1, 3], "max", False),
+    ],
+)
+def test_patience_counts_evaluations_without_a_new_best(values: list[float], mode: Any, over: bool) -> None:
+    assert no_better(values, EarlyStopping(metric="loss", mode=mode, patience=2)) is over
 
 
 def test_the_card_tells_the_lineage(warm: Warm, model_folder: Path, tmp_path: Path) -> None:

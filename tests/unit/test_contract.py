@@ -10,6 +10,7 @@ from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
 
 SOURCE = {"configMap": {"name": "pairs", "key": "train.jsonl"}}
+STOPPING = {"metric": "loss", "mode": "min"}
 KEYWORD = {"name": "polite", "keyword": {"words": ["please"]}}
 
 
@@ -50,6 +51,11 @@ def test_the_wire_form_reads_back_as_the_same_job(kind: str) -> None:
         ("DPOJob", {"dpo": {"labelSmoothing": 0.1}}, "robust or exo_pair"),
         ("DPOJob", {"dpo": {"referenceModel": {"mode": "explicit"}}}, "source goes with mode explicit"),
         ("DPOJob", {"peft": {"method": "none", "targetModules": ["q_proj"]}}, "method none"),
+        ("DPOJob", {"peft": {"method": "none", "targetParameters": ["x"]}}, "method none"),
+        ("DPOJob", {"peft": {"targetParameters": ["x"], "useDora": True}}, "do not go with useDora"),
+        ("DPOJob", {"evaluation": {"earlyStopping": STOPPING}}, "needs everySteps"),
+        ("DPOJob", {"evaluation": {"enabled": False, "everySteps": 5, "earlyStopping": STOPPING}}, "needs evaluation"),
+        ("DPOJob", {"evaluation": {"everySteps": 5, "earlyStopping": {"metric": "loss"}}}, "mode"),
         ("DPOJob", {"model": {}}, "exactly one of hub, volume"),
         ("DPOJob", {"dataset": {"train": {}}}, "exactly one of hub, volume, config_map, inline"),
         ("DPOJob", {"checkpoint": {"everyMinutes": 1, "everySteps": 1}}, "everyMinutes or everySteps"),

@@ -90,9 +90,14 @@ class Peft(Model):
         json_schema_extra={
             "x-kubernetes-validations": [
                 cel(
-                    "self.method != 'none' || !(has(self.targetModules) || has(self.modulesToSave))",
-                    "targetModules and modulesToSave have no meaning with method none: remove them",
-                )
+                    "self.method != 'none'"
+                    " || !(has(self.targetModules) || has(self.targetParameters) || has(self.modulesToSave))",
+                    "targetModules, targetParameters and modulesToSave have no meaning with method none: remove them",
+                ),
+                cel(
+                    "!has(self.targetParameters) || !has(self.useDora) || !self.useDora",
+                    "targetParameters do not go with useDora: remove one",
+                ),
             ]
         }
     )
@@ -107,6 +112,11 @@ class Peft(Model):
         Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=1, max_length=64)] | None
     ) = None
     """Modules that get an adapter; [all-linear] if unset."""
+    target_parameters: (
+        Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=1, max_length=64)] | None
+    ) = None
+    """Parameters that get an adapter and are no module's weight, like mlp.experts.gate_up_proj of a mixture of
+    experts."""
     modules_to_save: (
         Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=1, max_length=64)] | None
     ) = None
@@ -118,8 +128,12 @@ class Peft(Model):
 
     @model_validator(mode="after")
     def _none_has_no_adapter(self) -> Self:
-        if self.method == "none" and (self.target_modules or self.modules_to_save):
-            raise ValueError("peft: targetModules and modulesToSave have no meaning with method none: remove them")
+        if self.method == "none" and (self.target_modules or self.target_parameters or self.modules_to_save):
+            raise ValueError(
+                "peft: targetModules, targetParameters and modulesToSave have no meaning with method none: remove them"
+            )
+        if self.target_parameters and self.use_dora:
+            raise ValueError("peft: targetParameters do not go with useDora: remove one")
         return self
 
 
@@ -263,15 +277,51 @@ class Grpo(Model):
         return self
 
 
+class EarlyStopping(Model):
+    metric: Annotated[str, Field(min_length=1, max_length=64)]
+    """Metric of the evaluation, by the name that TRL logs without eval_, like loss or rewards/accuracies."""
+    mode: Literal["min", "max"]
+    """Whether less or more is better."""
+    patience: Annotated[Int32, Field(ge=1, le=1000)] = 3
+    """Training ends after so many evaluations in a row without a new best. The last model is exported, not the best."""
+
+
 class EvaluationBase(Model):
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel(
+                    "!has(self.earlyStopping) || has(self.everySteps)",
+                    "earlyStopping needs everySteps: it looks at the evaluations during training",
+                ),
+                cel(
+                    "!has(self.earlyStopping) || !has(self.enabled) || self.enabled",
+                    "earlyStopping needs evaluation: set enabled to true or remove it",
+                ),
+            ]
+        }
+    )
+
     enabled: bool = True
     """Evaluate on held-out rows before and after training."""
+    at_start: bool = True
+    """Evaluate the base model too, so that before and after can be compared."""
     every_steps: Annotated[Int32, Field(ge=1)] | None = None
     """Evaluate also every so many steps."""
     per_device_batch_size: Annotated[Int32, Field(ge=1, le=4096)] | None = None
     """Rows per process; as training's if unset."""
     max_examples: Annotated[Int32, Field(ge=1)] = 512
     """At most so many held-out rows."""
+    early_stopping: EarlyStopping | None = None
+    """End training when the evaluations do not get better."""
+
+    @model_validator(mode="after")
+    def _stopping_looks_at_something(self) -> Self:
+        if self.early_stopping is not None and self.every_steps is None:
+            raise ValueError("evaluation.earlyStopping: needs everySteps: it looks at the evaluations during training")
+        if self.early_stopping is not None and not self.enabled:
+            raise ValueError("evaluation.earlyStopping: needs evaluation: set enabled to true or remove it")
+        return self
 
 
 class RewardEvaluation(EvaluationBase):

@@ -96,6 +96,7 @@ def lora(job: JobFile, task_type: str) -> dict[str, Any] | None:
         "lora_dropout": 0.0,
         # peft's own word for "all linear layers" is a string, not a list of one.
         "target_modules": "all-linear" if targets == ["all-linear"] else targets,
+        "target_parameters": peft.target_parameters,
         "modules_to_save": peft.modules_to_save,
         "use_dora": peft.use_dora,
         "use_rslora": peft.use_rslora,

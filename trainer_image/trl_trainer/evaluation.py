@@ -122,6 +122,7 @@ class Before(TrainerCallback):
         self._prompts = prompts
         self._conversational = conversational
         self._path = run.work / "before.json"
+        self._at_start: bool = run.job.spec.evaluation.at_start
         self.metrics: dict[str, float] = {}
         self.answers: list[str] = []
 
@@ -130,7 +131,7 @@ class Before(TrainerCallback):
         if found is None and state.global_step == 0:
             with _same_random_state():
                 found = {
-                    "metrics": measure(self._run, self._trainer),
+                    "metrics": measure(self._run, self._trainer) if self._at_start else {},
                     "answers": answers(self._run, self._trainer, self._tokenizer, self._prompts, self._conversational),
                 }
             if self._run.is_main:

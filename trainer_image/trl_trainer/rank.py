@@ -15,6 +15,7 @@ from trl_trainer import (
     card,
     cpu_fsdp,
     data,
+    early_stopping,
     evaluation,
     export,
     fence,
@@ -139,6 +140,8 @@ def fit(run: Run, trainer: Trainer, before: evaluation.Before, reporter: Reporte
     # In this order at every event: first what may end the run, then what saves, then what decides and reports.
     callbacks = [load_guard, ShardingCheck(trainer, run.world), guard, watchdog, before]
     callbacks += [Publisher(run, guard, reporter), *([reporter] if run.is_main else []), pace]
+    stopper = early_stopping.Stopper(run.job.spec.evaluation.early_stopping) if stops_early(run, trainer) else None
+    callbacks += [stopper] if stopper is not None else []
     for callback in callbacks:
         trainer.add_callback(callback)
     try:
@@ -152,10 +155,19 @@ def fit(run: Run, trainer: Trainer, before: evaluation.Before, reporter: Reporte
     step, wanted = trainer.state.global_step, trainer.state.max_steps
     if pace.preempted:
         raise Preempted(f"stopped by SIGTERM; step {step} is saved")
-    if step < max(1, wanted):
+    if step < max(1, wanted) and not (stopper is not None and stopper.stopped):
         raise UserError(
             "DataFormatError", f"the data end after {step} of {wanted} steps: more rows, or a smaller batch"
         )
+
+
+def stops_early(run: Run, trainer: Trainer) -> bool:
+    """Return whether the job asks for early stopping; UserError if there is nothing to look at."""
+    if run.job.spec.evaluation.early_stopping is None:
+        return False
+    if trainer.eval_dataset is None:
+        raise UserError("InvalidSpec", "evaluation.earlyStopping needs held-out rows: give dataset.eval or evalSplit")
+    return True
 
 
 def finish(
