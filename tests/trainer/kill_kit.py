@@ -68,8 +68,12 @@ FAULTS = {
 }
 
 
-REASONS = {True: (None, "Preempted"), False: (None, "Unknown", "PeerLost")}
-"""What the termination message may say after a SIGTERM and after a SIGKILL, if it is there and no success."""
+def reasons(fault: str, activity: str) -> tuple[str | None, ...]:
+    """What the termination message may say, if it is there and no success."""
+    if not fault.startswith("term"):
+        return (None, "Unknown", "PeerLost")
+    # A rank that is hit before it has a handler ends as if it were killed.
+    return (None, "Preempted", "Unknown") if fault == "term-rank" and activity == "starting" else (None, "Preempted")
 
 
 @contextmanager
@@ -334,7 +338,7 @@ def chain(
             struck += 1
             result.kills.append(Kill(case.name, result.chains, attempt, fault, round(after, 3), activity, step))
             reason = record.reason if record is not None and record.outcome != "Succeeded" else None
-            assert reason in REASONS[fault.startswith("term")], f"{fault}: {record}\n{pod.log}"
+            assert reason in reasons(fault, activity), f"{fault}, {activity}: {record}\n{pod.log}"
         if record is not None and record.outcome == "Succeeded":
             check_equal(folder, expected)
             result.ends += 1
