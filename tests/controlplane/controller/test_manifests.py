@@ -14,6 +14,7 @@ GROUP, VERSION = "trl-operator.io", "v1alpha1"
 PLURALS = {"DPOJob": "dpojobs", "GRPOJob": "grpojobs", "SFTJob": "sftjobs", "RewardJob": "rewardjobs"}
 GPUS = {"limits": {"nvidia.com/gpu": 2}}
 KEYWORD = {"name": "polite", "keyword": {"words": ["please"]}}
+STOPPING = {"metric": "loss", "mode": "min"}
 SHARED = {"size": "1Gi", "accessModes": ["ReadWriteMany"]}
 
 Change = dict[str, Any]
@@ -94,6 +95,19 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ("DPOJob", {"spec.dpo.lossWeights": [1, 2]}, ("spec.dpo", "one weight for each lossType")),
     ("DPOJob", {"spec.dpo.labelSmoothing": 0.1}, ("spec.dpo", "robust or exo_pair")),
     ("DPOJob", {"spec.dpo.referenceModel": {"mode": "explicit"}}, ("spec.dpo.referenceModel", "mode explicit")),
+    ("DPOJob", {"spec.peft": {"method": "none", "targetParameters": ["w"]}}, ("spec.peft", "method none")),
+    ("DPOJob", {"spec.peft": {"targetParameters": ["w"], "useDora": True}}, ("spec.peft", "useDora: remove one")),
+    ("DPOJob", {"spec.evaluation": {"earlyStopping": STOPPING}}, ("spec.evaluation", "needs everySteps")),
+    (
+        "SFTJob",
+        {"spec.evaluation": {"earlyStopping": STOPPING, "everySteps": 5, "enabled": False}},
+        ("spec.evaluation", "needs evaluation"),
+    ),
+    (
+        "GRPOJob",
+        {"spec.evaluation": {"everySteps": 5, "earlyStopping": {"metric": "reward"}}},
+        ("spec.evaluation.earlyStopping.mode", "Required"),
+    ),
     (
         "DPOJob",
         {"spec.dpo.referenceModel": {"source": {"hub": {"repo": "a/b"}}}},
@@ -217,6 +231,8 @@ GOOD: list[tuple[str, Change]] = [
     ("DPOJob", {"spec.peft": {"method": "none"}}),
     ("DPOJob", {"spec.peft": {"method": "qlora"}, "spec.resources": GPUS}),
     ("DPOJob", {"spec.peft": {"targetModules": ["q_proj"], "useDora": True}}),
+    ("DPOJob", {"spec.peft": {"targetModules": ["q_proj"], "targetParameters": ["mlp.experts.gate_up_proj"]}}),
+    ("RewardJob", {"spec.evaluation": {"everySteps": 5, "earlyStopping": STOPPING, "atStart": False}}),
     ("DPOJob", {"spec.dpo": {"lossType": ["sigmoid", "sft"], "lossWeights": [1, 0.5]}}),
     ("DPOJob", {"spec.dpo": {"lossType": ["robust"], "labelSmoothing": 0.1}}),
     ("DPOJob", {"spec.dpo.referenceModel": {"mode": "explicit", "source": {"hub": {"repo": "a/b"}}}}),
