@@ -2,6 +2,7 @@
 `python -m trl_trainer run job.yaml` and `explain job.yaml`: a job on this machine, without a cluster."""
 
 import argparse
+import gc
 import os
 import sys
 
@@ -25,6 +26,8 @@ def main() -> None:
 
     from trl_trainer import rank
 
+    # What is imported stays: a full collection would walk a million objects of libraries in the middle of training.
+    gc.freeze()
     code = rank.main(job, termination)
     sys.stdout.flush()
     sys.stderr.flush()

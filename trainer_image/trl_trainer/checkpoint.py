@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Iterator, Sequence
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
@@ -94,6 +95,7 @@ def publish(folder: Path, manifest: Manifest) -> None:
     _fsync(folder.parent)
 
 
+@cache
 def versions() -> dict[str, str]:
     """Return the versions of what reads and writes checkpoints."""
     return {name: version(name) for name in ("torch", "transformers", "accelerate", "trl", "peft")}
