@@ -337,6 +337,35 @@ print(record.reason, records.exit_code(record), record.message)
         group.rmdir()
 
 
+def test_a_rank_that_crashes_in_native_code_leaves_its_last_words(folder: Path, model_folder: Path) -> None:
+    """Supervisor and torchrun for real; the rank is a stand-in that dies at once, so that this takes seconds."""
+    (folder / "trl_trainer_stand_in.py").write_text(
+        "import os, sys, time\n"
+        "print('about to crash, token hf_abcdefghijklmn', file=sys.stderr, flush=True)\n"
+        "os.abort() if os.environ['RANK'] == '0' else time.sleep(60)\n"
+    )
+    code = f"""
+import sys
+from pathlib import Path
+from trl_trainer import fence, records, supervisor
+sys.path.insert(0, {str(folder)!r})
+job = supervisor.read_job({str(job_file(folder, model_folder, spec={}))!r})
+fence.claim(Path(job.paths.storage) / job.uid, 0)
+command = supervisor.command
+stand_in = lambda *a: [word.replace("trl_trainer", "trl_trainer_stand_in") for word in command(*a)]
+supervisor.command = stand_in
+print(supervisor.supervise(job, "job.json", supervisor.Stop(300)).model_dump_json())
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True,
+        env={**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    record = ExitRecord.model_validate_json(run.stdout.splitlines()[-1])
+    assert (record.outcome, record.reason, record.rank) == ("Failed", "Unknown", 0)
+    assert "ended without a word" in record.message
+    assert "about to crash, token ***" in record.log
+
+
 def test_sigterm_to_the_supervisor_saves_and_exits_143(folder: Path, model_folder: Path) -> None:
     """The whole way: supervisor, torchrun, ranks; and a second SIGTERM changes nothing."""
     spec = {"training": {"maxSteps": 100000}, "checkpoint": {"everySteps": 100000}}

@@ -137,27 +137,36 @@ def _resolves(name: str) -> bool:
 def supervise(job: JobFile, path: str, stop: Stop) -> ExitRecord:
     """Run this node's ranks and return how they ended."""
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    folder = Path(tempfile.mkdtemp(prefix="trl-"))
-    nproc = job.num_proc_per_node
-    nodes = int(os.environ.get("PET_NNODES", "1"))
-    node = int(os.environ.get("PET_NODE_RANK", "0"))
+    nproc, work = job.num_proc_per_node, Path(job.paths.storage) / job.uid
+    world = nproc * int(os.environ.get("PET_NNODES", "1"))
+    first = nproc * int(os.environ.get("PET_NODE_RANK", "0"))
     oom_before = oom_kills()
-    stop.launcher = launch(command(path, job, folder, nodes * nproc), environment(job, folder, nproc))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
-    wait(stop.launcher)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
-        signal.signal(number, signal.SIG_IGN)
-    kill_descendants()
-    work = Path(job.paths.storage) / job.uid
-    published = checkpoint.published_paths(work)
-    return records.conclude(
-        records.read(folder),
-        expected=range(node * nproc, (node + 1) * nproc),
-        attempt=job.attempt,
-        terminated=stop.time,
-        oom_killed=oom_kills() > oom_before,
-        checkpoint=f"{job.uid}/{published[0][1].name}" if published else None,
-    )
+    with tempfile.TemporaryDirectory(prefix="trl-") as name:
+        folder = Path(name)
+        stop.launcher = launch(command(path, job, folder, world), environment(job, folder, nproc))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
+        wait(stop.launcher)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+            signal.signal(number, signal.SIG_IGN)
+        kill_descendants()
+        published = checkpoint.published_paths(work)
+        record = records.conclude(
+            records.read(folder),
+            expected=range(first, first + nproc),
+            attempt=job.attempt,
+            terminated=stop.time,
+            oom_killed=oom_kills() > oom_before,
+            checkpoint=f"{job.uid}/{published[0][1].name}" if published else None,
+        )
+        if record.outcome == "Failed" and not record.log and record.rank is not None:
+            record = record.model_copy(update={"log": last_words(folder, record.rank - first)})
+        return record
+
+
+def last_words(folder: Path, local_rank: int) -> str:
+    """Return the end of what a rank that left no record wrote to stderr, as torchrun keeps it."""
+    logs = sorted(folder.glob(f"logs/*/attempt_*/{local_rank}/stderr.log"))
+    return records.mask(logs[-1].read_text(errors="replace"), os.environ)[-2048:] if logs else ""
 
 
 def command(path: str, job: JobFile, folder: Path, world: int) -> list[str]:
