@@ -370,7 +370,7 @@ def test_sigterm_to_the_supervisor_saves_and_exits_143(folder: Path, model_folde
     """The whole way: supervisor, torchrun, ranks; and a second SIGTERM changes nothing."""
     spec = {"training": {"maxSteps": 100000}, "checkpoint": {"everySteps": 100000}}
     process = start_supervisor(job_file(folder, model_folder, spec=spec), folder)
-    wait_for(lambda: any(line["step"] >= 3 for line in metrics(folder)), 120)
+    wait_for(lambda: any(line["step"] >= 3 for line in metrics(folder)), 300)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGTERM)
     log, _ = process.communicate(timeout=60)
