@@ -53,7 +53,10 @@ def main(job: JobFile, termination: Termination) -> int:
         if job.kind == "GRPOJob":
             scores = rewards.build(job)
         record = train(job, scores, reporter, termination)
+        termination.watched = True
     except (Exception, Preempted) as error:
+        # From here on SIGTERM only sets a flag: it comes when another rank has ended, and must not take the record.
+        termination.watched = True
         traceback.print_exception(error)
         record = records.failure(error, attempt=job.attempt, rank=rank, progress=reporter.state)
     folder = os.environ.get("TRL_RECORDS")
