@@ -1,4 +1,4 @@
-"""These tests kill, stop or replace operators: they have a control plane on which no other one works."""
+"""These tests kill, stop or replace operators, or want none: on their control plane no other one works."""
 
 import pytest
 

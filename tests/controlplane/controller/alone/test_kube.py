@@ -81,7 +81,7 @@ def test_a_list_comes_page_by_page_and_whole(use: Use, namespace: str, monkeypat
 def test_two_managers_of_a_status_leave_each_other_alone_and_a_stale_version_is_refused(
     use: Use, control_plane: ControlPlane, namespace: str, dpo: Callable[..., Any]
 ) -> None:
-    job = dpo(runPolicy={"suspend": True})
+    job = dpo()
     job["metadata"]["namespace"] = namespace
     control_plane.apply(job)
 
