@@ -72,7 +72,7 @@ def draw_polite(rng: random.Random, case: Case, prompt: list[Message]) -> tuple[
 
 def draw_act(rng: random.Random, case: Case, prompt: list[Message]) -> list[str]:
     acts = _sayable(PHRASES["intents"][case.intent]["act"], case, prompt)
-    return rng.sample(acts, rng.choice([1, 1, 2]))
+    return rng.sample(acts, rng.choice([1, 1, 1, 2]))
 
 
 def draw_curt(rng: random.Random, case: Case) -> list[str]:
