@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
+import trl_trainer.model
 from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
 from trl_trainer import data, preflight
@@ -95,6 +96,12 @@ def test_an_unknown_target_module_is_refused(run):
     assert caught.value.reason == "InvalidSpec"
 
 
+def test_an_adapter_on_the_output_head_is_refused_where_trl_does_not_train_it(run):
+    for kind, rows in (("DPOJob", PAIRS), ("GRPOJob", [{"prompt": row["prompt"]} for row in PAIRS])):
+        with pytest.raises(UserError, match=f"peft.targetModules: {kind} trains no adapter on the output head"):
+            run(rows, kind, peft={"targetModules": ["q_proj", "lm_head"]})
+
+
 def test_the_weights_are_not_loaded(run, copied):
     shutil.copy(copied / "config.json", copied / "config.bak")
     for path in copied.glob("*.safetensors"):
@@ -142,6 +149,30 @@ def test_a_reward_model_is_no_base_for_dpo_but_one_for_a_reward_job(run, copied)
 
 def test_a_config_of_no_known_model_is_refused(run, copied):
     (copied / "config.json").write_text('{"model_type": "nonsense"}')
+    with pytest.raises(UserError, match="is of no known model") as caught:
+        run(PAIRS, model=copied)
+    assert caught.value.reason == "InvalidSpec"
+
+
+def test_a_model_without_a_sound_tokenizer_is_refused(copied):
+    paths = {"storage": "/nowhere", "model": str(copied)}
+    spec = {"model": {"volume": {"claimName": "m", "path": "m"}}, "dataset": {"train": {"inline": PAIRS[:1]}}}
+    wire = {"kind": "DPOJob", "namespace": "a", "name": "b", "uid": "u", "paths": paths, "spec": spec}
+    job = JobFile.model_validate(wire)
+    assert trl_trainer.model.tokenizer(job).pad_token == "<|pad|>"
+    whole = (copied / "tokenizer.json").read_text()
+    (copied / "tokenizer.json").write_text(whole[:-100])
+    with pytest.raises(UserError, match=f"model: the tokenizer of {copied} cannot be read") as caught:
+        trl_trainer.model.tokenizer(job)
+    assert caught.value.reason == "ModelNotFound"
+    (copied / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=f"model: {copied} has no tokenizer") as caught:
+        trl_trainer.model.tokenizer(job)
+    assert caught.value.reason == "ModelNotFound"
+
+
+def test_a_cut_config_is_refused(run, copied):
+    (copied / "config.json").write_text('{"model_type": "qw')
     with pytest.raises(UserError, match="is of no known model") as caught:
         run(PAIRS, model=copied)
     assert caught.value.reason == "InvalidSpec"

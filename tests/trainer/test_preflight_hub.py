@@ -14,15 +14,28 @@ FILES = {"good": ["config.json", "model.safetensors"], "pickle": ["config.json",
 CONFIG = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "vocab_size": 40, "hidden_size": 16}
 
 READ = """
-import json, sys
+import contextlib, io, json, sys
+from trl_trainer import cli, model
 from trl_trainer.errors import UserError
-from trl_trainer.preflight import architecture
-for repo in sys.argv[1:]:
+folder, *repos = sys.argv[1:]
+for repo in repos:
     try:
-        print(json.dumps(architecture.read_config(repo, None, "model").hidden_size))
+        read = model.read_config(repo, None, "model").hidden_size
     except UserError as error:
-        print(json.dumps([error.reason, error.message]))
+        read = [error.reason, error.message]
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        code = cli.main(["explain", f"{folder}/{repo}.yaml"])
+    print(json.dumps([read, code, said.getvalue()]))
 """
+
+
+def write_job(path, repo):
+    pair = {"prompt": "Where is it?", "chosen": "I will look at once.", "rejected": "no idea"}
+    spec = {"model": {"hub": {"repo": repo}}, "dataset": {"train": {"inline": [pair] * 8}}, "storage": {"size": "1Gi"}}
+    job = {"apiVersion": "trl-operator.io/v1alpha1", "kind": "DPOJob", "metadata": {"name": "tune"}, "spec": spec}
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(job))
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -73,16 +86,23 @@ def hub():
     server.server_close()
 
 
-def test_a_hub_model_is_read_without_its_weights_and_pickle_is_refused(hub, tmp_path):
+def test_a_hub_model_is_read_without_its_weights_and_what_is_wrong_with_it_is_said(hub, tmp_path):
     environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
     repos = ["org/good", "org/pickle", "org/gated", "org/missing"]
+    for repo in repos:
+        write_job(tmp_path / f"{repo}.yaml", repo)
     done = subprocess.run(
-        [sys.executable, "-c", READ, *repos], env=environment, capture_output=True, text=True, timeout=180
+        [sys.executable, "-c", READ, tmp_path, *repos], env=environment, capture_output=True, text=True, timeout=180
     )
     assert done.returncode == 0, done.stderr
     good, pickle, gated, missing = map(json.loads, done.stdout.splitlines())
-    assert good == 16
-    assert pickle == ["ModelNotFound", "model: org/pickle has no safetensors, and pickle weights are not loaded"]
-    assert gated == ["AccessDenied", "model: org/gated is gated: give tokenSecretRef and ask for access"]
-    assert missing[0] == "ModelNotFound"
-    assert missing[1].startswith("model: org/missing is not on the hub, or is private")
+    assert good[0] == 16
+    assert pickle[0] == ["ModelNotFound", "model: org/pickle has no safetensors, and pickle weights are not loaded"]
+    assert gated[0] == ["AccessDenied", "model: org/gated is gated: give tokenSecretRef and ask for access"]
+    assert missing[0][0] == "ModelNotFound"
+    assert missing[0][1].startswith("model: org/missing is not on the hub, or is private")
+    # A whole job says the same, as the first thing that it finds.
+    assert [code for _, code, _ in (good, pickle, gated, missing)] == [10, 10, 10, 10]
+    assert good[2].startswith("error: ModelNotFound: model: org/good has no tokenizer")
+    for (reason, message), _, said in (pickle, gated, missing):
+        assert said.startswith(f"error: {reason}: {message.splitlines()[0]}")

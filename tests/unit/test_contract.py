@@ -49,6 +49,7 @@ def test_the_wire_form_reads_back_as_the_same_job(kind: str) -> None:
         ("DPOJob", {"dpo": {"beta": 0}}, "greater than 0"),
         ("DPOJob", {"dpo": {"lossType": ["sigmoid", "sft"], "lossWeights": [1.0]}}, "lossWeights"),
         ("DPOJob", {"dpo": {"labelSmoothing": 0.1}}, "robust or exo_pair"),
+        ("DPOJob", {"dpo": {"lossType": ["exo_pair"]}}, "exo_pair needs labelSmoothing above 0"),
         ("DPOJob", {"dpo": {"referenceModel": {"mode": "explicit"}}}, "source goes with mode explicit"),
         ("DPOJob", {"peft": {"method": "none", "targetModules": ["q_proj"]}}, "method none"),
         ("DPOJob", {"peft": {"method": "none", "targetParameters": ["x"]}}, "method none"),

@@ -181,6 +181,11 @@ class Dpo(Model):
                     " || self.lossType.exists(l, l in ['robust', 'exo_pair'])",
                     "labelSmoothing works only with lossType robust or exo_pair",
                 ),
+                cel(
+                    "!self.lossType.exists(l, l == 'exo_pair')"
+                    " || (has(self.labelSmoothing) && self.labelSmoothing > 0.0)",
+                    "lossType exo_pair needs labelSmoothing above 0, such as 0.001",
+                ),
             ]
         }
     )
@@ -202,6 +207,8 @@ class Dpo(Model):
             raise ValueError("dpo.lossWeights: needs one weight for each lossType")
         if self.label_smoothing and not {"robust", "exo_pair"} & set(self.loss_type):
             raise ValueError("dpo.labelSmoothing: works only with lossType robust or exo_pair")
+        if "exo_pair" in self.loss_type and not self.label_smoothing:
+            raise ValueError("dpo.labelSmoothing: lossType exo_pair needs labelSmoothing above 0, such as 0.001")
         return self
 
 

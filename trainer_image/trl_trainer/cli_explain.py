@@ -30,8 +30,8 @@ def explain(path: Path, places: local.Places) -> int:
     with tempfile.TemporaryDirectory(prefix="trl-") as folder:
         given = local.here(resource, dataclasses.replace(places, storage=Path(folder)), local.num_gpus())
         here, there = resolve(given), resolve(local.as_written(given, resource))
-        _print_config(there, here)
         tokenizer = model.tokenizer(here)
+        _print_config(there, here)
         rows = data.load(here, tokenizer, Path(folder) / here.uid, 0)
         _print_plan(there, here, rows, tokenizer)
         storage = _nearest(local.storage_folder(resource, places))

@@ -55,10 +55,8 @@ def _save_merged(run: Run, folder: Path) -> None:
 
 def _base_dtype(run: Run) -> torch.dtype:
     """The base model's own precision: what is trained in fp32 for the optimizer's sake is not stored so."""
-    from transformers import AutoConfig
-
     hub = run.job.spec.model.hub
-    config = AutoConfig.from_pretrained(models.path(run.job), revision=hub.revision if hub else None)
+    config = models.read_config(models.path(run.job), hub.revision if hub else None, "model")
     return config.dtype or torch.float32
 
 

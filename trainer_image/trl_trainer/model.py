@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from peft import LoraConfig
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
@@ -16,6 +18,9 @@ from trl_trainer.world import Run
 
 LARGE = 1_000_000_000
 """From so many parameters on, gradient checkpointing is on by default on GPUs."""
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.", "spiece.model", "sentencepiece", "tekken.json")
+"""How the names of the files begin that hold a vocabulary. Without one transformers makes an empty tokenizer."""
 
 
 def path(job: JobFile) -> str:
@@ -39,10 +44,53 @@ def check_folder(folder: str, field: str) -> str:
     return folder
 
 
+def check_hub(repo: str, revision: str | None, field: str) -> list[str] | None:
+    """Return the names of the repository's files; None if the hub does not answer, and the cache may have them.
+
+    UserError that names `field` if it is not there, or has only pickled weights: loading them runs foreign code.
+    """
+    try:
+        names = HfApi().list_repo_files(repo, revision=revision)
+    except GatedRepoError as error:
+        raise UserError("AccessDenied", f"{field}: {repo} is gated: give tokenSecretRef and ask for access") from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise UserError("ModelNotFound", f"{field}: {repo} is not on the hub, or is private: {error}") from error
+    except (HfHubHTTPError, OSError):
+        return None
+    if not any(name.endswith(".safetensors") for name in names):
+        raise UserError("ModelNotFound", f"{field}: {repo} has no safetensors, and pickle weights are not loaded")
+    return names
+
+
+def read_config(where: str, revision: str | None, field: str) -> Any:
+    """Return the transformers config of a folder or hub repository. UserError names `field`."""
+    is_folder = Path(where).is_absolute()
+    if not is_folder:
+        check_hub(where, revision, field)
+    try:
+        return AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
+    except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+        if isinstance(error, OSError) and not is_folder:
+            raise  # the hub does not answer, which may pass
+        raise UserError("InvalidSpec", f"{field}: the config.json of {where} is of no known model: {error}") from error
+
+
 def tokenizer(job: JobFile) -> Any:
-    """Return the base model's tokenizer, with the job's chat template if it gives one and with a padding token."""
-    hub = job.spec.model.hub
-    found = AutoTokenizer.from_pretrained(path(job), revision=hub.revision if hub else None)
+    """Return the base model's tokenizer, with the job's chat template if it gives one and with a padding token.
+
+    UserError if there is no such model, or it has no tokenizer that can be read.
+    """
+    where, hub = path(job), job.spec.model.hub
+    revision = hub.revision if hub else None
+    names = os.listdir(where) if job.paths.model is not None else check_hub(where, revision, "model")
+    if names is not None and not any(name.startswith(TOKENIZER_FILES) for name in names):
+        raise UserError("ModelNotFound", f"model: {where} has no tokenizer: put the files of save_pretrained beside it")
+    try:
+        found = AutoTokenizer.from_pretrained(where, revision=revision)
+    except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and hub is not None:
+            raise  # the hub does not answer, which may pass
+        raise UserError("ModelNotFound", f"model: the tokenizer of {where} cannot be read: {error}") from error
     if job.spec.model.chat_template is not None:
         found.chat_template = job.spec.model.chat_template
     if found.pad_token is None:
@@ -61,7 +109,7 @@ def gradient_checkpointing(job: JobFile) -> bool:
 def num_parameters(job: JobFile) -> int:
     """Return the number of the base model's parameters, from its config alone."""
     hub = job.spec.model.hub
-    config = AutoConfig.from_pretrained(path(job), revision=hub.revision if hub else None)
+    config = read_config(path(job), hub.revision if hub else None, "model")
     with torch.device("meta"):
         return int(AutoModelForCausalLM.from_config(config).num_parameters())
 

@@ -94,6 +94,7 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ("DPOJob", {"spec.dpo.lossType": []}, ("spec.dpo.lossType", "at least 1")),
     ("DPOJob", {"spec.dpo.lossWeights": [1, 2]}, ("spec.dpo", "one weight for each lossType")),
     ("DPOJob", {"spec.dpo.labelSmoothing": 0.1}, ("spec.dpo", "robust or exo_pair")),
+    ("DPOJob", {"spec.dpo.lossType": ["sigmoid", "exo_pair"]}, ("spec.dpo", "exo_pair needs labelSmoothing")),
     ("DPOJob", {"spec.dpo.referenceModel": {"mode": "explicit"}}, ("spec.dpo.referenceModel", "mode explicit")),
     ("DPOJob", {"spec.peft": {"method": "none", "targetParameters": ["w"]}}, ("spec.peft", "method none")),
     ("DPOJob", {"spec.peft": {"targetParameters": ["w"], "useDora": True}}, ("spec.peft", "useDora: remove one")),

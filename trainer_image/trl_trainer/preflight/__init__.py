@@ -167,7 +167,7 @@ def _explicit_reference(job: JobFile, base: Architecture) -> int:
     if job.paths.reference_model is not None:
         model.check_folder(where, field)
         architecture.check_weights(Path(where), field)
-    config = architecture.read_config(where, hub.revision if hub else None, field)
+    config = model.read_config(where, hub.revision if hub else None, field)
     if config.get_text_config().vocab_size < base.vocabulary:
         raise UserError("InvalidSpec", f"{field}: {where} knows fewer tokens than the model that is trained")
     return int(architecture.build(config, classifier=False).num_parameters())

@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import HfApi
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
 from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
 )
@@ -50,7 +48,7 @@ def inspect(job: JobFile) -> Architecture:
     if Path(where).is_absolute():
         check_weights(Path(where), "model")
     hub = job.spec.model.hub
-    config = read_config(where, hub.revision if hub else None, "model")
+    config = model.read_config(where, hub.revision if hub else None, "model")
     reward = job.kind == "RewardJob"
     _check_kind(config, where, reward)
     skeleton = build(config, reward)
@@ -68,30 +66,6 @@ def inspect(job: JobFile) -> Architecture:
         vocabulary=text.vocab_size,
         positions=getattr(text, "max_position_embeddings", None),
     )
-
-
-def read_config(where: str, revision: str | None, field: str) -> Any:
-    """Return the transformers config of a folder or hub repository. UserError names `field`."""
-    if not Path(where).is_absolute():
-        _check_hub(where, revision, field)
-    try:
-        return AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise UserError("InvalidSpec", f"{field}: the config.json of {where} is of no known model: {error}") from error
-
-
-def _check_hub(repo: str, revision: str | None, field: str) -> None:
-    """Raise UserError if the repository is not there or has only pickled weights: loading them runs foreign code."""
-    try:
-        names = HfApi().list_repo_files(repo, revision=revision)
-    except GatedRepoError as error:
-        raise UserError("AccessDenied", f"{field}: {repo} is gated: give tokenSecretRef and ask for access") from error
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise UserError("ModelNotFound", f"{field}: {repo} is not on the hub, or is private: {error}") from error
-    except (HfHubHTTPError, OSError):
-        return  # no answer: from_pretrained looks into the cache, and takes safetensors only
-    if not any(name.endswith(".safetensors") for name in names):
-        raise UserError("ModelNotFound", f"{field}: {repo} has no safetensors, and pickle weights are not loaded")
 
 
 def check_weights(folder: Path, field: str) -> None:
@@ -125,7 +99,7 @@ def classifier_config(folder: str, field: str) -> Any:
     """Return the config of a reward model's folder; UserError unless it is a classifier with one label, sound."""
     model.check_folder(folder, field)
     check_weights(Path(folder), field)
-    config = read_config(folder, None, field)
+    config = model.read_config(folder, None, field)
     known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     if type(config) not in known or not set(config.architectures or []) & set(_names(known[type(config)])):
         found = ", ".join(config.architectures or []) or config.model_type
@@ -162,4 +136,9 @@ def _adapter(job: JobFile, skeleton: Any) -> int:
         adapted = get_peft_model(skeleton, config, low_cpu_mem_usage=True)
     except ValueError as error:
         raise UserError("InvalidSpec", f"peft: {error}") from error
+    if job.kind in ("DPOJob", "GRPOJob") and isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
+        # TRL multiplies with the head's weight itself, so that an adapter on it would never be trained.
+        raise UserError(
+            "InvalidSpec", f"peft.targetModules: {job.kind} trains no adapter on the output head: remove it"
+        )
     return int(adapted.get_nb_trainable_parameters()[0])
