@@ -43,6 +43,9 @@ class Cache:
 
     def put_child(self, obj: Obj) -> None:
         child = child_from(obj)
+        if child is None:
+            self.drop_child(obj["metadata"]["namespace"], obj["metadata"]["name"])
+            return
         known = self._children.get((child.job[1], child.name))
         if known is None or known.version < child.version:
             self._children[child.job[1], child.name] = child
@@ -54,6 +57,9 @@ class Cache:
 
     def put_pod(self, obj: Obj) -> None:
         pod = pod_from(obj)
+        if pod is None:
+            self._vanish(obj["metadata"]["uid"])
+            return
         known = self._pods.get(pod.uid)
         if known is None or (known.version < pod.version and not known.gone):
             self._pods[pod.uid] = pod
@@ -63,9 +69,12 @@ class Cache:
     def drop_pod(self, obj: Obj) -> None:
         """Remember the pod as gone, in its last state."""
         self.put_pod(obj)
-        pod = self._pods[obj["metadata"]["uid"]]
-        if not pod.gone:
-            self._pods[pod.uid] = pod.vanished()
+        self._vanish(obj["metadata"]["uid"])
+
+    def _vanish(self, uid: str) -> None:
+        pod = self._pods.get(uid)
+        if pod is not None and not pod.gone:
+            self._pods[uid] = pod.vanished()
             self._changed(pod.job)
 
     def drop_pods(self, job_uid: str, before_attempt: int | None = None) -> None:
@@ -112,9 +121,8 @@ class Cache:
             seen.add(obj["metadata"]["uid"])
             self.put_pod(obj)
         for uid, pod in list(self._pods.items()):
-            if _covers(namespaces, pod.job[1]) and uid not in seen and pod.version <= version and not pod.gone:
-                self._pods[uid] = pod.vanished()
-                self._changed(pod.job)
+            if _covers(namespaces, pod.job[1]) and uid not in seen and pod.version <= version:
+                self._vanish(uid)
 
 
 def _version(obj: Obj) -> int:

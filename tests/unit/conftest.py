@@ -12,6 +12,9 @@ from trl_operator.plan.observation import Child, Pod, child_from, pod_from
 
 NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC)
 UID = "11111111-2222-3333-4444-555555555555"
+OWNER = {
+    "apiVersion": "trl-operator.io/v1alpha1", "kind": "DPOJob", "name": "tune", "uid": UID, "controller": True,
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -76,7 +79,10 @@ def make_pod() -> Callable[..., Pod]:
             metadata["deletionTimestamp"] = deleted_at
         containers = [{"name": "pytorch", "state": state}]
         found = {"phase": phase, "conditions": conditions, "containerStatuses": containers, **status}
-        return pod_from({"metadata": {**metadata, "labels": labels}, "spec": {"nodeName": "n1"}, "status": found})
+        obj = {"metadata": {**metadata, "labels": labels}, "spec": {"nodeName": "n1"}, "status": found}
+        pod = pod_from(obj)
+        assert pod is not None
+        return pod
 
     return make
 
@@ -96,10 +102,12 @@ def make_child() -> Callable[..., Child]:
                 "trl-operator.io/job-kind": "DPOJob",
                 "trl-operator.io/job-name": "tune",
             },
-            "ownerReferences": [{"kind": "DPOJob", "name": "tune", "uid": UID, "controller": True}],
+            "ownerReferences": [OWNER],
         }
         if deleting:
             metadata["deletionTimestamp"] = "2026-11-21T11:59:00Z"
-        return child_from({"metadata": metadata, "status": {"conditions": [{"type": condition, "status": "True"}]}})
+        child = child_from({"metadata": metadata, "status": {"conditions": [{"type": condition, "status": "True"}]}})
+        assert child is not None
+        return child
 
     return make

@@ -17,6 +17,7 @@ from trl_operator.handlers import Backoffs
 from trl_operator.health import Health
 from trl_operator.metrics import Metrics
 from trl_operator.plan.acceptance import check_reference, check_spec, references
+from trl_operator.plan.outcome import classify
 from trl_operator.settings import from_environment
 from trl_operator.status.events import events
 
@@ -155,6 +156,67 @@ def test_a_relist_finds_what_was_deleted_unseen_and_spares_what_is_newer() -> No
     assert [found.gone for found in cache.pods("tune-uid", 0)] == [True]
     cache.replace_jobs("DPOJob", ["elsewhere"], [], version=99)
     assert {key[2] for key in cache.jobs} == {"new", "other", "kept"}
+
+
+def child(version: int, **owner: Any) -> dict[str, Any]:
+    reference = {"apiVersion": "trl-operator.io/v1alpha1", "kind": "DPOJob", "name": "tune", "uid": "tune-uid"}
+    labels = {"trl-operator.io/job-uid": "tune-uid", "trl-operator.io/attempt": "0"}
+    owners = [{**reference, "controller": True, **owner}]
+    return stored("PyTorchJob", "tune-dpo-0", version, labels=labels, ownerReferences=owners)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attempt": "b"}, {"attempt": "-1"}, {"attempt": "²"}, {"attempt": "99999999999"}, {"attempt": None},
+        {"job-kind": "CronJob"}, {"job-kind": None}, {"job-name": ""}, {"job-name": None},
+    ],
+)  # fmt: skip
+def test_a_pod_whose_labels_name_no_attempt_is_nobodys(change: dict[str, str | None]) -> None:
+    changed: list[Any] = []
+    cache = Cache(changed.append)
+    odd = pod(8)
+    labels = odd["metadata"]["labels"]
+    labels |= {f"trl-operator.io/{name}": value for name, value in change.items()}
+    odd["metadata"]["labels"] = {name: value for name, value in labels.items() if value is not None}
+    cache.put_pod(odd)
+    cache.drop_pod(odd)
+    cache.replace_pods([], [odd], version=9)
+    assert cache.pod("tune-dpo-0-worker-0-uid") is None
+    assert changed == [], "no key that the workers would stumble over"
+    cache.put_pod(pod(7))
+    cache.put_pod(odd)
+    assert [found.gone for found in cache.pods("tune-uid", 0)] == [True], "it has left its attempt"
+
+
+def test_a_node_index_that_no_status_can_hold_is_no_index(make_pod: Make) -> None:
+    for text in ("x", "-3", "99999"):
+        odd = make_pod(text, "Failed", exit_code=1)
+        assert odd.index == -1
+        assert classify([odd], 1, 8).rank is None
+
+
+@pytest.mark.parametrize(
+    "owner", [{"kind": "CronJob"}, {"apiVersion": "batch/v1"}, {"controller": False}, {"apiVersion": "trl-operator.i"}]
+)
+def test_a_pytorchjob_that_no_job_controls_is_nobodys_whatever_its_labels_say(owner: dict[str, Any]) -> None:
+    changed: list[Any] = []
+    cache = Cache(changed.append)
+    cache.put_child(child(1, **owner))
+    cache.replace_children([], [child(2, **owner)], version=3)
+    assert (cache.children("tune-uid", "team"), changed) == ([], [])
+    cache.put_child(child(4))
+    assert [found.job for found in cache.children("tune-uid", "team")] == [("DPOJob", "team", "tune")]
+    cache.put_child(child(5, **owner))
+    assert cache.children("tune-uid", "team") == []
+
+
+def test_a_pytorchjob_with_an_odd_label_is_still_its_jobs() -> None:
+    cache = Cache(lambda _: None)
+    odd = child(1)
+    odd["metadata"]["labels"]["trl-operator.io/attempt"] = "b"
+    cache.put_child(odd)
+    assert [(found.attempt, found.name) for found in cache.children("tune-uid", "team")] == [(-1, "tune-dpo-0")]
 
 
 # -- certificates

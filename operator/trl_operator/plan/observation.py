@@ -4,8 +4,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from trl_contract.base import KINDS
 from trl_operator.constants import (
     CONTAINER,
+    GROUP,
     LABEL_ATTEMPT,
     LABEL_JOB_KIND,
     LABEL_JOB_NAME,
@@ -15,6 +17,8 @@ from trl_operator.constants import (
 
 Key = tuple[str, str, str]
 """Kind, namespace and name of a job."""
+
+_NO_NUMBER = -1
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,7 @@ class Pod:
     job_uid: str
     attempt: int
     index: int
+    """Of the node, from 0; -1 if its label says nothing of use."""
     phase: str
     node: str = ""
     reason: str = ""
@@ -64,6 +69,7 @@ class Child:
     version: int
     owner_uid: str
     attempt: int
+    """-1 if its label says nothing of use."""
     state: Literal["active", "succeeded", "failed"]
     deleting: bool = False
     message: str = ""
@@ -79,20 +85,22 @@ def format_time(time: datetime) -> str:
     return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def controller(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return the owner reference of an object's controller; empty if it has none."""
+    return next((ref for ref in metadata.get("ownerReferences") or () if ref.get("controller")), {})
+
+
 def controller_uid(metadata: dict[str, Any]) -> str:
     """Return the uid of an object's controller; empty if it has none."""
-    return next((str(ref["uid"]) for ref in metadata.get("ownerReferences") or () if ref.get("controller")), "")
+    return str(controller(metadata).get("uid", ""))
 
 
-def job_key(metadata: dict[str, Any]) -> Key:
-    """Return the job that a labelled object belongs to, as its labels say."""
-    labels = metadata.get("labels", {})
-    return labels.get(LABEL_JOB_KIND, ""), metadata["namespace"], labels.get(LABEL_JOB_NAME, "")
-
-
-def child_from(obj: dict[str, Any]) -> Child:
-    """Return what matters of a PyTorchJob."""
+def child_from(obj: dict[str, Any]) -> Child | None:
+    """Return what matters of a PyTorchJob; None if no job controls it: whatever its labels say, it is not ours."""
     metadata = obj["metadata"]
+    owner = controller(metadata)
+    if owner.get("kind") not in KINDS or not owner.get("apiVersion", "").startswith(f"{GROUP}/"):
+        return None
     conditions = {c["type"]: c for c in obj.get("status", {}).get("conditions") or () if c["status"] == "True"}
     state: Literal["active", "succeeded", "failed"] = "active"
     if "Failed" in conditions:
@@ -100,22 +108,25 @@ def child_from(obj: dict[str, Any]) -> Child:
     elif "Succeeded" in conditions:
         state = "succeeded"
     return Child(
-        job=job_key(metadata),
+        job=(owner["kind"], metadata["namespace"], owner["name"]),
         name=metadata["name"],
         uid=metadata["uid"],
         version=int(metadata["resourceVersion"]),
-        owner_uid=controller_uid(metadata),
-        attempt=int(metadata.get("labels", {}).get(LABEL_ATTEMPT, -1)),
+        owner_uid=owner["uid"],
+        attempt=_number(metadata, LABEL_ATTEMPT),
         state=state,
         deleting="deletionTimestamp" in metadata,
         message=conditions.get("Failed", {}).get("message", ""),
     )
 
 
-def pod_from(obj: dict[str, Any]) -> Pod:
-    """Return what matters of a pod."""
+def pod_from(obj: dict[str, Any]) -> Pod | None:
+    """Return what matters of a pod; None if its labels name no attempt of a job: anybody may write labels."""
     metadata, status = obj["metadata"], obj.get("status", {})
     labels = metadata.get("labels", {})
+    kind, name, attempt = labels.get(LABEL_JOB_KIND), labels.get(LABEL_JOB_NAME), _number(metadata, LABEL_ATTEMPT)
+    if kind not in KINDS or not name or attempt == _NO_NUMBER:
+        return None
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
     scheduled = conditions.get("PodScheduled", {})
     disruption = conditions.get("DisruptionTarget", {})
@@ -123,13 +134,13 @@ def pod_from(obj: dict[str, Any]) -> Pod:
     state = container.get("state", {})
     waiting, ended = state.get("waiting", {}), state.get("terminated", {})
     return Pod(
-        job=job_key(metadata),
+        job=(kind, metadata["namespace"], name),
         name=metadata["name"],
         uid=metadata["uid"],
         version=int(metadata["resourceVersion"]),
         job_uid=labels.get(LABEL_JOB_UID, ""),
-        attempt=int(labels.get(LABEL_ATTEMPT, -1)),
-        index=int(labels.get(LABEL_REPLICA_INDEX, -1)),
+        attempt=attempt,
+        index=_number(metadata, LABEL_REPLICA_INDEX, digits=4),
         phase=status.get("phase", "Pending"),
         node=obj.get("spec", {}).get("nodeName", ""),
         reason=status.get("reason", ""),
@@ -145,3 +156,9 @@ def pod_from(obj: dict[str, Any]) -> Pod:
         exit_message=ended.get("message", ""),
         exit_time=ended.get("finishedAt") or "",
     )
+
+
+def _number(metadata: dict[str, Any], label: str, digits: int = 9) -> int:
+    """Return the number in a label; -1 for what is none or has more digits: the status must be able to hold it."""
+    text = str(metadata.get("labels", {}).get(label, ""))
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= digits else _NO_NUMBER

@@ -69,7 +69,8 @@ def _cause(pod: Pod, processes: int) -> Cause | None:
         return None
     time = parse_time(pod.exit_time) or _END
     log = pod.exit_message[-2048:] or None
-    return Cause(*found, pod.name, pod.index * processes, pod.exit_code, log, time)
+    rank = pod.index * processes if pod.index >= 0 else None
+    return Cause(*found, pod.name, rank, pod.exit_code, log, time)
 
 
 def _without_record(pod: Pod) -> tuple[str, str] | None:
