@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from devcluster import golang, mounts, paths
+from devcluster import golang, mounts, paths, process
 from devcluster.errors import DevClusterError
 from devcluster.locks import exclusive
 
 FLAGS = ("-trimpath", "-mod=readonly", "-buildvcs=false")
-# Killed with us; and a machine has other work too.
-POLITELY = ("setpriv", "--pdeathsig", "KILL", "nice", "-n", "5")
+# A machine has other work too.
+POLITELY = (*process.DIES_WITH_US, "nice", "-n", "5")
 HEARTBEAT = 20  # seconds between two lines of progress
 
 
