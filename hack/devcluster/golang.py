@@ -53,9 +53,14 @@ def installed() -> Path:
 
 
 def environment() -> dict[str, str]:
-    """The environment for `go`: its caches under ours, no other Go downloaded, no C compiler."""
+    """The environment for `go`: all that it writes is under our cache, no other Go downloaded, no C compiler."""
+    configuration = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config")
     return {
         **os.environ,
+        # What the user has set by `go env -w` holds, but Go's telemetry, which lies beside it, is written under ours.
+        "GOENV": os.environ.get("GOENV") or str(configuration / "go" / "env"),
+        "XDG_CONFIG_HOME": str(paths.CACHE / "go" / "config"),
+        "GOPATH": str(paths.CACHE / "go"),
         "GOMODCACHE": str(MODULES),
         "GOCACHE": str(BUILDS),
         "GOTMPDIR": str(SCRATCH),
@@ -73,7 +78,10 @@ def _install(version: str, folder: Path) -> None:
     pip = new.with_name("pip")
     subprocess.run([sys.executable, "-m", "venv", "--clear", str(pip)], check=True)
     subprocess.run(
-        [str(pip / "bin" / "pip"), "install", "-q", "--no-deps", "--require-hashes", "--target", str(new), "-r", PIN],
+        [
+            *(pip / "bin" / "pip", "install", "-q", "--no-cache-dir", "--no-deps", "--require-hashes"),
+            *("--target", new, "-r", PIN),
+        ],
         check=True,
     )
     shutil.rmtree(pip)
