@@ -183,8 +183,9 @@ def _rootfs(context: Path) -> None:
     work = context.with_suffix(".new")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    # In a mount namespace of its own: the /proc that a killed debootstrap leaves mounted goes with it.
-    process.run("unshare", "--mount", *DEBOOTSTRAP, work / "rootfs")
+    # In namespaces of its own: when we are killed, all its processes are, and the /proc that it mounts goes with it.
+    alone = (*process.DIES_WITH_US, "unshare", "--mount", "--pid", "--fork", "--kill-child")
+    process.run(*alone, *DEBOOTSTRAP, work / "rootfs")
     excluded = [f"--exclude=./{folder}/*" for folder in NOT_IN_BASE]
     process.run("tar", "-C", work / "rootfs", "--numeric-owner", *excluded, "-cf", work / "rootfs.tar", ".")
     shutil.rmtree(work / "rootfs")
