@@ -5,13 +5,13 @@ import subprocess
 from pathlib import Path
 
 from devcluster import paths, sysctls
-from devcluster.layout import ADDRESS, BRIDGE
+from devcluster.layout import ADDRESS, BRIDGE, NETWORK
 from devcluster.process import run
 from devcluster.waiting import wait_for
 
 INTERFACES = Path("/sys/class/net")
 CNI_RESULTS = Path("/var/lib/cni/results")  # the one folder that containerd does not let us move
-CHAIN = re.compile(r"(KUBE|CNI)-[A-Za-z0-9-]+")
+COMMENT = f'name: \\"{NETWORK}\\"'  # CNI's, as iptables-save quotes it: the rules of other networks name others
 
 
 def load_module() -> None:
@@ -52,13 +52,22 @@ def deletion(saved: str) -> str:
     """Input for `iptables-restore --noflush` that removes the cluster's chains and rules from what was saved."""
     lines: list[str] = []
     for table in re.split(r"^(?=\*)", saved, flags=re.M)[1:]:
-        chains = [chain for chain in re.findall(r"^:(\S+) ", table, re.M) if CHAIN.fullmatch(chain)]
-        rules = [
+        rules = re.findall(r"^-A (\S+) (.*)$", table, re.M)
+        chains = [chain for chain in re.findall(r"^:(\S+) ", table, re.M) if _is_ours(chain, rules)]
+        doomed = [
             f"-D {chain} {rest}"
-            for chain, rest in re.findall(r"^-A (\S+) (.*)$", table, re.M)
-            if chain not in chains and CHAIN.search(rest)
+            for chain, rest in rules
+            if chain not in chains and (COMMENT in rest or not set(chains).isdisjoint(rest.split()))
         ]
-        if chains or rules:
-            lines += [table.split("\n", 1)[0], *rules]
+        if chains or doomed:
+            lines += [table.split("\n", 1)[0], *doomed]
             lines += [f"-F {chain}" for chain in chains] + [f"-X {chain}" for chain in chains] + ["COMMIT"]
     return "".join(f"{line}\n" for line in lines)
+
+
+def _is_ours(chain: str, rules: list[tuple[str, str]]) -> bool:
+    """Whether a chain is the cluster's: Kubernetes' (it has no other), or CNI's for our network's pods alone."""
+    if chain.startswith("CNI-HOSTPORT-"):
+        # Made for the first pod with a port of the host, whosever it was, and kept.
+        return all(COMMENT in rest for at, rest in rules if at == "CNI-HOSTPORT-DNAT")
+    return chain.startswith("KUBE-") or any(COMMENT in rest and rest.endswith(f"-j {chain}") for _, rest in rules)
