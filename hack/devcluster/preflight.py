@@ -21,7 +21,7 @@ def check(*, agreed: bool) -> None:
     check_platform(platform.system(), platform.machine())
     check_root(os.geteuid())
     packages.ensure(agreed=agreed)
-    check_disk(building=bool(tools.missing(tools.TOOLS)), images=not (paths.STATE / "containerd").exists())
+    check_disk(building=bool(tools.missing(tools.TOOLS)), images=not _has_images(paths.STATE))
 
 
 def check_platform(system: str, machine: str) -> None:
@@ -58,6 +58,12 @@ def check_disk(*, building: bool, images: bool) -> None:
                 f"{needed} GB of free disk are needed ({purposes}), {free / GB:.1f} GB are free: "
                 "free some, or move the cache with TRL_OPERATOR_CACHE=/another/disk"
             )
+
+
+def _has_images(state: Path) -> bool:
+    """Whether the image store has the one layer that takes the room: the trainer's dependencies, 3 GB compressed."""
+    blobs = (state / "containerd/io.containerd.content.v1.content/blobs/sha256").glob("*")
+    return any(blob.stat().st_size > GB for blob in blobs)
 
 
 def check_ports() -> None:
