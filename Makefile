@@ -10,6 +10,7 @@ VENV := .venv/installed
 PYTEST := $(PY) -m pytest -q --durations=5
 DEVCLUSTER := PYTHONPATH=hack $(PY) -m devcluster
 export UV_CACHE_DIR := $(CACHE)/uv
+export WANDB_CACHE_DIR := $(CACHE)/wandb
 export PYTHONSAFEPATH := 1
 
 .PHONY: $(shell grep -oE '^[a-z0-9-]+:' $(firstword $(MAKEFILE_LIST)) | tr -d :)
@@ -22,23 +23,25 @@ help: ## List the targets
 setup: $(VENV) ## Create .venv with everything that the tests need
 
 $(VENV): requirements/dev.txt pyproject.toml | $(UV)
-	@echo "setup: installing the Python packages into .venv (about 1 minute)"
+	@echo "setup: installing the Python packages into .venv (about 1 minute)" >&2
 	@$(UV) venv -q --allow-existing --python python3 .venv
 	@$(UV) pip sync -q --require-hashes --python $(PY) requirements/dev.txt
 	@$(UV) pip install -q --no-deps --no-build-isolation --python $(PY) -e .
 	@touch $@
 
 $(UV):
-	@echo "setup: installing uv $(UV_VERSION)"
+	@echo "setup: installing uv $(UV_VERSION)" >&2
+	@command -v python3 > /dev/null || { echo "setup: python3 is missing: apt-get install --yes python3 python3-venv" >&2; exit 1; }
 	@python3 -c 'import sys; sys.exit("setup: Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	@python3 -c 'import ensurepip' 2> /dev/null || { echo "setup: Python's ensurepip is missing: apt-get install --yes python3-venv" >&2; exit 1; }
 	@python3 -m venv $(CACHE)/uv-$(UV_VERSION)
-	@$(CACHE)/uv-$(UV_VERSION)/bin/pip install -q uv==$(UV_VERSION)
+	@$(CACHE)/uv-$(UV_VERSION)/bin/pip install -q --no-cache-dir uv==$(UV_VERSION)
 
 lint: $(VENV) ## ruff, mypy strict, import-linter, shellcheck, generated files up to date
 	@.venv/bin/ruff format -q --check .
 	@.venv/bin/ruff check -q .
 	@.venv/bin/mypy --no-error-summary
-	@.venv/bin/lint-imports --no-logo > /tmp/lint-imports.$$$$ || { cat /tmp/lint-imports.$$$$; exit 1; }
+	@said=$$(.venv/bin/lint-imports --no-logo) || { echo "$$said"; exit 1; }
 	@.venv/bin/shellcheck $$(git ls-files '*.sh' .ci/run)
 	@$(PY) -m trl_operator.api.crd --check
 	@echo "lint: ok"
@@ -55,8 +58,9 @@ test: ## Everything that must hold: lint, unit, trainer, controlplane, e2e
 test-unit: $(VENV) ## Pure functions: plan, render, status, schema
 	@$(PYTEST) tests/unit
 
+# Ranks that are killed leave torch's and wandb's temporary files behind.
 test-trainer: $(VENV) ## Stages, FSDP2, checkpoints, signals on CPU with two ranks
-	@$(PYTEST) tests/trainer
+	@tmp=$$(mktemp -d); trap 'rm -rf "$$tmp"' EXIT; TMPDIR=$$tmp $(PYTEST) tests/trainer
 
 test-controlplane: $(VENV) ## The operator against a real API server and training-operator, without nodes
 	@$(PYTEST) tests/controlplane

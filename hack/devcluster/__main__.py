@@ -30,6 +30,8 @@ def main() -> None:
             _ours(arguments)
     except DevClusterError as error:
         sys.exit(f"devcluster: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)  # as a shell says it; the next command clears what is half done
 
 
 def _ours(arguments: argparse.Namespace) -> None:

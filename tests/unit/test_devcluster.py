@@ -10,7 +10,20 @@ from pathlib import Path
 import pytest
 import yaml
 
-from devcluster import addons, configs, image, mounts, network, other, packages, preflight, process
+from devcluster import (
+    addons,
+    configs,
+    golang,
+    image,
+    mounts,
+    network,
+    other,
+    packages,
+    paths,
+    preflight,
+    process,
+    release,
+)
 from devcluster.errors import DevClusterError
 
 SAVED = """\
@@ -25,10 +38,17 @@ COMMIT
 *nat
 :POSTROUTING ACCEPT [0:0]
 :CNI-1a2b - [0:0]
+:CNI-DN-1a2b - [0:0]
+:CNI-HOSTPORT-DNAT - [0:0]
+:CNI-9f8e - [0:0]
 :DOCKER - [0:0]
 -A POSTROUTING -s 10.244.0.10/32 -m comment --comment "name: \\"trl-cluster\\"" -j CNI-1a2b
+-A POSTROUTING -s 10.88.0.2/32 -m comment --comment "name: \\"podman\\" id: \\"9f8e\\"" -j CNI-9f8e
 -A POSTROUTING -s 172.17.0.0/16 -j MASQUERADE
 -A CNI-1a2b -j ACCEPT
+-A CNI-9f8e -j ACCEPT
+-A CNI-HOSTPORT-DNAT -p tcp -m comment --comment "dnat name: \\"podman\\" id: \\"9f8e\\"" -j CNI-DN-9f8e
+-A CNI-HOSTPORT-DNAT -p tcp -m comment --comment "dnat name: \\"trl-cluster\\" id: \\"1a2b\\"" -j CNI-DN-1a2b
 COMMIT
 *mangle
 :PREROUTING ACCEPT [0:0]
@@ -45,10 +65,18 @@ def test_only_the_clusters_own_chains_and_the_rules_that_jump_to_them_are_delete
         "COMMIT",
         "*nat",
         '-D POSTROUTING -s 10.244.0.10/32 -m comment --comment "name: \\"trl-cluster\\"" -j CNI-1a2b',
+        '-D CNI-HOSTPORT-DNAT -p tcp -m comment --comment "dnat name: \\"trl-cluster\\" id: \\"1a2b\\"" -j CNI-DN-1a2b',
         "-F CNI-1a2b",
+        "-F CNI-DN-1a2b",
         "-X CNI-1a2b",
+        "-X CNI-DN-1a2b",
         "COMMIT",
     ]
+
+
+def test_the_chain_of_host_ports_goes_with_the_last_rule_of_another_network_in_it() -> None:
+    alone = "\n".join(line for line in SAVED.splitlines() if "podman" not in line)
+    assert "-X CNI-HOSTPORT-DNAT" in network.deletion(alone)
 
 
 def test_rules_of_others_are_left_alone() -> None:
@@ -96,6 +124,17 @@ def test_a_full_disk_is_refused_with_what_is_needed_for_what(monkeypatch: pytest
     with pytest.raises(DevClusterError, match=r"GB of free disk are needed \(1000000 GB for tools.*TRL_OPERATOR_CACHE"):
         preflight.check_disk(building=True, images=False)
     preflight.check_disk(building=False, images=False)
+
+
+def test_the_room_for_images_is_asked_for_until_the_store_has_the_trainers_dependencies(tmp_path: Path) -> None:
+    blobs = tmp_path / "containerd/io.containerd.content.v1.content/blobs/sha256"
+    assert not preflight._has_images(tmp_path)
+    blobs.mkdir(parents=True)
+    (blobs / "pause").write_bytes(b"small")
+    assert not preflight._has_images(tmp_path)
+    with (blobs / "dependencies").open("wb") as sparse:
+        sparse.truncate(3 * 10**9)
+    assert preflight._has_images(tmp_path)
 
 
 def test_a_cold_machine_needs_30_gb() -> None:
@@ -209,3 +248,58 @@ def test_an_image_gets_another_name_when_its_contents_change() -> None:
 def test_nothing_is_deleted_through_a_mount() -> None:
     with pytest.raises(AssertionError, match="something is mounted below it"):
         mounts.remove(Path("/proc"))
+
+
+@pytest.mark.parametrize(
+    ("statuses", "undo"),
+    [
+        ([], []),
+        (["deployed"], []),
+        (["failed"], []),
+        (["superseded", "deployed", "failed"], []),
+        (["pending-install"], ["uninstall", "trl-operator"]),
+        (["failed", "pending-upgrade"], ["uninstall", "trl-operator"]),
+        (["deployed", "uninstalling"], ["rollback", "trl-operator", "1"]),
+        (["uninstalling"], ["uninstall", "trl-operator"]),
+        (["superseded", "deployed", "pending-upgrade"], ["rollback", "trl-operator", "2"]),
+        (["superseded", "deployed", "failed", "pending-rollback"], ["rollback", "trl-operator", "2"]),
+    ],
+)
+def test_a_release_that_an_interrupted_helm_left_pending_goes_back_to_what_was_deployed(
+    statuses: list[str], undo: list[str]
+) -> None:
+    history = [{"revision": number, "status": status} for number, status in enumerate(statuses, start=1)]
+    assert release.recovery(history) == undo
+
+
+def test_go_writes_below_our_cache_and_reads_the_settings_of_its_user(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ada")
+    for variable in ("GOENV", "XDG_CONFIG_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    environment = golang.environment()
+    assert environment["GOENV"] == "/home/ada/.config/go/env"
+    written = [environment[name] for name in ("XDG_CONFIG_HOME", "GOPATH", "GOMODCACHE", "GOCACHE", "GOTMPDIR")]
+    assert [path for path in written if not Path(path).is_relative_to(paths.CACHE)] == []
+
+
+def make(cache: Path, *targets: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`make -s` of this checkout with its cache elsewhere."""
+    command = ["make", "-s", f"--directory={paths.REPOSITORY}", f"CACHE={cache}", *targets]
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+
+
+def test_a_python_without_ensurepip_is_refused_with_the_package_to_install(tmp_path: Path) -> None:
+    (tmp_path / "ensurepip.py").write_text("raise ModuleNotFoundError")  # as on a Debian without python3-venv
+    (tmp_path / "uv").mkdir()
+    done = make(tmp_path, f"UV={tmp_path}/uv/bin/uv", f"{tmp_path}/uv/bin/uv", PYTHONPATH=str(tmp_path))
+    assert done.returncode != 0
+    assert "apt-get install --yes python3-venv" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("uv-")] == []
+
+
+def test_make_kubeconfig_prints_its_path_alone_also_when_it_installs_packages_first(tmp_path: Path) -> None:
+    done = make(tmp_path, "kubeconfig", "UV=/bin/true", f"VENV={tmp_path}/installed", CLUSTER="")
+    assert done.stdout == f"{paths.KUBECONFIG}\n"
+    assert "setup: installing" in done.stderr
