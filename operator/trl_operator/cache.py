@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from trl_operator.plan.observation import Child, Key, Pod, child_from, pod_from
+from trl_operator.plan.observation import Attempt, Child, Key, Pod, child_from, pod_from
 
 Obj = dict[str, Any]
 
@@ -89,9 +89,9 @@ class Cache:
     def children(self, job_uid: str, namespace: str) -> list[Child]:
         return [c for c in self._children.values() if c.owner_uid == job_uid and c.job[1] == namespace]
 
-    def pods(self, job_uid: str, attempt: int) -> list[Pod]:
-        found = (self._pods[uid] for uid in self._pods_of.get(job_uid, ()))
-        return [pod for pod in found if pod.attempt == attempt]
+    def pods(self, attempt: Attempt) -> list[Pod]:
+        found = (self._pods[uid] for uid in self._pods_of.get(attempt.job_uid, ()))
+        return [pod for pod in found if attempt.has(pod)]
 
     def pod(self, uid: str) -> Pod | None:
         return self._pods.get(uid)

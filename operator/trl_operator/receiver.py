@@ -20,7 +20,7 @@ from trl_operator.constants import API_VERSION, GROUP, MANAGER_PROGRESS, VERSION
 from trl_operator.errors import ApiError
 from trl_operator.kube import JOBS, TOKEN_REVIEWS, Kube
 from trl_operator.metrics import Metrics
-from trl_operator.plan.observation import Key, Pod, parse_time
+from trl_operator.plan.observation import Key, Pod, current_attempt, parse_time
 from trl_operator.status.progress import from_stock, is_newer, progress_fields
 
 logger = logging.getLogger(__name__)
@@ -102,8 +102,8 @@ class Receiver:
         if uid is None:
             raise self._refused(web.HTTPUnauthorized, "the token is not valid for this job")
         pod = self._cache.pod(uid)
-        attempt = obj.get("status", {}).get("attempt")
-        if pod is None or pod.job_uid != obj["metadata"]["uid"] or pod.attempt != attempt:
+        attempt = current_attempt(obj)
+        if pod is None or attempt is None or not attempt.has(pod):
             raise self._refused(web.HTTPForbidden, "the token's pod does not belong to the job's current attempt")
         return pod
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -17,7 +18,7 @@ from trl_operator.kube import CLAIMS, CONFIG_MAPS, EVENTS, JOBS, NETWORK_POLICIE
 from trl_operator.lease import Lease
 from trl_operator.metrics import Metrics
 from trl_operator.plan.acceptance import Blocker
-from trl_operator.plan.observation import Child, Key, child_from, controller_uid, format_time
+from trl_operator.plan.observation import Child, Key, child_from, controller_uid, current_attempt, format_time
 from trl_operator.plan.outcome import records
 from trl_operator.queue import WorkQueue
 from trl_operator.render.manifests import Installation, claim, config_map, network_policy, pytorchjob
@@ -72,7 +73,7 @@ class Reconciler:
             return None
         obj = await self._save_last_words(job, obj)
         current = obj.get("status", {})
-        view = await self._observe(job, current)
+        view = await self._observe(job, obj)
         decision = decide(job, current, view, self._now())
         obj = await self._write_status(job, obj, decision.status)
         return await self._act(job, obj, decision)
@@ -87,26 +88,24 @@ class Reconciler:
         status["phase"] = "Pending"
         await self._put_status(obj, status)
 
-    async def _observe(self, job: Job, current: Status) -> View:
+    async def _observe(self, job: Job, obj: Obj) -> View:
         """Look at what the decision needs. The cache may lag, so what is missing in it is asked for."""
+        current, attempt = obj.get("status", {}), current_attempt(obj)
         children = self._cache.children(job.uid, job.namespace)
-        if "attempt" not in current:
+        if attempt is None:
             return View(others=tuple(children), blocker=await self._blocker(job, 0))
-        attempt: int = current["attempt"]
-        name = job.child_name(attempt)
-        others = tuple(child for child in children if child.name != name)
-        self._cache.drop_pods(job.uid, before_attempt=attempt)
+        others = tuple(child for child in children if child.name != attempt.child)
+        self._cache.drop_pods(job.uid, before_attempt=attempt.number)
         if "completionTime" in current:
             return View(others=others)
-        child = next((child for child in children if child.name == name), None)
-        known = current.get("pytorchJob", {}).get("uid")
-        if child is None or (known and child.uid != known):
-            child = await self._live_child(job, attempt)
-        if child is None and known is None:
-            return View(others=others, blocker=await self._blocker(job, attempt))
+        child = next((child for child in children if child.name == attempt.child), None)
+        if child is None or attempt.child_uid not in ("", child.uid):
+            child = await self._live_child(job, attempt.number)
+        if child is None and not attempt.child_uid:
+            return View(others=others, blocker=await self._blocker(job, attempt.number))
         if child is None or child.state != "active":
-            await self._refresh_pods(job, attempt)
-        pods = tuple(self._cache.pods(job.uid, attempt))
+            await self._refresh_pods(job, attempt.number)
+        pods = tuple(self._cache.pods(replace(attempt, child_uid=child.uid) if child else attempt))
         denials = await self._denials(child) if child and len(pods) < job.cluster.num_nodes else ()
         return View(child, others, pods, denials)
 
@@ -138,11 +137,12 @@ class Reconciler:
     async def _save_last_words(self, job: Job, obj: Obj) -> Obj:
         """Write the progress that exit records carry, so that the end does not depend on the receiver."""
         current = obj.get("status", {})
-        if "attempt" not in current or "completionTime" in current:
+        attempt = current_attempt(obj)
+        if attempt is None or "completionTime" in current:
             return obj
-        for record in records(self._cache.pods(job.uid, current["attempt"])):
+        for record in records(self._cache.pods(attempt)):
             progress = record.progress
-            if progress is not None and progress.attempt == current["attempt"] and is_newer(progress, current):
+            if progress is not None and progress.attempt == attempt.number and is_newer(progress, current):
                 percentage = 100 if record.outcome == "Succeeded" else None
                 fields = progress_fields(progress, percentage, current)
                 return await self._put_status(obj, fields, MANAGER_PROGRESS)

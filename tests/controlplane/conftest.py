@@ -35,6 +35,16 @@ def second_control_plane(request: pytest.FixtureRequest) -> Iterator[ControlPlan
 @pytest.fixture
 def namespace(control_plane: ControlPlane) -> Iterator[str]:
     """The name of a new namespace in which pods are admitted; it is deleted afterwards, in the background."""
+    yield from _namespace(control_plane)
+
+
+@pytest.fixture
+def other_namespace(control_plane: ControlPlane) -> Iterator[str]:
+    """Another one, of somebody else."""
+    yield from _namespace(control_plane)
+
+
+def _namespace(control_plane: ControlPlane) -> Iterator[str]:
     name = f"test-{uuid.uuid4().hex[:8]}"
     core = client.CoreV1Api(config.new_client_from_config(str(control_plane.kubeconfig)))
     core.create_namespace({"metadata": {"name": name}})

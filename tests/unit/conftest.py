@@ -1,11 +1,16 @@
 """Builders of the objects that the pure functions take."""
 
 import json
+import sys
 from collections.abc import Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+# Test modules are imported without a package (importlib mode), so what they share needs a place on the path.
+sys.path.insert(0, str(Path(__file__).parent))
 
 from trl_operator.api.job import Job, parse_job
 from trl_operator.plan.observation import Child, Pod, child_from, pod_from
@@ -15,6 +20,7 @@ UID = "11111111-2222-3333-4444-555555555555"
 OWNER = {
     "apiVersion": "trl-operator.io/v1alpha1", "kind": "DPOJob", "name": "tune", "uid": UID, "controller": True,
 }  # fmt: skip
+CONTROLLER = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "controller": True}
 
 
 @pytest.fixture
@@ -23,10 +29,20 @@ def now() -> datetime:
 
 
 @pytest.fixture
-def make_job() -> Callable[..., Job]:
-    """A job as the API server stores it, parsed."""
+def make_job(job_object: Callable[..., dict[str, Any]]) -> Callable[..., Job]:
+    """A job, parsed."""
 
     def make(kind: str = "DPOJob", **spec: Any) -> Job:
+        return parse_job(job_object(kind, **spec))
+
+    return make
+
+
+@pytest.fixture
+def job_object() -> Callable[..., dict[str, Any]]:
+    """A job as the API server stores it."""
+
+    def make(kind: str = "DPOJob", **spec: Any) -> dict[str, Any]:
         base: dict[str, Any] = {
             "model": {"hub": {"repo": "org/base"}},
             "dataset": {"train": {"configMap": {"name": "rows", "key": "train.jsonl"}}},
@@ -35,14 +51,26 @@ def make_job() -> Callable[..., Job]:
         if kind == "GRPOJob":
             base["grpo"] = {"rewards": [{"name": "polite", "keyword": {"words": ["please"]}}]}
         metadata = {"namespace": "team", "name": "tune", "uid": UID, "generation": 1}
-        return parse_job({"kind": kind, "metadata": metadata, "spec": {**base, **spec}})
+        return {"kind": kind, "metadata": metadata, "spec": {**base, **spec}}
 
     return make
 
 
 @pytest.fixture
-def make_pod() -> Callable[..., Pod]:
-    """A pod as the API server shows it, cut down."""
+def make_pod(pod_object: Callable[..., dict[str, Any]]) -> Callable[..., Pod]:
+    """A pod, cut down."""
+
+    def make(*arguments: Any, **fields: Any) -> Pod:
+        pod = pod_from(pod_object(*arguments, **fields))
+        assert pod is not None
+        return pod
+
+    return make
+
+
+@pytest.fixture
+def pod_object() -> Callable[..., dict[str, Any]]:
+    """A pod as the API server shows it."""
 
     def make(
         index: int = 0,
@@ -56,7 +84,7 @@ def make_pod() -> Callable[..., Pod]:
         disruption: str = "",
         deleted_at: str | None = None,
         **status: Any,
-    ) -> Pod:
+    ) -> dict[str, Any]:
         state: dict[str, Any] = {"running": {"startedAt": "2026-11-21T11:00:00Z"}}
         if exit_code is not None:
             message = record if isinstance(record, str) else json.dumps(record) if record else ""
@@ -74,24 +102,39 @@ def make_pod() -> Callable[..., Pod]:
             "training.kubeflow.org/replica-index": str(index),
         }
         name = f"tune-dpo-{attempt}-worker-{index}"
-        metadata = {"namespace": "team", "name": name, "uid": f"pod-{attempt}-{index}", "resourceVersion": "1"}
+        metadata: dict[str, Any] = {
+            "namespace": "team",
+            "name": name,
+            "uid": f"pod-{attempt}-{index}",
+            "resourceVersion": "1",
+        }
+        metadata["ownerReferences"] = [{**CONTROLLER, "name": f"tune-dpo-{attempt}", "uid": f"child-{attempt}"}]
         if deleted_at:
             metadata["deletionTimestamp"] = deleted_at
         containers = [{"name": "pytorch", "state": state}]
         found = {"phase": phase, "conditions": conditions, "containerStatuses": containers, **status}
-        obj = {"metadata": {**metadata, "labels": labels}, "spec": {"nodeName": "n1"}, "status": found}
-        pod = pod_from(obj)
-        assert pod is not None
-        return pod
+        return {"metadata": {**metadata, "labels": labels}, "spec": {"nodeName": "n1"}, "status": found}
 
     return make
 
 
 @pytest.fixture
-def make_child() -> Callable[..., Child]:
-    """A PyTorchJob as the API server shows it, cut down."""
+def make_child(child_object: Callable[..., dict[str, Any]]) -> Callable[..., Child]:
+    """A PyTorchJob, cut down."""
 
-    def make(attempt: int = 0, condition: str = "Running", *, deleting: bool = False) -> Child:
+    def make(*arguments: Any, **fields: Any) -> Child:
+        child = child_from(child_object(*arguments, **fields))
+        assert child is not None
+        return child
+
+    return make
+
+
+@pytest.fixture
+def child_object() -> Callable[..., dict[str, Any]]:
+    """A PyTorchJob as the API server shows it."""
+
+    def make(attempt: int = 0, condition: str = "Running", *, deleting: bool = False) -> dict[str, Any]:
         metadata: dict[str, Any] = {
             "namespace": "team",
             "name": f"tune-dpo-{attempt}",
@@ -106,8 +149,6 @@ def make_child() -> Callable[..., Child]:
         }
         if deleting:
             metadata["deletionTimestamp"] = "2026-11-21T11:59:00Z"
-        child = child_from({"metadata": metadata, "status": {"conditions": [{"type": condition, "status": "True"}]}})
-        assert child is not None
-        return child
+        return {"metadata": metadata, "status": {"conditions": [{"type": condition, "status": "True"}]}}
 
     return make

@@ -17,6 +17,7 @@ from trl_operator.handlers import Backoffs
 from trl_operator.health import Health
 from trl_operator.metrics import Metrics
 from trl_operator.plan.acceptance import check_reference, check_spec, references
+from trl_operator.plan.observation import Attempt, current_attempt
 from trl_operator.plan.outcome import classify
 from trl_operator.settings import from_environment
 from trl_operator.status.events import events
@@ -113,7 +114,18 @@ def pod(version: int, phase: str = "Running") -> dict[str, Any]:
         "trl-operator.io/job-name": "tune",
         "trl-operator.io/attempt": "0",
     }
-    return {**stored("Pod", "tune-dpo-0-worker-0", version, labels=labels), "status": {"phase": phase}}
+    owner = {
+        "apiVersion": "kubeflow.org/v1",
+        "kind": "PyTorchJob",
+        "name": "tune-dpo-0",
+        "uid": "c",
+        "controller": True,
+    }
+    found = stored("Pod", "tune-dpo-0-worker-0", version, labels=labels, ownerReferences=[owner])
+    return {**found, "status": {"phase": phase}}
+
+
+ATTEMPT = Attempt(("DPOJob", "team", "tune"), "tune-uid", 0, "tune-dpo-0")
 
 
 def test_an_older_state_never_replaces_a_newer_one() -> None:
@@ -127,7 +139,7 @@ def test_an_older_state_never_replaces_a_newer_one() -> None:
     assert cache.jobs[key]["metadata"]["resourceVersion"] == "5"
     assert cache.jobs[key].keys() == {"kind", "metadata", "status"}
     assert "managedFields" not in cache.jobs[key]["metadata"]
-    assert [found.phase for found in cache.pods("tune-uid", 0)] == ["Failed"]
+    assert [found.phase for found in cache.pods(ATTEMPT)] == ["Failed"]
     assert changed == [key, key]
 
 
@@ -135,12 +147,12 @@ def test_a_pod_that_is_gone_is_remembered_in_its_last_state() -> None:
     cache = Cache(lambda _: None)
     cache.put_pod(pod(1))
     cache.drop_pod(pod(2, "Failed"))
-    [found] = cache.pods("tune-uid", 0)
+    [found] = cache.pods(ATTEMPT)
     assert (found.gone, found.phase) == (True, "Failed")
     cache.put_pod(pod(3))
-    assert cache.pods("tune-uid", 0) == [found], "a late event does not bring it back"
+    assert cache.pods(ATTEMPT) == [found], "a late event does not bring it back"
     cache.drop_pods("tune-uid", before_attempt=1)
-    assert cache.pods("tune-uid", 0) == []
+    assert cache.pods(ATTEMPT) == []
 
 
 def test_a_relist_finds_what_was_deleted_unseen_and_spares_what_is_newer() -> None:
@@ -153,7 +165,7 @@ def test_a_relist_finds_what_was_deleted_unseen_and_spares_what_is_newer() -> No
     cache.replace_jobs("DPOJob", [], [stored("DPOJob", "kept", 8)], version=20)
     cache.replace_pods([], [], version=20)
     assert {key[2] for key in cache.jobs} == {"new", "other", "kept"}
-    assert [found.gone for found in cache.pods("tune-uid", 0)] == [True]
+    assert [found.gone for found in cache.pods(ATTEMPT)] == [True]
     cache.replace_jobs("DPOJob", ["elsewhere"], [], version=99)
     assert {key[2] for key in cache.jobs} == {"new", "other", "kept"}
 
@@ -186,7 +198,37 @@ def test_a_pod_whose_labels_name_no_attempt_is_nobodys(change: dict[str, str | N
     assert changed == [], "no key that the workers would stumble over"
     cache.put_pod(pod(7))
     cache.put_pod(odd)
-    assert [found.gone for found in cache.pods("tune-uid", 0)] == [True], "it has left its attempt"
+    assert [found.gone for found in cache.pods(ATTEMPT)] == [True], "it has left its attempt"
+
+
+@pytest.mark.parametrize(
+    ("owner", "metadata"),
+    [
+        ({}, {"namespace": "elsewhere"}),
+        ({"name": "tune-dpo-1"}, {}),
+        ({"uid": "another"}, {}),
+        ({"kind": "ReplicaSet"}, {}),
+        ({"apiVersion": "batch/v1"}, {}),
+        ({"controller": False}, {}),
+    ],
+)
+def test_labels_alone_make_no_pod_one_of_an_attempt(owner: dict[str, Any], metadata: dict[str, Any]) -> None:
+    cache = Cache(lambda _: None)
+    known = {**stored("DPOJob", "tune", 1), "status": {"attempt": 0, "pytorchJob": {"name": "tune-dpo-0", "uid": "c"}}}
+    attempt = current_attempt(known)
+    assert attempt is not None
+    foreign = pod(1)
+    foreign["metadata"] |= metadata
+    foreign["metadata"]["ownerReferences"][0] |= owner
+    cache.put_pod(foreign)
+    assert cache.pods(attempt) == []
+    cache.put_pod({**pod(1), "metadata": {**pod(1)["metadata"], "uid": "ours"}})
+    assert [found.uid for found in cache.pods(attempt)] == ["ours"]
+
+
+def test_before_its_pytorchjob_is_known_by_uid_an_attempt_knows_its_pods_by_name() -> None:
+    assert current_attempt(stored("DPOJob", "tune", 1)) is None
+    assert current_attempt({**stored("DPOJob", "tune", 1), "status": {"attempt": 0}}) == ATTEMPT
 
 
 def test_a_node_index_that_no_status_can_hold_is_no_index(make_pod: Make) -> None:

@@ -38,12 +38,17 @@ class Job:
 
     def child_name(self, attempt: int) -> str:
         """Name of an attempt's PyTorchJob and ConfigMap."""
-        return f"{self.name}-{self.info.suffix}-{attempt}"
+        return child_name(self.info, self.name, attempt)
 
     @property
     def base_name(self) -> str:
         """Name of what all attempts share: the claim and the NetworkPolicy."""
         return f"{self.name}-{self.info.suffix}"
+
+
+def child_name(info: KindInfo, name: str, attempt: int) -> str:
+    """Return the name of the PyTorchJob of a job's attempt."""
+    return f"{name}-{info.suffix}-{attempt}"
 
 
 def audience(info: KindInfo, namespace: str, name: str, uid: str) -> str:

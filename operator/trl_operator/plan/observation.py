@@ -4,10 +4,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from trl_contract.base import KINDS
+from trl_operator.api.job import child_name
+from trl_operator.api.kinds import KINDS
 from trl_operator.constants import (
     CONTAINER,
     GROUP,
+    KUBEFLOW_GROUP,
     LABEL_ATTEMPT,
     LABEL_JOB_KIND,
     LABEL_JOB_NAME,
@@ -34,6 +36,9 @@ class Pod:
     index: int
     """Of the node, from 0; -1 if its label says nothing of use."""
     phase: str
+    child: str = ""
+    """Name of the PyTorchJob that controls it; empty if none does."""
+    child_uid: str = ""
     node: str = ""
     reason: str = ""
     message: str = ""
@@ -73,6 +78,39 @@ class Child:
     state: Literal["active", "succeeded", "failed"]
     deleting: bool = False
     message: str = ""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An attempt of a job, to tell its pods from others: in other namespaces anybody may use the same labels."""
+
+    job: Key
+    job_uid: str
+    number: int
+    child: str
+    """Name of its PyTorchJob."""
+    child_uid: str = ""
+    """Empty while nobody knows it."""
+
+    def has(self, pod: Pod) -> bool:
+        """Return whether the pod is one of the attempt's."""
+        said = (pod.job, pod.job_uid, pod.attempt, pod.child)
+        return said == (self.job, self.job_uid, self.number, self.child) and self.child_uid in ("", pod.child_uid)
+
+
+def current_attempt(obj: dict[str, Any]) -> Attempt | None:
+    """Return the attempt that the status of a stored job names; None before the first."""
+    metadata, status = obj["metadata"], obj.get("status", {})
+    if "attempt" not in status:
+        return None
+    number: int = status["attempt"]
+    return Attempt(
+        job=(obj["kind"], metadata["namespace"], metadata["name"]),
+        job_uid=metadata["uid"],
+        number=number,
+        child=child_name(KINDS[obj["kind"]], metadata["name"], number),
+        child_uid=status.get("pytorchJob", {}).get("uid", ""),
+    )
 
 
 def parse_time(text: str | None) -> datetime | None:
@@ -127,6 +165,9 @@ def pod_from(obj: dict[str, Any]) -> Pod | None:
     kind, name, attempt = labels.get(LABEL_JOB_KIND), labels.get(LABEL_JOB_NAME), _number(metadata, LABEL_ATTEMPT)
     if kind not in KINDS or not name or attempt == _NO_NUMBER:
         return None
+    owner = controller(metadata)
+    if owner.get("kind") != "PyTorchJob" or not owner.get("apiVersion", "").startswith(f"{KUBEFLOW_GROUP}/"):
+        owner = {}
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
     scheduled = conditions.get("PodScheduled", {})
     disruption = conditions.get("DisruptionTarget", {})
@@ -142,6 +183,8 @@ def pod_from(obj: dict[str, Any]) -> Pod | None:
         attempt=attempt,
         index=_number(metadata, LABEL_REPLICA_INDEX, digits=4),
         phase=status.get("phase", "Pending"),
+        child=owner.get("name", ""),
+        child_uid=owner.get("uid", ""),
         node=obj.get("spec", {}).get("nodeName", ""),
         reason=status.get("reason", ""),
         message=status.get("message", ""),

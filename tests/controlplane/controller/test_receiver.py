@@ -97,6 +97,22 @@ def test_only_the_bound_token_of_a_pod_of_this_job_is_accepted(
     assert trainer.post(report(2), token=node.token(pods["tune"], audience))[0] == 200
 
 
+def test_a_pod_of_another_namespace_may_not_report_whatever_its_labels_say(
+    pods: dict[str, Any], jobs: Any, node: FakeNode, other_namespace: str
+) -> None:
+    uid = jobs.get("dpojob", "tune")["metadata"]["uid"]
+    audience = f"trl-operator.io/v1alpha1/namespaces/{jobs.namespace}/dpojobs/tune/{uid}"
+    metadata = {"name": "mallory", "namespace": other_namespace, "labels": pods["tune"]["metadata"]["labels"]}
+    container = {"name": "pytorch", "image": "foreign"}
+    jobs.apply({"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": {"containers": [container]}})
+    text = jobs.plane.kubectl("get", "pod", "mallory", f"--namespace={other_namespace}", "--output=json")
+    mallory = json.loads(text)
+    trainer = Trainer(node, pods["tune"])
+    status, answer = trainer.post(report(1), token=node.token(mallory, audience))
+    assert (status, answer) == (403, "the token's pod does not belong to the job's current attempt")
+    assert trainer.post(report(1))[0] == 200
+
+
 def test_a_pod_of_an_earlier_attempt_may_not_report(
     pods: dict[str, Any], jobs: Any, node: FakeNode, dpo: Callable[..., Any]
 ) -> None:
