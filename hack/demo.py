@@ -66,8 +66,9 @@ class Cluster:
 
     def get(self, *arguments: str) -> Manifest:
         """Return an object, or a list of them; empty if there is no such object."""
-        found = self("get", "--ignore-not-found", "--output=json", *arguments)
-        return json.loads(found) if found else {}
+        said = self("get", "--ignore-not-found", "--output=json", *arguments)
+        found: Manifest = json.loads(said) if said else {}
+        return found
 
     def hint(self, arguments: str) -> str:
         """Return a command line that the user can run."""
@@ -135,7 +136,7 @@ def run_job(cluster: Cluster, job: Manifest, seconds: float, show: Callable[[str
         if failed or time.monotonic() > deadline:
             what = "failed" if failed else f"has not ended after {seconds:.0f} s"
             tail = log_of(cluster, name, "--tail=15")
-            raise DemoError(f"{name} {what}\n{tail}", "the end of its log is above", cluster.hint(f"describe {name}"))
+            raise DemoError(f"{name} {what}\n{tail}", "the end of its log is above", cluster.hint("describe jobs,pods"))
         time.sleep(1)
 
 
@@ -170,7 +171,7 @@ def train(cluster: Cluster) -> Manifest:
     shown: list[str] = []
     start = changed = time.monotonic()
     while True:
-        status = cluster.get(f"dpojob/{JOB}").get("status", {})
+        status: Manifest = cluster.get(f"dpojob/{JOB}").get("status", {})
         row = row_of(status, time.monotonic() - start)
         if row[:-1] != shown:
             clear_live()
@@ -184,7 +185,7 @@ def train(cluster: Cluster) -> Manifest:
             raise DemoError(
                 f"dpojob/{JOB} made no progress for {STUCK_SECONDS} s: {explain(status)}",
                 "its pods' events say what they wait for",
-                cluster.hint(f"describe dpojob/{JOB} pods"),
+                cluster.hint("describe dpojobs,pods"),
             )
         time.sleep(1)
 
@@ -227,7 +228,11 @@ def evaluate(cluster: Cluster, status: Manifest) -> dict[str, Manifest]:
     next(variable for variable in environment if variable["name"] == "TUNED")["value"] = tuned
     log = run_job(cluster, job, EVALUATION_SECONDS, lambda line: None)
     found = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
-    return {measures["model"]: measures for measures in found}
+    measures = {one["model"]: one for one in found}
+    if missing := {"base", "tuned"} - set(measures):
+        what = f"job/demo-evaluate succeeded without the measures of {', '.join(sorted(missing))} in its log"
+        raise DemoError(what, "its log has one line of JSON for each model", cluster.hint("logs job/demo-evaluate"))
+    return measures
 
 
 def report(found: dict[str, Manifest]) -> None:
