@@ -66,23 +66,27 @@ def test_sigterm_on_one_rank_saves_on_all_and_ends_with_143(warm: Warm, folder: 
     assert ended.records[0].progress.resumed_from_step == 4
 
 
-def test_sigterm_in_an_evaluation_saves_the_step_and_stops(warm: Warm, folder: Path, model_folder: Path) -> None:
-    prelude = [
-        """
+def in_evaluation(step: int) -> list[str]:
+    """A prelude that sends SIGTERM to rank 1 in the evaluation after `step`."""
+    return [
+        f"""
 if rank == 1:
     import os, signal
     from trl_trainer.publisher import FiniteGuard
     def on_prediction_step(self, args, state, control, **kwargs):
-        if state.global_step == 3:
+        if state.global_step == {step}:
             os.kill(os.getpid(), signal.SIGTERM)
     FiniteGuard.on_prediction_step = on_prediction_step
 """
     ]
+
+
+def test_sigterm_in_an_evaluation_saves_the_step_and_stops(warm: Warm, folder: Path, model_folder: Path) -> None:
     spec = {
         "checkpoint": {"everySteps": 100},
         "evaluation": {"everySteps": 3, "maxExamples": 6, "perDeviceBatchSize": 1},
     }
-    ended = run(warm, folder, model_folder, spec=spec, prelude=prelude)
+    ended = run(warm, folder, model_folder, spec=spec, prelude=in_evaluation(3))
     assert ended.codes == [143, 143], ended.logs
     assert steps(folder) == [3]
 
@@ -169,10 +173,12 @@ def test_checkpoint_that_verifies_but_does_not_load_is_marked_and_the_next_attem
     (newest / checkpoint.MANIFEST).write_text(
         manifest.model_copy(update={"files": files}).model_dump_json(by_alias=True)
     )
-    ended = run(warm, folder, model_folder, world=1, attempt=1)
-    assert ended.codes == [13], ended.logs
-    assert ended.records[0].reason == "CheckpointCorrupt"
-    ended = run(warm, folder, model_folder, world=1, attempt=2)
+    # The first time it may have been the fault of something else.
+    for attempt in range(1, 1 + checkpoint.FAILED_LOADS):
+        ended = run(warm, folder, model_folder, world=1, attempt=attempt)
+        assert ended.codes == [13], ended.logs
+        assert ended.records[0].reason == "CheckpointCorrupt"
+    ended = run(warm, folder, model_folder, world=1, attempt=attempt + 1)
     assert ended.codes == [0], ended.logs
     assert ended.records[0].progress is not None
     assert ended.records[0].progress.resumed_from_step == 4
@@ -211,6 +217,34 @@ def test_older_attempt_that_wakes_up_publishes_nothing(warm: Warm, folder: Path,
     assert ended.codes[0] == 137, ended.logs
     assert "attempt 1 has taken over" in ended.records[0].message
     assert steps(folder) == [2]
+    assert not (folder / "storage/uid-1/checkpoint-4").exists()
+
+
+@pytest.mark.parametrize("call", ["weights", "publish"])
+def test_older_attempt_that_wakes_up_exports_nothing(call: str, warm: Warm, folder: Path, model_folder: Path) -> None:
+    prelude = f"""
+import trl_trainer.export as e
+original = e.{call}
+def late(run, *args):
+    open(str(run.work / 'attempt' / '1'), 'w').close()
+    return original(run, *args)
+e.{call} = late
+"""
+    ended = run(warm, folder, model_folder, world=1, prelude=[prelude])
+    assert ended.codes == [137], ended.logs
+    assert "attempt 1 has taken over" in ended.records[0].message
+    assert not (folder / "storage/uid-1/final").exists()
+    # What the older one has begun is no obstacle.
+    ended = run(warm, folder, model_folder, world=1, attempt=1)
+    assert ended.codes == [0], ended.logs
+    assert not list((folder / "storage/uid-1").glob("final.part*"))
+
+
+def test_a_crash_after_the_last_word_takes_no_success_away(warm: Warm, folder: Path, model_folder: Path) -> None:
+    crash = "import os, torch.distributed as d; d.destroy_process_group = os.abort"
+    ended = run(warm, folder, model_folder, prelude=[crash])
+    assert ended.codes == [-signal.SIGABRT] * 2, ended.logs
+    assert [record.outcome for record in ended.records.values()] == ["Succeeded"] * 2
 
 
 def test_full_disk_while_saving_keeps_the_older_checkpoints(warm: Warm, folder: Path, model_folder: Path) -> None:
@@ -290,7 +324,18 @@ FiniteGuard.on_step_begin = on_step_begin
     assert [report.step for report in found.checkpoints] == [4, 8]
 
 
-def test_grpo_saves_only_between_two_batches_of_completions(warm: Warm, folder: Path, model_folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("evaluation", "prelude"),
+    [
+        # Known at the end of step 4; the completions of steps 4 to 6 are not saved.
+        ({"enabled": False}, at_step(3, SIGTERM, rank=1)),
+        ({"everySteps": 4, "maxExamples": 8}, in_evaluation(4)),
+    ],
+    ids=["in a step", "in an evaluation"],
+)
+def test_grpo_saves_only_between_two_batches_of_completions(
+    evaluation: dict[str, Any], prelude: list[str], warm: Warm, folder: Path, model_folder: Path
+) -> None:
     write_jsonl(folder / "train.jsonl", prompts(40))
     spec = {
         "grpo": {
@@ -298,13 +343,12 @@ def test_grpo_saves_only_between_two_batches_of_completions(warm: Warm, folder: 
             "generation": {"maxCompletionLength": 4},
             "rewards": [{"name": "short", "length": {"target": 2}}],
         },
-        "evaluation": {"enabled": False},
+        "evaluation": evaluation,
         "checkpoint": {"everySteps": 100},
         "training": {"maxSteps": 12},
     }
-    ended = run(warm, folder, model_folder, job={"kind": "GRPOJob"}, spec=spec, prelude=at_step(3, SIGTERM, rank=1))
+    ended = run(warm, folder, model_folder, job={"kind": "GRPOJob"}, spec=spec, prelude=prelude)
     assert ended.codes == [143, 143], ended.logs
-    # The signal was known at the end of step 4; the completions of steps 4 to 6 are not saved.
     assert steps(folder) == [6]
 
 

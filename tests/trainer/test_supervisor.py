@@ -140,6 +140,21 @@ print("ended")
     assert 1 <= time.monotonic() - started < 7
 
 
+def test_a_sigterm_after_the_launcher_has_ended_changes_nothing() -> None:
+    code = """
+import os, signal, subprocess
+from trl_trainer.supervisor import Stop
+stop = Stop(grace_seconds=300)
+launcher = subprocess.Popen(["true"])
+launcher.wait()
+stop.launcher = launcher.pid
+os.kill(os.getpid(), signal.SIGTERM)
+print(stop.time is not None)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout == "True\n", done.stderr
+
+
 def test_kills_for_memory_are_read_from_cgroup_v2_and_v1(tmp_path: Path) -> None:
     assert supervisor.oom_kills(tmp_path) == 0
     (tmp_path / "memory").mkdir()

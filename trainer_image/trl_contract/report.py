@@ -1,10 +1,31 @@
 """What the trainer says about itself: progress while it runs, and one record when it ends."""
 
+import re
+from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
-from trl_contract.base import CONTRACT_VERSION, Model
+from trl_contract.base import CONTRACT_VERSION, Int32, Model
+
+_RFC_3339 = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})")
+
+
+def parse_time(text: str) -> datetime:
+    """Return an RFC 3339 time; ValueError for any other form of ISO 8601 too: the API server stores none of them."""
+    if not _RFC_3339.fullmatch(text):
+        raise ValueError(f"{text[:40]!r} is not an RFC 3339 time: write it like 2026-11-21T06:00:00.123456Z")
+    return datetime.fromisoformat(text.replace("Z", "+00:00"))
+
+
+def _checked_time(text: str) -> str:
+    parse_time(text)
+    return text
+
+
+Time = Annotated[str, Field(max_length=40), AfterValidator(_checked_time)]
+Count = Annotated[Int32, Field(ge=0)]
+"""As much as the status can hold."""
 
 Activity = Literal["loading", "training", "evaluating", "saving", "exporting"]
 
@@ -53,10 +74,10 @@ class Metric(Model):
 
 
 class CheckpointReport(Model):
-    step: Annotated[int, Field(ge=0)]
+    step: Count
     path: Annotated[str, Field(max_length=1024)]
     """Relative to the storage volume."""
-    time: Annotated[str, Field(max_length=40)]
+    time: Time
     """RFC 3339, UTC."""
     metrics: Annotated[list[Metric], Field(max_length=8)] = []
 
@@ -65,7 +86,7 @@ class RewardReport(Model):
     name: Annotated[str, Field(max_length=64)]
     mean: Annotated[str, Field(max_length=64)]
     std: Annotated[str, Field(max_length=64)]
-    errors: Annotated[int, Field(ge=0)] = 0
+    errors: Count = 0
 
 
 class EvaluationReport(Model):
@@ -84,20 +105,20 @@ class Artifact(Model):
 class Progress(Model):
     """One report of rank 0. All numbers are finite; a number that is not known is absent."""
 
-    attempt: Annotated[int, Field(ge=0)] = 0
+    attempt: Count = 0
     activity: Activity = "loading"
-    step: Annotated[int, Field(ge=0)] = 0
-    total_steps: Annotated[int, Field(ge=0)] = 0
+    step: Count = 0
+    total_steps: Count = 0
     epoch: float | None = None
-    eta_seconds: Annotated[int, Field(ge=0)] | None = None
+    eta_seconds: Count | None = None
     """Seconds to the end of training, from this attempt's own step times."""
     tokens_per_second: float | None = None
-    trainable_parameters: Annotated[int, Field(ge=0)] | None = None
-    last_update_time: Annotated[str, Field(max_length=40)]
+    trainable_parameters: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
+    last_update_time: Time
     """RFC 3339, UTC."""
     metrics: Annotated[list[Metric], Field(max_length=64)] = []
     """loss, learning_rate, grad_norm and the rest of the last log entry."""
-    resumed_from_step: Annotated[int, Field(ge=0)] | None = None
+    resumed_from_step: Count | None = None
     checkpoints: Annotated[list[CheckpointReport], Field(max_length=5)] = []
     evaluation: EvaluationReport | None = None
     rewards: Annotated[list[RewardReport], Field(max_length=16)] = []
@@ -109,9 +130,9 @@ class TrainerStatus(Model):
     """Kubeflow Trainer's TrainJob status (KEP-2779); a stock transformers script sends just this."""
 
     progress_percentage: Annotated[int, Field(ge=0, le=100)] | None = None
-    estimated_remaining_seconds: Annotated[int, Field(ge=0)] | None = None
+    estimated_remaining_seconds: Count | None = None
     metrics: Annotated[list[Metric], Field(max_length=256)] = []
-    last_updated_time: Annotated[str, Field(max_length=40)]
+    last_updated_time: Time
 
 
 class ProgressReport(Model):
@@ -126,14 +147,14 @@ class ExitRecord(Model):
 
     contract_version: int = CONTRACT_VERSION
     outcome: Literal["Succeeded", "Failed", "Preempted"]
-    attempt: Annotated[int, Field(ge=0)] = 0
+    attempt: Count = 0
     reason: FailureReason | None = None
     message: Annotated[str, Field(max_length=1024)] = ""
-    rank: Annotated[int, Field(ge=0)] | None = None
+    rank: Count | None = None
     """Global rank whose failure came first."""
-    time: Annotated[str, Field(max_length=40)]
+    time: Time
     """RFC 3339 with microseconds: the first cause wins."""
-    step: Annotated[int, Field(ge=0)] | None = None
+    step: Count | None = None
     checkpoint: Annotated[str, Field(max_length=1024)] | None = None
     """Newest published checkpoint, relative to the storage volume."""
     log: Annotated[str, Field(max_length=2048)] = ""

@@ -20,8 +20,10 @@ from trl_contract.base import Model
 from trl_trainer.errors import UserError
 
 MANIFEST = "MANIFEST.json"
-BAD = "BAD"
-"""File in a checkpoint that verified and could not be loaded: the next attempt passes it over."""
+BAD = "BAD."
+"""Start of the names of files in a checkpoint: one for each attempt by which it verified and could not be loaded."""
+FAILED_LOADS = 2
+"""After so many a checkpoint is passed over; one alone may have been the fault of a GPU or of the storage."""
 TRASH = ".trash"
 SAMPLE_BYTES = 32 << 20
 """Files are hashed up to so many bytes from both ends: what a crash leaves is short, or empty at the end."""
@@ -102,19 +104,23 @@ def versions() -> dict[str, str]:
 
 
 def verify(folder: Path, uid: str) -> Manifest:
-    """Return the manifest if every file is as it says and the job is `uid`; ValueError says what is wrong."""
+    """Return the manifest if every file is as it says and the job is `uid`; ValueError says what is wrong.
+
+    A storage that does not answer (OSError) is passed on: it says nothing about the checkpoint.
+    """
     try:
-        manifest = Manifest.model_validate_json((folder / MANIFEST).read_text())
-    except (OSError, ValidationError) as error:
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_bytes())
+    except (FileNotFoundError, ValidationError) as error:
         raise ValueError(f"{folder.name}: no readable {MANIFEST}: {error}") from None
-    if (folder / BAD).exists():
-        raise ValueError(f"{folder.name}: marked bad: {(folder / BAD).read_text()}")
+    marks = sorted(folder.glob(f"{BAD}*"))
+    if len(marks) >= FAILED_LOADS:
+        raise ValueError(f"{folder.name}: could not be loaded {len(marks)} times: {marks[-1].read_text()}")
     if manifest.uid != uid:
         raise ValueError(f"{folder.name}: is of another job ({manifest.uid})")
     for wanted in manifest.files:
         try:
             found = describe(folder, folder / wanted.path)
-        except OSError as error:
+        except FileNotFoundError as error:
             raise ValueError(f"{folder.name}: {wanted.path}: {error.strerror}") from None
         if found != wanted:
             raise ValueError(
@@ -183,9 +189,9 @@ def _empty_trash(work: Path) -> None:
     shutil.rmtree(work / TRASH, ignore_errors=True)
 
 
-def mark_bad(folder: Path, why: str) -> None:
-    """Make the next attempt pass `folder` over."""
-    (folder / BAD).write_text(why[:500])
+def mark_bad(folder: Path, attempt: int, why: str) -> None:
+    """Note that `attempt` could not load `folder`; after FAILED_LOADS attempts it is passed over."""
+    (folder / f"{BAD}{attempt}").write_text(why[:500])
 
 
 def folders(work: Path) -> list[tuple[int, Path]]:
@@ -200,8 +206,8 @@ def published_paths(work: Path) -> Sequence[tuple[int, Path]]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    skip = {MANIFEST, f"{MANIFEST}.part", BAD}
-    return (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in skip)
+    ours = (MANIFEST, BAD)
+    return (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(ours))
 
 
 def _fsync(path: Path) -> None:

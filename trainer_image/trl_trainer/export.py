@@ -11,12 +11,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Trainer
 
 from trl_contract.report import Artifact
+from trl_trainer import checkpoint, fence
 from trl_trainer import model as models
 from trl_trainer.world import Run
 
 
 def weights(run: Run, trainer: Trainer, tokenizer: Any) -> Path | None:
-    """Write the model of the last step to `<work>/final.part`; all ranks call it, rank 0 gets the folder.
+    """Write the model of the last step to `<work>/final.part-<attempt>`; all ranks call it, rank 0 gets the folder.
 
     The state is gathered by accelerate whatever form the checkpoints have: `save_model()` writes nothing, and says
     nothing, when they are sharded.
@@ -24,8 +25,10 @@ def weights(run: Run, trainer: Trainer, tokenizer: Any) -> Path | None:
     state = trainer.accelerator.get_state_dict(trainer.model)
     if not run.is_main:
         return None
-    folder = run.work / "final.part"
-    shutil.rmtree(folder, ignore_errors=True)
+    fence.check(run.work, run.job.attempt)
+    for left in run.work.glob("final.part-*"):
+        shutil.rmtree(left)
+    folder = run.work / f"final.part-{run.job.attempt}"
     trained = trainer.accelerator.unwrap_model(trainer.model)
     if run.job.spec.peft.method == "none":
         _save_full(run, trained, state, folder)
@@ -63,11 +66,12 @@ def _base_dtype(run: Run) -> torch.dtype:
 def publish(run: Run, folder: Path) -> list[Artifact]:
     """Make `folder` the job's `final/` in one rename, durable, and return what it holds."""
     final = run.work / "final"
-    for path in sorted(folder.rglob("*")):
+    for path in (*sorted(folder.rglob("*")), folder):
         _fsync(path)
+    fence.check(run.work, run.job.attempt)
     if final.exists():
         # Left by an attempt that died after this point: its weights are those of the same last step.
-        shutil.rmtree(final)
+        checkpoint.remove(final)
     os.rename(folder, final)
     _fsync(run.work)
     found = [Artifact(type="model", uri=f"{run.job.uid}/final", digest=digest(final))]

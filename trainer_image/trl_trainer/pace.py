@@ -9,6 +9,7 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from trl_trainer import fence
 from trl_trainer.termination import Termination
 from trl_trainer.world import Pending, Run, start_max
 
@@ -58,6 +59,8 @@ class Pace(TrainerCallback):
             if self._stop and not last:
                 self._end(control)
         if control.should_save:
+            # Before the first byte: the folder may be a checkpoint of the attempt that has taken over.
+            fence.check(self._run.work, self._run.job.attempt)
             # What is saved must be known to be finite, and that is looked at when it is logged.
             control.should_log = True
         self._pending = None if last or self.preempted else self._start(saving=control.should_save)
@@ -88,10 +91,12 @@ class Pace(TrainerCallback):
         if not self.preempted:
             self._termination.unwatch()
 
-    def cut_evaluation(self, control: TrainerControl) -> None:
-        """Save at the current step and stop, since an evaluation was cut short."""
-        control.should_save = True
-        self._end(control)
+    def cut_evaluation(self, state: TrainerState, control: TrainerControl) -> None:
+        """Save and stop, since an evaluation was cut short: at this step, or at the next that can be saved."""
+        self._stop = True
+        if state.global_step % self._align == 0:
+            control.should_save = True
+            self._end(control)
 
 
 def _make_stoppable(trainer: Trainer, pace: Pace) -> None:
@@ -102,7 +107,7 @@ def _make_stoppable(trainer: Trainer, pace: Pace) -> None:
         try:
             return dict(evaluate(*args, **kwargs))
         except _StopEvaluation:
-            pace.cut_evaluation(trainer.control)
+            pace.cut_evaluation(trainer.state, trainer.control)
             return {}
 
     trainer.evaluate = stoppable

@@ -100,11 +100,10 @@ class LoadGuard(TrainerCallback):
 
     def explain(self, run: Run, choice: checkpoint.Choice, error: Exception) -> Exception:
         """Return the error to raise for one that train() raised: a checkpoint that verified and cannot be loaded is
-        marked, so that the next attempt falls back to the one before."""
+        marked, by the rank that knows it, so that a later attempt falls back to the one before."""
         if self.loaded or choice.path is None or classify(error)[0] != "Unknown":
             return error
-        if run.is_main:
-            checkpoint.mark_bad(Path(choice.path), str(error))
+        checkpoint.mark_bad(Path(choice.path), run.job.attempt, str(error))
         return TrainerError("CheckpointCorrupt", f"{choice.path} verifies but cannot be loaded: {error}")
 
 

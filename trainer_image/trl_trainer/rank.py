@@ -65,6 +65,9 @@ def main(job: JobFile, termination: Termination) -> int:
     reporter.close(done=record.outcome == "Succeeded")
     scores.close()
     tracking.finish()
+    if record.outcome == "Succeeded":
+        # After the record, which is what counts: native teardown has been seen to abort.
+        world.leave()
     return records.exit_code(record)
 
 
@@ -93,7 +96,7 @@ def train(job: JobFile, scores: Rewards, reporter: Reporter, termination: Termin
     step = trainer.state.global_step
     artifacts = world.broadcast(run, lambda: finish(run, folder, rows, before, after, answers, step))
     world.barrier(run)
-    record = ExitRecord(
+    return ExitRecord(
         outcome="Succeeded",
         attempt=job.attempt,
         rank=run.rank,
@@ -103,8 +106,6 @@ def train(job: JobFile, scores: Rewards, reporter: Reporter, termination: Termin
         artifacts=artifacts,
         progress=reporter.state if run.is_main else None,
     )
-    world.leave(run)
-    return record
 
 
 def load_data(run: Run, tokenizer: Any, scores: Rewards, reporter: Reporter) -> data.Data:

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -51,7 +52,8 @@ class Stop:
         signal.alarm(max(1, self.grace_seconds - 5))
         if self.launcher is None:
             raise SystemExit
-        os.kill(self.launcher, signal.SIGTERM)
+        with suppress(ProcessLookupError):  # it has ended, and its end is being looked into
+            os.kill(self.launcher, signal.SIGTERM)
 
     def _on_deadline(self, number: int, frame: FrameType | None) -> None:
         for child in _children(os.getpid()):
@@ -166,7 +168,12 @@ def supervise(job: JobFile, path: str, stop: Stop) -> ExitRecord:
 def last_words(folder: Path, local_rank: int) -> str:
     """Return the end of what a rank that left no record wrote to stderr, as torchrun keeps it."""
     logs = sorted(folder.glob(f"logs/*/attempt_*/{local_rank}/stderr.log"))
-    return records.mask(logs[-1].read_text(errors="replace"), os.environ)[-2048:] if logs else ""
+    if not logs:
+        return ""
+    with logs[-1].open("rb") as file:
+        # More than is kept, so that no secret is cut in two.
+        file.seek(max(0, logs[-1].stat().st_size - 65536))
+        return records.mask(file.read().decode(errors="replace"), os.environ)[-2048:]
 
 
 def command(path: str, job: JobFile, folder: Path, world: int) -> list[str]:

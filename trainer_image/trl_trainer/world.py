@@ -17,6 +17,8 @@ T = TypeVar("T")
 
 _gloo: Any = None
 """A group for what is below: its messages never queue behind those of training."""
+_timeout = timedelta(minutes=30)
+"""Of the process group. A monitored barrier asks for it anew: torch gives it the default, not the group's."""
 
 
 @dataclass(frozen=True)
@@ -57,17 +59,17 @@ def start(job: JobFile) -> Run:
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if world > 1:
-        timeout = timedelta(seconds=2 * job.stall_timeout_seconds)
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "cpu:gloo", timeout=timeout)
-        global _gloo
-        _gloo = dist.new_group(backend="gloo", timeout=timeout)
+        global _gloo, _timeout
+        _timeout = timedelta(seconds=2 * job.stall_timeout_seconds)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "cpu:gloo", timeout=_timeout)
+        _gloo = dist.new_group(backend="gloo", timeout=_timeout)
     return Run(job, Path(job.paths.storage) / job.uid, rank, world, "cuda" if cuda else "cpu")
 
 
 def barrier(run: Run) -> None:
     """Return when every rank has called this."""
     if run.world > 1:
-        dist.monitored_barrier(group=_gloo)
+        dist.monitored_barrier(group=_gloo, timeout=_timeout)
 
 
 def gather(run: Run, value: T) -> list[T]:
@@ -121,7 +123,7 @@ def start_max(run: Run, values: list[int]) -> Pending:
     return Pending(tensor, dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=_gloo, async_op=True))
 
 
-def leave(run: Run) -> None:
-    """Leave the process group after the last message."""
-    if run.world > 1:
+def leave() -> None:
+    """Leave the process group, if there is one, after the last message."""
+    if dist.is_initialized():
         dist.destroy_process_group()
