@@ -56,7 +56,7 @@ async def run(settings: Settings) -> None:
         receiver = Receiver(kube, cache, metrics, settings.progress_seconds)
         await _serve(stack, receiver.application(), settings.bind_address, settings.receiver_port, tls)
         installation = Installation(settings.trainer_image, settings.receiver_url, pem["ca.crt"].decode())
-        reconciler = Reconciler(kube, cache, lease, installation, settings.identity, lambda: relist.backend)
+        reconciler = Reconciler(kube, cache, lease, installation, settings.identity, lambda: relist.backend, metrics)
         filled = asyncio.Event()
         async with asyncio.TaskGroup() as tasks:
             running = [

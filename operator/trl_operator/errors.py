@@ -10,6 +10,11 @@ class ApiError(Exception):
         self.retry_after = retry_after
         """Seconds that the API server asks to wait."""
 
+    @property
+    def final(self) -> bool:
+        """Whether the same request would be refused again: 4xx, but for a conflict and for too many requests."""
+        return 400 <= self.status < 500 and self.status not in (409, 429)
+
 
 class LeaseLost(Exception):
     """Another replica may lead: nothing more may be written."""

@@ -20,8 +20,8 @@ from trl_operator.constants import API_VERSION, GROUP, MANAGER_PROGRESS, VERSION
 from trl_operator.errors import ApiError
 from trl_operator.kube import JOBS, TOKEN_REVIEWS, Kube
 from trl_operator.metrics import Metrics
-from trl_operator.plan.observation import Key, Pod, current_attempt, parse_time
-from trl_operator.status.progress import from_stock, is_newer, progress_fields
+from trl_operator.plan.observation import Key, Pod, current_attempt
+from trl_operator.status.progress import DONE, from_stock, is_newer, progress_fields
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,9 @@ class Receiver:
         try:
             report = ProgressReport.model_validate_json(await request.read())
         except ValidationError as error:
-            raise self._refused(web.HTTPBadRequest, str(error.errors(include_url=False)[0]["msg"])) from error
+            first = error.errors(include_url=False)[0]
+            field = ".".join(str(part) for part in first["loc"]) or "body"
+            raise self._refused(web.HTTPBadRequest, f"{field}: {first['msg']}") from error
         accepted, message = self._take(key, obj, pod, report)
         self._metrics.count("trl_operator_reports_total", result="accepted" if accepted else "dropped")
         return web.json_response({"accepted": accepted, "message": message})
@@ -133,14 +135,16 @@ class Receiver:
         progress = report.trl or from_stock(report, pod.attempt)
         if progress.attempt != pod.attempt:
             return False, f"this is attempt {pod.attempt}, the report is of attempt {progress.attempt}"
-        if not _has_valid_times(progress):
-            return False, "a time is not RFC 3339"
+        if "completionTime" in obj.get("status", {}):
+            return False, "the job has ended"
         pending = self._pending.get(key)
         known = {"progress": _known(pending.progress)} if pending and pending.uid == pod.job_uid else {}
         if not is_newer(progress, obj.get("status", {})) or not is_newer(progress, known):
             return False, "not newer than what is known"
-        # Our trainer's 100 % are all steps done; that the job is done comes with its exit record.
-        percentage = None if report.trl else report.trainer_status.progress_percentage
+        # All steps done are 99 %: what comes after them may take long. At 100 % our trainer has nothing left to do.
+        percentage = report.trainer_status.progress_percentage
+        if report.trl and percentage != DONE:
+            percentage = None
         self._pending[key] = Pending(pod.job_uid, progress, percentage)
         self._wake.set()
         return True, f"step {progress.step} of attempt {progress.attempt}"
@@ -156,7 +160,10 @@ class Receiver:
                     logger.log(
                         logging.DEBUG if error.status == 409 else logging.WARNING, "progress of %s: %s", key, error
                     )
-                    self._pending.setdefault(key, pending).retry_at = self._clock() + RETRY_SECONDS
+                    if error.final:
+                        self._metrics.count("trl_operator_reports_total", result="refused-by-api-server")
+                    else:
+                        self._pending.setdefault(key, pending).retry_at = self._clock() + RETRY_SECONDS
                 else:
                     if written:
                         self._written[key] = self._clock()
@@ -169,17 +176,17 @@ class Receiver:
 
     def _due_in(self, key: Key) -> float:
         pending = self._pending[key]
-        interval = 0.0 if pending.percentage == 100 else self._interval
+        interval = 0.0 if pending.percentage == DONE else self._interval
         return max(self._written.get(key, -interval) + interval, pending.retry_at) - self._clock()
 
     async def _save(self, key: Key, pending: Pending) -> bool:
-        """Write a report; return whether its job is still there.
+        """Write a report; return whether its job is still there and goes on.
 
         The write names the version that was read: of a status, the API server does not compare uids, and a job of the
         same name may have taken the place of the one that is meant.
         """
         obj = await self._kube.get(JOBS[key[0]], key[1], key[2])
-        if obj is None or obj["metadata"]["uid"] != pending.uid:
+        if obj is None or obj["metadata"]["uid"] != pending.uid or "completionTime" in obj.get("status", {}):
             return False
         if not is_newer(pending.progress, obj.get("status", {})):
             return True
@@ -192,11 +199,3 @@ class Receiver:
 
 def _known(progress: Progress) -> dict[str, Any]:
     return {"attempt": progress.attempt, "step": progress.step, "lastUpdateTime": progress.last_update_time}
-
-
-def _has_valid_times(progress: Progress) -> bool:
-    times = [progress.last_update_time, *(checkpoint.time for checkpoint in progress.checkpoints)]
-    try:
-        return all(parsed is not None and parsed.tzinfo for parsed in map(parse_time, times))
-    except ValueError:
-        return False

@@ -26,11 +26,13 @@ from trl_operator.render.volumes import storage_claim
 from trl_operator.status.conditions import Status, set_condition
 from trl_operator.status.events import Event, events
 from trl_operator.status.lifecycle import Decision, View, decide, owned
-from trl_operator.status.progress import is_newer, progress_fields
+from trl_operator.status.progress import last_words
 
 logger = logging.getLogger(__name__)
 
 Obj = dict[str, Any]
+
+INVALID = 422
 
 
 def utc_now() -> datetime:
@@ -48,6 +50,7 @@ class Reconciler:
         installation: Installation,
         identity: str,
         backend: Callable[[], bool],
+        metrics: Metrics,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._kube = kube
@@ -56,6 +59,7 @@ class Reconciler:
         self._installation = installation
         self._identity = identity
         self._backend = backend
+        self._metrics = metrics
         self._now = now
 
     async def reconcile(self, key: Key) -> float | None:
@@ -71,10 +75,9 @@ class Reconciler:
         except ValidationError as error:
             await self._refuse(obj, error)
             return None
-        obj = await self._save_last_words(job, obj)
-        current = obj.get("status", {})
         view = await self._observe(job, obj)
-        decision = decide(job, current, view, self._now())
+        obj = await self._save_last_words(obj, view)
+        decision = decide(job, obj.get("status", {}), view, self._now())
         obj = await self._write_status(job, obj, decision.status)
         return await self._act(job, obj, decision)
 
@@ -134,19 +137,23 @@ class Reconciler:
         found.sort(key=lambda event: event.get("lastTimestamp") or "", reverse=True)
         return tuple(event.get("message", "") for event in found)
 
-    async def _save_last_words(self, job: Job, obj: Obj) -> Obj:
+    async def _save_last_words(self, obj: Obj, view: View) -> Obj:
         """Write the progress that exit records carry, so that the end does not depend on the receiver."""
-        current = obj.get("status", {})
-        attempt = current_attempt(obj)
+        current, attempt = obj.get("status", {}), current_attempt(obj)
         if attempt is None or "completionTime" in current:
             return obj
-        for record in records(self._cache.pods(attempt)):
-            progress = record.progress
-            if progress is not None and progress.attempt == attempt.number and is_newer(progress, current):
-                percentage = 100 if record.outcome == "Succeeded" else None
-                fields = progress_fields(progress, percentage, current)
-                return await self._put_status(obj, fields, MANAGER_PROGRESS)
-        return obj
+        fields = last_words(records(view.pods), attempt.number, view.succeeded, current)
+        if fields is None:
+            return obj
+        try:
+            return await self._put_status(obj, fields, MANAGER_PROGRESS)
+        except ApiError as error:
+            if error.status != INVALID:
+                raise
+            # What a container says must not keep its job from ending.
+            self._metrics.count("trl_operator_last_words_total", result="refused")
+            logger.warning("last words of %s/%s: %s", obj["metadata"]["namespace"], obj["metadata"]["name"], error)
+            return obj
 
     async def _write_status(self, job: Job, obj: Obj, status: Status) -> Obj:
         """Write the status if it changed, then tell what happened."""

@@ -4,11 +4,12 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
-from trl_contract.report import Progress, ProgressReport
-from trl_operator.status.progress import decimal, duration, from_stock, is_newer, progress_fields
+from trl_contract.report import ExitRecord, Progress, ProgressReport
+from trl_operator.status.progress import decimal, duration, from_stock, is_newer, last_words, progress_fields
 
 TIME = "2026-11-21T12:00:00.000000Z"
 
@@ -48,8 +49,7 @@ def test_a_step_is_shown_of_all_steps_with_the_time_that_is_left() -> None:
 def test_all_steps_done_is_not_yet_done() -> None:
     assert progress_fields(progress(step=40, totalSteps=40), None, {})["progress"]["percentage"] == 99
     done = progress_fields(progress(step=40, totalSteps=40, etaSeconds=3), 100, {})["progress"]
-    assert done["percentage"] == 100
-    assert "eta" not in done
+    assert (done["percentage"], done["eta"], done["etaSeconds"]) == (100, "0s", 0)
 
 
 def test_what_a_report_does_not_say_is_kept() -> None:
@@ -83,6 +83,86 @@ def test_only_a_later_attempt_or_step_or_time_is_newer() -> None:
     assert not is_newer(progress(attempt=0, step=99, lastUpdateTime=later), known)
 
 
+def test_times_are_compared_as_times_not_as_text() -> None:
+    known = {"progress": {"attempt": 0, "step": 1, "lastUpdateTime": "2026-11-21T12:00:00.5Z"}}
+    assert not is_newer(progress(step=1, lastUpdateTime="2026-11-21T12:00:00Z"), known)
+    assert is_newer(progress(step=1, lastUpdateTime="2026-11-21T11:00:01-01:00"), known)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"lastUpdateTime": text} for text in (
+            "", "noon", "2026-11-21", "2026-11-21T06:00:00", "2026-11-21 06:00:00Z", "20261121T060000Z",
+            "2026-11-21T06:00Z", "2026-13-21T06:00:00Z", "2026-11-21T06:00:60Z", "２０２６-11-21T06:00:00Z",
+            "2026-11-21T06:00:00Z\n", "2026-W47-6T06:00:00Z", "2026-11-21T06:00:00+24:00", "2026-11-21T06:00:00,5Z",
+        )),
+        *({name: 2**31} for name in ("attempt", "step", "totalSteps", "etaSeconds", "resumedFromStep")),
+        {"trainableParameters": 2**63},
+        {"checkpoints": [{"step": 2**31, "path": "p", "time": TIME}]},
+        {"checkpoints": [{"step": 1, "path": "p", "time": "yesterday"}]},
+        {"rewards": [{"name": "r", "mean": "0", "std": "0", "errors": 2**31}]},
+    ],
+)  # fmt: skip
+def test_what_the_api_server_would_refuse_is_no_report(change: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        progress(**change)
+    with pytest.raises(ValidationError):
+        ExitRecord.model_validate(
+            {"outcome": "Succeeded", "time": TIME, "progress": {"lastUpdateTime": TIME, **change}}
+        )
+
+
+def test_lists_with_keys_name_each_key_once() -> None:
+    twice = [{"step": 5, "path": path, "time": TIME} for path in ("a", "b")]
+    rewards = [{"name": "polite", "mean": mean, "std": "0"} for mean in ("1", "2")]
+    fields = progress_fields(progress(checkpoints=twice, rewards=rewards), None, {})
+    assert [(c["step"], c["path"]) for c in fields["checkpoints"]] == [(5, "b")]
+    assert [(r["name"], r["mean"]) for r in fields["rewards"]] == [("polite", "2")]
+
+
+def record(outcome: str, **fields: Any) -> ExitRecord:
+    said = progress(step=40, totalSteps=40, **fields).to_wire()
+    return ExitRecord.model_validate({"outcome": outcome, "time": TIME, "progress": said})
+
+
+def test_the_end_is_at_100_percent_whichever_of_report_and_record_comes_last() -> None:
+    earlier, later = "2026-11-21T11:59:59Z", "2026-11-21T12:00:01Z"
+    for time in (earlier, TIME, later):
+        told = progress_fields(progress(step=40, totalSteps=40, etaSeconds=9, lastUpdateTime=time), None, {})
+        assert told["progress"]["percentage"] == 99
+        told["checkpoints"] = [{"step": 40, "path": "c", "time": TIME}]
+        done = last_words([record("Succeeded")], 0, False, told)
+        assert done is not None
+        assert (done["progress"]["percentage"], done["progress"]["eta"], done["progress"]["etaSeconds"]) == (
+            100,
+            "0s",
+            0,
+        )
+        assert done["progress"]["lastUpdateTime"] == max(time, TIME)
+        assert done["checkpoints"] == told["checkpoints"]
+        assert last_words([record("Succeeded")], 0, True, done) is None, "nothing is written twice"
+
+
+def test_an_attempt_without_a_record_that_succeeded_is_at_100_percent_too() -> None:
+    told = progress_fields(progress(step=38, totalSteps=40, trainableParameters=7), None, {})
+    done = last_words([], 0, True, told)
+    assert done is not None
+    assert (done["progress"]["percentage"], done["progress"]["display"]) == (100, "38/40")
+    assert done["effective"] == told["effective"]
+    assert last_words([], 0, False, told) is None
+    assert last_words([], 1, True, told) is None, "an earlier attempt's progress is not this one's"
+    assert last_words([], 0, True, {}) is None
+
+
+def test_a_failed_attempts_record_is_kept_as_far_as_it_got() -> None:
+    words = last_words([record("Failed", checkpoints=[{"step": 30, "path": "c", "time": TIME}])], 0, False, {})
+    assert words is not None
+    assert (words["progress"]["percentage"], words["checkpoints"][0]["step"]) == (99, 30)
+    assert last_words([record("Failed")], 0, False, words) is None
+    assert last_words([record("Failed")], 1, False, {}) is None
+
+
 def test_a_stock_report_carries_its_steps_as_metrics() -> None:
     metrics = {"current_step": "5", "total_steps": "20", "current_epoch": "0.25", "loss": "nan", "odd": "x"}
     status = {
@@ -94,12 +174,16 @@ def test_a_stock_report_carries_its_steps_as_metrics() -> None:
     assert (found.attempt, found.step, found.total_steps, found.epoch, found.eta_seconds) == (3, 5, 20, 0.25, 30)
     names = [metric["name"] for metric in progress_fields(found, 25, {})["progress"]["metrics"]]
     assert names == ["current_step", "total_steps", "current_epoch"]
+    status["metrics"] = [{"name": "current_step", "value": "1e300"}, {"name": "total_steps", "value": "-5"}]
+    odd = from_stock(ProgressReport.model_validate({"trainerStatus": status}), attempt=3)
+    assert (odd.step, odd.total_steps) == (2**31 - 1, 0)
 
 
 texts = st.text(max_size=64)
 numbers = st.one_of(st.floats().map(str), st.integers().map(str), texts).filter(lambda text: len(text) <= 64)
 
 
+@settings(deadline=None)  # how long one example takes says nothing on a busy machine
 @given(
     st.lists(st.fixed_dictionaries({"name": texts.filter(bool), "value": numbers}), max_size=64),
     st.one_of(st.none(), st.floats()),

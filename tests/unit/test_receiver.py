@@ -9,6 +9,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from fake_kube import FakeKube
 
 from trl_operator.cache import Cache
+from trl_operator.errors import ApiError
 from trl_operator.metrics import Metrics
 from trl_operator.receiver import Receiver
 
@@ -52,6 +53,12 @@ def world(job_object: Callable[..., Any], pod_object: Callable[..., Any]) -> Wor
     return World(job_object(), pod_object(0))
 
 
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not holds():
+            await asyncio.sleep(0.005)
+
+
 def run(world: World, test: Callable[[], Awaitable[None]]) -> None:
     """Run `test` while the receiver serves and writes."""
 
@@ -80,5 +87,89 @@ def test_a_pod_of_another_namespace_may_not_report_whatever_its_labels_say(
                 403, "the token's pod does not belong to the job's current attempt",
             )  # fmt: skip
         assert (await world.post(report(1)))[0] == 200
+
+    run(world, test)
+
+
+def test_the_report_that_all_is_done_is_written_at_once(job_object: Callable[..., Any], pod_object: Any) -> None:
+    world = World(job_object(), pod_object(0), interval=3600)
+
+    async def test() -> None:
+        assert (await world.post(report(1)))[1]["accepted"] is True
+        await until(lambda: world.writes() == 1)
+        await world.post(report(39))
+        await world.post(report(40, percentage=99))
+        await asyncio.sleep(0.1)
+        assert world.writes() == 1, "everything else waits for its turn"
+        await world.post(report(40, second=1, percentage=100, etaSeconds=7))
+        await until(lambda: world.writes() == 2)
+        progress = world.status["progress"]
+        assert (progress["display"], progress["percentage"], progress["eta"]) == ("40/40", 100, "0s")
+
+    run(world, test)
+
+
+def test_nothing_is_written_into_a_job_that_has_ended(world: World) -> None:
+    async def test() -> None:
+        assert (await world.post(report(1)))[1]["accepted"] is True
+        await until(lambda: world.writes() == 1)
+        assert (await world.post(report(2)))[1]["accepted"] is True
+        # The job ends while the report waits for its turn, and the watch has not told of it.
+        job = world.kube.objects["dpojobs", "team", "tune"]
+        ended = world.kube.put(
+            "dpojobs", {**job, "status": {**job["status"], "completionTime": "2026-11-21T07:00:00Z"}}
+        )
+        await asyncio.sleep(0.5)
+        assert (world.writes(), world.status["progress"]["step"]) == (1, 1)
+        world.cache.put_job(ended)
+        assert (await world.post(report(3)))[1] == {"accepted": False, "message": "the job has ended"}
+
+    run(world, test)
+
+
+@pytest.mark.parametrize(
+    ("code", "again"), [(422, False), (403, False), (409, True), (429, True), (500, True), (0, True)]
+)
+def test_a_report_that_the_api_server_will_never_take_is_dropped_and_counted(
+    world: World, code: int, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trl_operator.receiver.RETRY_SECONDS", 0.05)
+    refusals = 0
+
+    def refuse(_: Any) -> None:
+        nonlocal refusals
+        refusals += 1
+        raise ApiError(code, "no")
+
+    async def test() -> None:
+        world.kube.refuse = refuse
+        await world.post(report(1))
+        await until(lambda: refusals == (2 if again else 1))
+        await asyncio.sleep(0.2)
+        assert (refusals > 1) == again
+        assert ('result="refused-by-api-server"} 1' in world.metrics.render()) != again
+        world.kube.refuse = lambda _: None
+        await world.post(report(2))
+        await until(lambda: world.writes() >= 1)
+        await until(lambda: world.status["progress"]["step"] == 2)
+
+    run(world, test)
+
+
+def test_a_report_that_breaks_the_contract_is_refused_with_the_name_of_the_field(world: World) -> None:
+    async def test() -> None:
+        for change, words in (
+            (
+                {"lastUpdateTime": "20261121T060000Z"},
+                "trl.lastUpdateTime: Value error, '20261121T060000Z' is not an RFC",
+            ),
+            ({"lastUpdateTime": "2026-11-21 06:00:00Z"}, "trl.lastUpdateTime: "),
+            ({"etaSeconds": 2**31}, "trl.etaSeconds: Input should be less than or equal to 2147483647"),
+        ):
+            status, text = await world.post(report(5, **change))
+            assert (status, text[: len(words)]) == (400, words)
+        huge = {"name": "current_step", "value": "1e300"}
+        stock = {"trainerStatus": {"lastUpdatedTime": "2026-11-21T06:00:00Z", "metrics": [huge]}}
+        assert (await world.post(stock))[0] == 200
 
     run(world, test)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_contract.jobfile import JobFile
@@ -104,6 +104,7 @@ def test_secrets_are_references(make_job: Make) -> None:
     }
 
 
+@settings(deadline=None)  # how long one example takes says nothing on a busy machine
 @given(st.text(max_size=200))
 def test_a_users_value_arrives_as_it_was_written(text: str) -> None:
     value = _user(EnvVar(name="A", value=text))["value"]

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from trl_contract import report
 from trl_operator.api.job import child_name
 from trl_operator.api.kinds import KINDS
 from trl_operator.constants import (
@@ -115,7 +116,7 @@ def current_attempt(obj: dict[str, Any]) -> Attempt | None:
 
 def parse_time(text: str | None) -> datetime | None:
     """Return a Kubernetes time; None for none."""
-    return datetime.fromisoformat(text.replace("Z", "+00:00")) if text else None
+    return report.parse_time(text) if text else None
 
 
 def format_time(time: datetime) -> str:

@@ -41,6 +41,12 @@ class View:
     """Why pods could not be created, newest first."""
     blocker: Blocker | None = None
 
+    @property
+    def succeeded(self) -> bool:
+        """Whether the attempt has: its PyTorchJob says so, and no pod is left that runs."""
+        succeeded = self.child is not None and self.child.state == "succeeded"
+        return succeeded and all(pod.finished for pod in self.pods)
+
 
 @dataclass
 class Decision:
@@ -137,7 +143,7 @@ class _Machine:
         child = self.view.child
         if child is not None:
             self.status["pytorchJob"] = {"name": child.name, "uid": child.uid}
-        if child is not None and child.state == "succeeded" and all(pod.finished for pod in self.view.pods):
+        if self.view.succeeded:
             return self._succeed()
         policy = self.job.cluster.run_policy
         if policy.cancel or policy.suspend or self._deadline_left() <= 0:

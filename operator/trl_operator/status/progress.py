@@ -1,14 +1,18 @@
 """Progress reports become the part of the status that belongs to trl-operator-progress."""
 
+from collections.abc import Iterable
 from math import isfinite
 from typing import Any
 
-from trl_contract.report import CheckpointReport, Metric, Progress, ProgressReport
+from trl_contract.report import CheckpointReport, ExitRecord, Metric, Progress, ProgressReport, parse_time
 from trl_operator.status.conditions import Status, clean
 
 OWNED = ("progress", "checkpoints", "resumedFromStep", "evaluation", "rewards")
 EFFECTIVE = ("totalSteps", "trainableParameters")
 MAX_METRICS = 24
+MAX_COUNT = 2**31 - 1
+DONE = 100
+"""Percent; at the end of a job only."""
 _NAMED = {"loss": "loss", "learning_rate": "learningRate", "grad_norm": "gradNorm"}
 
 
@@ -19,8 +23,8 @@ def from_stock(report: ProgressReport, attempt: int) -> Progress:
     return Progress(
         attempt=attempt,
         activity="training",
-        step=max(int(values.get("current_step", 0)), 0),
-        total_steps=max(int(values.get("total_steps", 0)), 0),
+        step=_count(values.get("current_step", 0.0)),
+        total_steps=_count(values.get("total_steps", 0.0)),
         epoch=values.get("current_epoch"),
         eta_seconds=status.estimated_remaining_seconds,
         last_update_time=status.last_updated_time,
@@ -33,22 +37,48 @@ def is_newer(progress: Progress, current: Status) -> bool:
     known = current.get("progress")
     if known is None:
         return True
-    return (progress.attempt, progress.step, progress.last_update_time) > (
+    return (progress.attempt, progress.step, parse_time(progress.last_update_time)) > (
         known["attempt"],
         known["step"],
-        known["lastUpdateTime"],
+        parse_time(known["lastUpdateTime"]),
     )
+
+
+def last_words(found: Iterable[ExitRecord], attempt: int, succeeded: bool, current: Status) -> Status | None:
+    """Return what trl-operator-progress has yet to write of an attempt that ends; None if all has been said.
+
+    The trainer's last report comes after its record was made, and may be written before or after it, or never: what
+    is done is at 100 % in any case.
+    """
+    for record in found:
+        if record.progress is None or record.progress.attempt != attempt:
+            continue
+        succeeded = succeeded or record.outcome == "Succeeded"
+        if is_newer(record.progress, current):
+            return progress_fields(record.progress, DONE if succeeded else None, current)
+    known = current.get("progress", {})
+    if not succeeded or known.get("attempt") != attempt or known.get("percentage") == DONE:
+        return None
+    return _kept(current) | {"progress": {**known, "percentage": DONE, "eta": duration(0), "etaSeconds": 0}}
+
+
+def _kept(current: Status) -> Status:
+    """Return the part of a stored status that trl-operator-progress writes."""
+    fields: Status = {name: current[name] for name in OWNED if name in current}
+    effective = {name: current["effective"][name] for name in EFFECTIVE if name in current.get("effective", {})}
+    return fields | ({"effective": effective} if effective else {})
 
 
 def progress_fields(progress: Progress, percentage: int | None, current: Status) -> Status:
     """Return everything that trl-operator-progress writes; what this report does not say is kept from `current`."""
-    fields: Status = {name: current[name] for name in OWNED if name in current}
+    fields = _kept(current)
     if progress.attempt > current.get("progress", {}).get("attempt", progress.attempt):
         fields.pop("resumedFromStep", None)
-    effective = {name: current["effective"][name] for name in EFFECTIVE if name in current.get("effective", {})}
+    effective = fields.pop("effective", {})
     fields["progress"] = _progress(progress, percentage)
     if progress.checkpoints:
-        fields["checkpoints"] = [_checkpoint(checkpoint) for checkpoint in progress.checkpoints[-5:]]
+        # Lists in the status have keys: of two with the same one the API server would refuse the whole.
+        fields["checkpoints"] = list({c.step: _checkpoint(c) for c in progress.checkpoints}.values())
     if progress.resumed_from_step is not None:
         fields["resumedFromStep"] = progress.resumed_from_step
     if progress.evaluation:
@@ -58,11 +88,12 @@ def progress_fields(progress: Progress, percentage: int | None, current: Status)
             **{name: value for name, value in found.items() if value},
         }
     if progress.rewards:
-        fields["rewards"] = [
-            {"name": reward.name, "mean": mean, "std": std, "errors": reward.errors}
+        rewards = {
+            reward.name: {"name": reward.name, "mean": mean, "std": std, "errors": reward.errors}
             for reward in progress.rewards
             if (mean := decimal(reward.mean)) is not None and (std := decimal(reward.std)) is not None
-        ]
+        }
+        fields["rewards"] = list(rewards.values())
     if progress.total_steps:
         effective["totalSteps"] = progress.total_steps
     if progress.trainable_parameters is not None:
@@ -76,7 +107,7 @@ def _progress(progress: Progress, percentage: int | None) -> Status:
     total = progress.total_steps
     if percentage is None:
         percentage = min(100 * progress.step // total, 99) if total else 0
-    eta = progress.eta_seconds if percentage < 100 else None
+    eta = progress.eta_seconds if percentage < DONE else 0
     fields: dict[str, Any] = {
         "attempt": progress.attempt,
         "activity": progress.activity,
@@ -116,6 +147,10 @@ def decimal(value: float | str | None) -> str | None:
     """Return a number as a short decimal string; None for what is no finite number."""
     number = _finite(value)
     return None if number is None else f"{number:.6g}"
+
+
+def _count(value: float) -> int:
+    return min(max(int(value), 0), MAX_COUNT)
 
 
 def _finite(value: float | str | None) -> float | None:

@@ -1,0 +1,158 @@
+"""The loop from observation to writes, against an API server in memory."""
+
+import asyncio
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import pytest
+from fake_kube import FakeKube
+
+from trl_operator.cache import Cache
+from trl_operator.errors import ApiError
+from trl_operator.metrics import Metrics
+from trl_operator.reconcile import Reconciler
+from trl_operator.render.manifests import Installation
+
+KEY = ("DPOJob", "team", "tune")
+Objects = Callable[..., dict[str, Any]]
+
+
+class Lease:
+    def check(self) -> None:
+        """The lease is held."""
+
+
+class World:
+    """A job `tune` whose attempt 0 runs, and a reconciler; the cache knows the job only."""
+
+    def __init__(self, job: dict[str, Any], now: datetime) -> None:
+        self.kube = FakeKube()
+        self.cache = Cache(lambda _: None)
+        self.metrics = Metrics()
+        self.now = now
+        self.reconciler = Reconciler(
+            self.kube,  # type: ignore[arg-type]
+            self.cache,
+            Lease(),  # type: ignore[arg-type]
+            Installation("trainer:1", "https://op:10443", "CA"),
+            "test",
+            lambda: True,
+            self.metrics,
+            lambda: self.now,
+        )
+        self.cache.put_job(self.kube.put("dpojobs", {**job, "status": {}}))
+
+    def reconcile(self) -> float | None:
+        return asyncio.run(self.reconciler.reconcile(KEY))
+
+    @property
+    def status(self) -> dict[str, Any]:
+        return dict(self.kube.objects["dpojobs", "team", "tune"]["status"])
+
+    def progress(self, **fields: Any) -> None:
+        """The receiver writes a report."""
+        job = self.kube.objects["dpojobs", "team", "tune"]
+        self.kube.put("dpojobs", {**job, "status": {**job["status"], "progress": fields}})
+
+
+@pytest.fixture
+def world(job_object: Objects, child_object: Objects, pod_object: Objects, now: datetime) -> World:
+    world = World(job_object(), now)
+    running = {"attempt": 0, "restarts": 0, "pytorchJob": {"name": "tune-dpo-0", "uid": "child-0"}}
+    job = world.kube.objects["dpojobs", "team", "tune"]
+    world.cache.put_job(world.kube.put("dpojobs", {**job, "status": running}))
+    world.cache.put_child(world.kube.put("pytorchjobs", child_object(0)))
+    world.cache.put_pod(world.kube.put("pods", pod_object(0)))
+    world.reconcile()
+    assert world.status["phase"] == "Running"
+    return world
+
+
+def said(step: int, second: int, **fields: Any) -> dict[str, Any]:
+    time = f"2026-11-21T11:30:{second:02d}.000000Z"
+    return {"step": step, "totalSteps": 40, "lastUpdateTime": time, **fields}
+
+
+def record(outcome: str, **fields: Any) -> dict[str, Any]:
+    return {"outcome": outcome, "time": "2026-11-21T11:30:00Z", **fields}
+
+
+def stored(step: int, second: int) -> dict[str, Any]:
+    """A report as the receiver writes it into the status."""
+    shown = {
+        "attempt": 0,
+        "activity": "exporting",
+        "display": f"{step}/40",
+        "percentage": 99,
+        "eta": "9s",
+        "etaSeconds": 9,
+    }
+    return {**shown, **said(step, second)}
+
+
+@pytest.mark.parametrize("reported_at", [None, 1, 5, 9], ids=["never", "before", "with", "after"])
+def test_a_job_that_succeeds_ends_at_100_percent_whenever_its_last_report_came(
+    world: World, child_object: Objects, pod_object: Objects, reported_at: int | None
+) -> None:
+    if reported_at is not None:
+        world.progress(**stored(40, reported_at))
+    pod = pod_object(0, "Succeeded", exit_code=0, record=record("Succeeded", progress=said(40, 5)))
+    world.cache.put_pod(world.kube.put("pods", pod))
+    world.cache.put_child(world.kube.put("pytorchjobs", child_object(0, "Succeeded")))
+    world.reconcile()
+    progress = world.status["progress"]
+    assert world.status["phase"] == "Succeeded"
+    assert (progress["display"], progress["percentage"], progress["eta"], progress["etaSeconds"]) == (
+        "40/40",
+        100,
+        "0s",
+        0,
+    )
+
+
+def test_the_last_words_are_not_lost_when_the_pytorchjobs_event_overtakes_the_pods(
+    world: World, child_object: Objects, pod_object: Objects
+) -> None:
+    words = record("Succeeded", progress=said(40, 5, evaluation={"after": [{"name": "accuracy", "value": "0.97"}]}))
+    world.kube.put("pods", pod_object(0, "Succeeded", exit_code=0, record=words))
+    world.cache.put_child(world.kube.put("pytorchjobs", child_object(0, "Succeeded")))
+    world.reconcile()
+    assert world.status["phase"] == "Succeeded"
+    assert world.status["progress"]["percentage"] == 100
+    assert world.status["evaluation"]["after"] == [{"name": "accuracy", "value": "0.97"}]
+
+
+def test_the_newest_checkpoint_counts_though_only_the_record_of_a_pod_not_yet_seen_names_it(
+    world: World, child_object: Objects, pod_object: Objects
+) -> None:
+    checkpoint = {"step": 30, "path": "u/checkpoint-30", "time": "2026-11-21T11:29:00Z"}
+    words = record("Preempted", reason="Preempted", progress=said(30, 5, checkpoints=[checkpoint]))
+    world.kube.put("pods", pod_object(0, "Failed", exit_code=143, record=words))
+    world.cache.put_child(world.kube.put("pytorchjobs", child_object(0, "Failed")))
+    world.reconcile()
+    assert world.status["attempt"] == 1
+    assert world.status["retry"]["checkpointStep"] == 30
+    assert world.status["checkpoints"] == [checkpoint]
+
+
+def test_words_that_the_api_server_refuses_do_not_keep_a_job_from_ending(
+    world: World, child_object: Objects, pod_object: Objects
+) -> None:
+    pod = pod_object(0, "Succeeded", exit_code=0, record=record("Succeeded", progress=said(40, 5)))
+    world.cache.put_pod(world.kube.put("pods", pod))
+    world.cache.put_child(world.kube.put("pytorchjobs", child_object(0, "Succeeded")))
+    code = 503
+
+    def refuse(status: dict[str, Any]) -> None:
+        if "progress" in status:
+            raise ApiError(code, "no")
+
+    world.kube.refuse = refuse
+    with pytest.raises(ApiError):
+        world.reconcile()
+    assert world.status["phase"] == "Running", "what can be written later is waited for"
+    code = 422
+    world.reconcile()
+    assert world.status["phase"] == "Succeeded"
+    assert 'trl_operator_last_words_total{result="refused"} 1' in world.metrics.render()
