@@ -21,7 +21,7 @@ from trl_operator.errors import ApiError
 from trl_operator.kube import JOBS, TOKEN_REVIEWS, Kube
 from trl_operator.metrics import Metrics
 from trl_operator.plan.observation import Key, Pod, current_attempt
-from trl_operator.status.progress import DONE, from_stock, is_newer, progress_fields
+from trl_operator.status.progress import DONE, from_stock, has_valid_times, is_newer, progress_fields
 
 logger = logging.getLogger(__name__)
 
@@ -135,6 +135,8 @@ class Receiver:
         progress = report.trl or from_stock(report, pod.attempt)
         if progress.attempt != pod.attempt:
             return False, f"this is attempt {pod.attempt}, the report is of attempt {progress.attempt}"
+        if not has_valid_times(progress):
+            return False, "a time is not RFC 3339 like 2026-11-21T06:00:00.123456Z"
         if "completionTime" in obj.get("status", {}):
             return False, "the job has ended"
         pending = self._pending.get(key)

@@ -32,8 +32,6 @@ def record(reason: str, second: int = 0, **fields: Any) -> dict[str, Any]:
         ({"exit_code": 137, "exit_reason": "OOMKilled"}, "OutOfHostMemory"),
         ({"exit_code": 1, "record": "{not json"}, "Unknown"),
         ({"exit_code": 1, "record": '{"outcome": "Bored"}'}, "Unknown"),
-        ({"exit_code": 12, "record": record("DataFormatError") | {"time": "yesterday"}}, "NonFiniteLoss"),
-        ({"exit_code": 12, "record": record("DataFormatError") | {"time": "2026-11-21T11:30:00"}}, "NonFiniteLoss"),
         ({"exit_code": 12, "record": record("DataFormatError") | {"rank": 2**31}}, "NonFiniteLoss"),
         ({"exit_code": 137, "disruption": "DeletionByTaintManager"}, "NodeLost"),
         ({"exit_code": 137, "disruption": "PreemptionByScheduler"}, "Preempted"),
@@ -61,6 +59,16 @@ def test_the_first_cause_wins(make_pod: Make) -> None:
     ]
     cause = classify(pods, 2, 2)
     assert (cause.reason, cause.rank, cause.pod) == ("DataFormatError", 3, "tune-dpo-0-worker-1")
+
+
+@pytest.mark.parametrize("time", ["yesterday", "2026-11-21T11:29:00", ""])
+def test_a_record_with_a_time_that_is_none_counts_from_the_containers_end(make_pod: Make, time: str) -> None:
+    odd = make_pod(0, "Failed", exit_code=10, record=record("ModelNotFound") | {"time": time})
+    assert classify([odd], 1, 1).reason == "ModelNotFound"
+    # The containers' end is at 11:30:00.
+    for minute, first in ((29, "DataFormatError"), (31, "ModelNotFound")):
+        words = record("DataFormatError") | {"time": f"2026-11-21T11:{minute}:00Z"}
+        assert classify([odd, make_pod(1, "Failed", exit_code=10, record=words)], 2, 1).reason == first
 
 
 @pytest.mark.parametrize("effect", ["PeerLost", "CommunicationTimeout", "Preempted"])

@@ -9,7 +9,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from trl_contract.report import ExitRecord, Progress, ProgressReport
-from trl_operator.status.progress import decimal, duration, from_stock, is_newer, last_words, progress_fields
+from trl_operator.status.progress import (
+    decimal,
+    duration,
+    from_stock,
+    has_valid_times,
+    is_newer,
+    last_words,
+    progress_fields,
+)
 
 TIME = "2026-11-21T12:00:00.000000Z"
 
@@ -90,21 +98,30 @@ def test_times_are_compared_as_times_not_as_text() -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "", "noon", "2026-11-21", "2026-11-21T06:00:00", "2026-11-21 06:00:00Z", "20261121T060000Z",
+        "2026-11-21T06:00Z", "2026-13-21T06:00:00Z", "2026-11-21T06:00:60Z", "２０２６-11-21T06:00:00Z",
+        "2026-11-21T06:00:00Z\n", "2026-W47-6T06:00:00Z", "2026-11-21T06:00:00+24:00", "2026-11-21T06:00:00,5Z",
+    ],
+)  # fmt: skip
+def test_a_time_that_the_api_server_would_refuse_is_none(text: str) -> None:
+    assert has_valid_times(progress())
+    assert not has_valid_times(progress(lastUpdateTime=text))
+    assert not has_valid_times(progress(checkpoints=[{"step": 1, "path": "p", "time": text}]))
+    assert last_words([record("Succeeded", lastUpdateTime=text)], 0, False, {}) is None
+
+
+@pytest.mark.parametrize(
     "change",
     [
-        *({"lastUpdateTime": text} for text in (
-            "", "noon", "2026-11-21", "2026-11-21T06:00:00", "2026-11-21 06:00:00Z", "20261121T060000Z",
-            "2026-11-21T06:00Z", "2026-13-21T06:00:00Z", "2026-11-21T06:00:60Z", "２０２６-11-21T06:00:00Z",
-            "2026-11-21T06:00:00Z\n", "2026-W47-6T06:00:00Z", "2026-11-21T06:00:00+24:00", "2026-11-21T06:00:00,5Z",
-        )),
         *({name: 2**31} for name in ("attempt", "step", "totalSteps", "etaSeconds", "resumedFromStep")),
         {"trainableParameters": 2**63},
         {"checkpoints": [{"step": 2**31, "path": "p", "time": TIME}]},
-        {"checkpoints": [{"step": 1, "path": "p", "time": "yesterday"}]},
         {"rewards": [{"name": "r", "mean": "0", "std": "0", "errors": 2**31}]},
     ],
-)  # fmt: skip
-def test_what_the_api_server_would_refuse_is_no_report(change: dict[str, Any]) -> None:
+)
+def test_a_number_that_the_status_cannot_hold_is_no_report(change: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         progress(**change)
     with pytest.raises(ValidationError):
@@ -122,7 +139,7 @@ def test_lists_with_keys_name_each_key_once() -> None:
 
 
 def record(outcome: str, **fields: Any) -> ExitRecord:
-    said = progress(step=40, totalSteps=40, **fields).to_wire()
+    said = {"step": 40, "totalSteps": 40, "lastUpdateTime": TIME, **fields}
     return ExitRecord.model_validate({"outcome": outcome, "time": TIME, "progress": said})
 
 

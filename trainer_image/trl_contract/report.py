@@ -1,29 +1,11 @@
 """What the trainer says about itself: progress while it runs, and one record when it ends."""
 
-import re
-from datetime import datetime
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from trl_contract.base import CONTRACT_VERSION, Int32, Model
 
-_RFC_3339 = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})")
-
-
-def parse_time(text: str) -> datetime:
-    """Return an RFC 3339 time; ValueError for any other form of ISO 8601 too: the API server stores none of them."""
-    if not _RFC_3339.fullmatch(text):
-        raise ValueError(f"{text[:40]!r} is not an RFC 3339 time: write it like 2026-11-21T06:00:00.123456Z")
-    return datetime.fromisoformat(text.replace("Z", "+00:00"))
-
-
-def _checked_time(text: str) -> str:
-    parse_time(text)
-    return text
-
-
-Time = Annotated[str, Field(max_length=40), AfterValidator(_checked_time)]
 Count = Annotated[Int32, Field(ge=0)]
 """As much as the status can hold."""
 
@@ -77,7 +59,7 @@ class CheckpointReport(Model):
     step: Count
     path: Annotated[str, Field(max_length=1024)]
     """Relative to the storage volume."""
-    time: Time
+    time: Annotated[str, Field(max_length=40)]
     """RFC 3339, UTC."""
     metrics: Annotated[list[Metric], Field(max_length=8)] = []
 
@@ -114,7 +96,7 @@ class Progress(Model):
     """Seconds to the end of training, from this attempt's own step times."""
     tokens_per_second: float | None = None
     trainable_parameters: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
-    last_update_time: Time
+    last_update_time: Annotated[str, Field(max_length=40)]
     """RFC 3339, UTC."""
     metrics: Annotated[list[Metric], Field(max_length=64)] = []
     """loss, learning_rate, grad_norm and the rest of the last log entry."""
@@ -132,7 +114,7 @@ class TrainerStatus(Model):
     progress_percentage: Annotated[int, Field(ge=0, le=100)] | None = None
     estimated_remaining_seconds: Count | None = None
     metrics: Annotated[list[Metric], Field(max_length=256)] = []
-    last_updated_time: Time
+    last_updated_time: Annotated[str, Field(max_length=40)]
 
 
 class ProgressReport(Model):
@@ -152,7 +134,7 @@ class ExitRecord(Model):
     message: Annotated[str, Field(max_length=1024)] = ""
     rank: Count | None = None
     """Global rank whose failure came first."""
-    time: Time
+    time: Annotated[str, Field(max_length=40)]
     """RFC 3339 with microseconds: the first cause wins."""
     step: Count | None = None
     checkpoint: Annotated[str, Field(max_length=1024)] | None = None

@@ -1,10 +1,10 @@
 """What is known of an attempt's children, cut down from their objects."""
 
+import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from trl_contract import report
 from trl_operator.api.job import child_name
 from trl_operator.api.kinds import KINDS
 from trl_operator.constants import (
@@ -22,6 +22,7 @@ Key = tuple[str, str, str]
 """Kind, namespace and name of a job."""
 
 _NO_NUMBER = -1
+_RFC_3339 = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})")
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,13 @@ def current_attempt(obj: dict[str, Any]) -> Attempt | None:
 
 
 def parse_time(text: str | None) -> datetime | None:
-    """Return a Kubernetes time; None for none."""
-    return report.parse_time(text) if text else None
+    """Return an RFC 3339 time; None for anything else: the API server stores no other form of ISO 8601."""
+    if not text or not _RFC_3339.fullmatch(text):
+        return None
+    try:
+        return datetime.fromisoformat(text.replace("Z", "+00:00"))
+    except ValueError:
+        return None
 
 
 def format_time(time: datetime) -> str:

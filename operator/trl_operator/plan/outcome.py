@@ -63,7 +63,7 @@ def _cause(pod: Pod, processes: int) -> Cause | None:
         if record.outcome == "Succeeded":
             return None
         reason: str = record.reason or ("Preempted" if record.outcome == "Preempted" else "Unknown")
-        time = parse_time(record.time) or _END
+        time = parse_time(record.time) or parse_time(pod.exit_time) or _END
         return Cause(reason, record.message, pod.name, record.rank, pod.exit_code, record.log or None, time)
     if (found := _without_record(pod)) is None:
         return None

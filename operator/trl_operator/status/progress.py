@@ -1,10 +1,12 @@
 """Progress reports become the part of the status that belongs to trl-operator-progress."""
 
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from math import isfinite
 from typing import Any
 
-from trl_contract.report import CheckpointReport, ExitRecord, Metric, Progress, ProgressReport, parse_time
+from trl_contract.report import CheckpointReport, ExitRecord, Metric, Progress, ProgressReport
+from trl_operator.plan.observation import parse_time
 from trl_operator.status.conditions import Status, clean
 
 OWNED = ("progress", "checkpoints", "resumedFromStep", "evaluation", "rewards")
@@ -37,11 +39,14 @@ def is_newer(progress: Progress, current: Status) -> bool:
     known = current.get("progress")
     if known is None:
         return True
-    return (progress.attempt, progress.step, parse_time(progress.last_update_time)) > (
-        known["attempt"],
-        known["step"],
-        parse_time(known["lastUpdateTime"]),
-    )
+    said = (progress.attempt, progress.step, _when(progress.last_update_time))
+    return said > (known["attempt"], known["step"], _when(known["lastUpdateTime"]))
+
+
+def has_valid_times(progress: Progress) -> bool:
+    """Return whether the API server would take the report's times: one that it does not take spoils the whole write."""
+    times = [progress.last_update_time, *(checkpoint.time for checkpoint in progress.checkpoints)]
+    return all(parse_time(time) is not None for time in times)
 
 
 def last_words(found: Iterable[ExitRecord], attempt: int, succeeded: bool, current: Status) -> Status | None:
@@ -51,7 +56,7 @@ def last_words(found: Iterable[ExitRecord], attempt: int, succeeded: bool, curre
     is done is at 100 % in any case.
     """
     for record in found:
-        if record.progress is None or record.progress.attempt != attempt:
+        if record.progress is None or record.progress.attempt != attempt or not has_valid_times(record.progress):
             continue
         succeeded = succeeded or record.outcome == "Succeeded"
         if is_newer(record.progress, current):
@@ -147,6 +152,10 @@ def decimal(value: float | str | None) -> str | None:
     """Return a number as a short decimal string; None for what is no finite number."""
     number = _finite(value)
     return None if number is None else f"{number:.6g}"
+
+
+def _when(text: str) -> datetime:
+    return parse_time(text) or datetime.min.replace(tzinfo=UTC)
 
 
 def _count(value: float) -> int:

@@ -135,14 +135,14 @@ def test_what_is_stale_malformed_or_too_big_changes_nothing(pods: dict[str, Any]
     trainer = Trainer(node, pods["tune"])
     assert json.loads(trainer.post(report(10, 5))[1])["accepted"] is True
     jobs.wait("dpojob", "tune", "shows it", lambda s: s.get("progress", {}).get("step") == 10)
-    for stale in (report(9), report(10, 5), report(10, 4), report(11, attempt=7)):
+    times = [report(11, lastUpdateTime=text) for text in ("noon", "2026-11-21 06:11:00Z", "20261121T061100Z")]
+    for stale in (report(9), report(10, 5), report(10, 4), report(11, attempt=7), *times):
         status, answer = trainer.post(stale)
         assert (status, json.loads(answer)["accepted"]) == (200, False), stale
     surprise = {**report(11), "surprise": 1}
     negative, words = ({**report(11), "trl": {**report(11)["trl"], "step": step}} for step in (-1, "many"))
-    times = [report(11, lastUpdateTime=text) for text in ("noon", "2026-11-21 06:11:00Z", "20261121T061100Z")]
     huge = report(11, etaSeconds=2**31)
-    for bad in (b"", b"nonsense", b"[]", b"{}", surprise, negative, words, *times, huge):
+    for bad in (b"", b"nonsense", b"[]", b"{}", surprise, negative, words, huge):
         assert trainer.post(bad)[0] == 400, bad
     assert trainer.post(b" " * 70_000)[0] == 413
     assert json.loads(trainer.post(report(10, 6, activity="evaluating"))[1])["accepted"] is True
