@@ -6,9 +6,7 @@ import os
 import signal
 import ssl
 import sys
-from collections.abc import Callable
 from contextlib import AsyncExitStack
-from functools import partial
 
 import kopf
 from aiohttp import web
@@ -42,11 +40,9 @@ async def run(settings: Settings) -> None:
     async with AsyncExitStack() as stack:
         kube = await stack.enter_async_context(await Kube.connect())
         queue: WorkQueue[Key] = WorkQueue()
-        cache, metrics, lease = Cache(queue.add), Metrics(), Lease(kube, settings)
+        cache, metrics, lease = Cache(), Metrics(), Lease(kube, settings)
         relist = Relist(kube, cache, settings.namespaces, settings.relist_seconds)
-        # Keys of a replica that stands by wait for good reason.
-        waiting = partial(_leaders, lease, queue.oldest_seconds)
-        health = Health(waiting, relist.age, settings.relist_seconds)
+        health = Health(queue.oldest_seconds, relist.age, settings.relist_seconds)
         metrics.gauge("trl_operator_queue_keys", lambda: len(queue))
         metrics.gauge("trl_operator_leader", lambda: float(lease.outlasts(0)))
         await _serve(stack, health.application(metrics), settings.bind_address, settings.health_port, None)
@@ -64,7 +60,7 @@ async def run(settings: Settings) -> None:
                 tasks.create_task(receiver.write()),
                 tasks.create_task(_renew(kube, settings, tls)),
                 tasks.create_task(_watch(cache, relist, settings, health, filled, stop)),
-                tasks.create_task(_lead(lease, queue, reconciler, metrics, settings, filled)),
+                tasks.create_task(_lead(lease, cache, queue, reconciler, metrics, settings, filled)),
             ]
             await stop.wait()
             for task in running:
@@ -73,10 +69,6 @@ async def run(settings: Settings) -> None:
             await lease.release()
         except ApiError as error:
             logger.warning("the lease was not given back, it ends by itself: %s", error)
-
-
-def _leaders(lease: Lease, seconds: Callable[[], float]) -> float:
-    return seconds() if lease.outlasts(0) else 0.0
 
 
 async def _serve(
@@ -131,6 +123,7 @@ async def _watch(
 
 async def _lead(
     lease: Lease,
+    cache: Cache,
     queue: WorkQueue[Key],
     reconciler: Reconciler,
     metrics: Metrics,
@@ -142,6 +135,7 @@ async def _lead(
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(lease.keep())
         await filled.wait()
+        cache.follow(queue.add)
         for _ in range(settings.workers):
             tasks.create_task(work(queue, reconciler, metrics))
 

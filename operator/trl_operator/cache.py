@@ -14,18 +14,27 @@ def key_of(obj: Obj) -> Key:
 
 
 class Cache:
-    """The newest known state of each object; `changed` is called with the job that an object belongs to.
+    """The newest known state of each object.
 
     Of jobs only identity and status are kept: a spec may be big, and whoever decides reads the live object.
-    A pod that is gone stays until its attempt is over: its last words say why the attempt failed.
+    A pod that is gone stays while its job is known and its attempt is not over: its last words say why it failed.
     """
 
-    def __init__(self, changed: Callable[[Key], None]) -> None:
-        self._changed = changed
+    def __init__(self) -> None:
+        self._changed: Callable[[Key], None] = _ignore
         self.jobs: dict[Key, Obj] = {}
         self._children: dict[tuple[str, str], Child] = {}
         self._pods: dict[str, Pod] = {}
         self._pods_of: dict[str, set[str]] = {}
+
+    def follow(self, changed: Callable[[Key], None]) -> None:
+        """Call `changed` with every known job now, and from now on with each job that something happens to.
+
+        A replica that stands by follows nothing: it would only collect the keys of jobs that are long gone.
+        """
+        self._changed = changed
+        for key in list(self.jobs):
+            changed(key)
 
     def put_job(self, obj: Obj) -> None:
         key = key_of(obj)
@@ -33,12 +42,14 @@ class Cache:
         if known is None or _version(known) < _version(obj):
             metadata = {name: obj["metadata"][name] for name in ("name", "namespace", "uid", "resourceVersion")}
             self.jobs[key] = {"kind": obj["kind"], "metadata": metadata, "status": obj.get("status", {})}
+            for uid in {metadata["uid"], known["metadata"]["uid"] if known else ""}:
+                self._forget_pods(uid)
             self._changed(key)
 
     def drop_job(self, key: Key) -> None:
-        """Forget a job and all pods of it."""
+        """Forget a job and all pods of it that are gone."""
         if obj := self.jobs.pop(key, None):
-            self.drop_pods(obj["metadata"]["uid"])
+            self._forget_pods(obj["metadata"]["uid"])
             self._changed(key)
 
     def put_child(self, obj: Obj) -> None:
@@ -62,29 +73,43 @@ class Cache:
             return
         known = self._pods.get(pod.uid)
         if known is None or (known.version < pod.version and not known.gone):
-            self._pods[pod.uid] = pod
-            self._pods_of.setdefault(pod.job_uid, set()).add(pod.uid)
-            self._changed(pod.job)
+            self._store(pod)
 
     def drop_pod(self, obj: Obj) -> None:
-        """Remember the pod as gone, in its last state."""
+        """Remember the pod as gone, in its last state, if anybody may still ask for it."""
         self.put_pod(obj)
         self._vanish(obj["metadata"]["uid"])
 
     def _vanish(self, uid: str) -> None:
         pod = self._pods.get(uid)
         if pod is not None and not pod.gone:
-            self._pods[uid] = pod.vanished()
-            self._changed(pod.job)
+            self._store(pod.vanished())
 
-    def drop_pods(self, job_uid: str, before_attempt: int | None = None) -> None:
-        """Forget the pods of a job, or of its attempts before one."""
+    def _store(self, pod: Pod) -> None:
+        self._pods[pod.uid] = pod
+        self._pods_of.setdefault(pod.job_uid, set()).add(pod.uid)
+        self._forget_unless_wanted(pod)
+        self._changed(pod.job)
+
+    def _forget_pods(self, job_uid: str) -> None:
         for uid in list(self._pods_of.get(job_uid, ())):
-            if before_attempt is None or self._pods[uid].attempt < before_attempt:
-                del self._pods[uid]
-                self._pods_of[job_uid].discard(uid)
-        if not self._pods_of.get(job_uid):
-            self._pods_of.pop(job_uid, None)
+            self._forget_unless_wanted(self._pods[uid])
+
+    def _forget_unless_wanted(self, pod: Pod) -> None:
+        """Events come in any order: whoever is the last to know of a pod's end forgets it."""
+        if self._is_wanted(pod):
+            return
+        del self._pods[pod.uid]
+        self._pods_of[pod.job_uid].discard(pod.uid)
+        if not self._pods_of[pod.job_uid]:
+            del self._pods_of[pod.job_uid]
+
+    def _is_wanted(self, pod: Pod) -> bool:
+        """Whether the pod is of its job's attempt or a later one; a pod that is there may be known before its job."""
+        job = self.jobs.get(pod.job)
+        if job is None or job["metadata"]["uid"] != pod.job_uid:
+            return not pod.gone
+        return bool(pod.attempt >= job["status"].get("attempt", 0))
 
     def children(self, job_uid: str, namespace: str) -> list[Child]:
         return [c for c in self._children.values() if c.owner_uid == job_uid and c.job[1] == namespace]
@@ -123,6 +148,10 @@ class Cache:
         for uid, pod in list(self._pods.items()):
             if _covers(namespaces, pod.job[1]) and uid not in seen and pod.version <= version:
                 self._vanish(uid)
+
+
+def _ignore(_: Key) -> None:
+    pass
 
 
 def _version(obj: Obj) -> int:

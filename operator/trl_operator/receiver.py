@@ -169,8 +169,8 @@ class Receiver:
                 else:
                     if written:
                         self._written[key] = self._clock()
-                    else:
-                        self._written.pop(key, None)
+            # Only writes of the last interval make others wait; what is older would pile up, job by job.
+            self._written = {key: at for key, at in self._written.items() if at + self._interval > self._clock()}
             self._wake.clear()
             delay = min((self._due_in(key) for key in self._pending), default=None)
             with suppress(TimeoutError):

@@ -98,7 +98,6 @@ class Reconciler:
         if attempt is None:
             return View(others=tuple(children), blocker=await self._blocker(job, 0))
         others = tuple(child for child in children if child.name != attempt.child)
-        self._cache.drop_pods(job.uid, before_attempt=attempt.number)
         if "completionTime" in current:
             return View(others=others)
         child = next((child for child in children if child.name == attempt.child), None)

@@ -130,7 +130,8 @@ ATTEMPT = Attempt(("DPOJob", "team", "tune"), "tune-uid", 0, "tune-dpo-0")
 
 def test_an_older_state_never_replaces_a_newer_one() -> None:
     changed: list[Any] = []
-    cache = Cache(changed.append)
+    cache = Cache()
+    cache.follow(changed.append)
     cache.put_job(stored("DPOJob", "tune", 5, managedFields=[1]))
     cache.put_job(stored("DPOJob", "tune", 4))
     cache.put_pod(pod(7, "Failed"))
@@ -143,31 +144,96 @@ def test_an_older_state_never_replaces_a_newer_one() -> None:
     assert changed == [key, key]
 
 
-def test_a_pod_that_is_gone_is_remembered_in_its_last_state() -> None:
-    cache = Cache(lambda _: None)
+def job(version: int, attempt: int = 0, **metadata: Any) -> dict[str, Any]:
+    return {**stored("DPOJob", "tune", version, **metadata), "status": {"attempt": attempt}}
+
+
+def test_a_pod_that_is_gone_is_remembered_in_its_last_state_until_its_attempt_is_over() -> None:
+    cache = Cache()
+    cache.put_job(job(1))
     cache.put_pod(pod(1))
     cache.drop_pod(pod(2, "Failed"))
     [found] = cache.pods(ATTEMPT)
     assert (found.gone, found.phase) == (True, "Failed")
     cache.put_pod(pod(3))
     assert cache.pods(ATTEMPT) == [found], "a late event does not bring it back"
-    cache.drop_pods("tune-uid", before_attempt=1)
+    cache.put_job(job(4, attempt=1))
     assert cache.pods(ATTEMPT) == []
+
+
+def forgotten(cache: Cache) -> bool:
+    return not cache._pods and not cache._pods_of
+
+
+def test_nothing_is_left_of_a_job_whose_pods_go_after_it() -> None:
+    changed: list[Any] = []
+    cache = Cache()
+    cache.put_job(job(1))
+    cache.put_pod(pod(2))
+    cache.follow(changed.append)
+    cache.drop_job(("DPOJob", "team", "tune"))
+    cache.put_pod(pod(3, "Failed"))
+    cache.drop_pod(pod(4, "Failed"))
+    assert forgotten(cache)
+    cache.drop_pod(pod(4, "Failed"))
+    cache.put_pod(pod(5))
+    cache.replace_pods([], [], version=6)
+    assert forgotten(cache), "a relist finds out too"
+
+
+def test_nothing_is_left_of_a_job_that_another_one_of_its_name_has_replaced_unseen() -> None:
+    cache = Cache()
+    cache.put_job(job(1))
+    cache.put_pod(pod(2))
+    cache.drop_pod(pod(3))
+    cache.put_job(job(4, uid="another"))
+    assert forgotten(cache)
+
+
+def test_pods_of_an_attempt_that_is_over_are_not_kept_though_they_stay_for_their_logs() -> None:
+    cache = Cache()
+    cache.put_job(job(1))
+    cache.put_pod(pod(2, "Failed"))
+    cache.put_job(job(3, attempt=1))
+    assert forgotten(cache)
+    cache.replace_pods([], [pod(2, "Failed")], version=4)
+    assert forgotten(cache)
+
+
+def test_a_pod_that_is_known_before_its_job_is_kept() -> None:
+    cache = Cache()
+    cache.put_pod(pod(2))
+    cache.put_job(job(1))
+    assert [found.version for found in cache.pods(ATTEMPT)] == [2]
+
+
+def test_who_begins_to_follow_hears_of_all_jobs_that_are_there_and_of_none_that_is_gone() -> None:
+    changed: list[Any] = []
+    cache = Cache()
+    for name in ("gone", "there"):
+        cache.put_job(stored("DPOJob", name, 1))
+    cache.drop_job(("DPOJob", "team", "gone"))
+    cache.follow(changed.append)
+    assert changed == [("DPOJob", "team", "there")]
+    cache.put_pod(pod(2))
+    assert changed == [("DPOJob", "team", "there"), ("DPOJob", "team", "tune")]
 
 
 def test_a_relist_finds_what_was_deleted_unseen_and_spares_what_is_newer() -> None:
     changed: list[Any] = []
-    cache = Cache(changed.append)
+    cache = Cache()
+    cache.follow(changed.append)
+    cache.put_job(job(30))
     cache.put_job(stored("DPOJob", "old", 5))
     cache.put_job(stored("DPOJob", "new", 50))
     cache.put_job(stored("SFTJob", "other", 5))
     cache.put_pod(pod(5))
     cache.replace_jobs("DPOJob", [], [stored("DPOJob", "kept", 8)], version=20)
     cache.replace_pods([], [], version=20)
-    assert {key[2] for key in cache.jobs} == {"new", "other", "kept"}
+    assert {key[2] for key in cache.jobs} == {"new", "other", "kept", "tune"}
     assert [found.gone for found in cache.pods(ATTEMPT)] == [True]
     cache.replace_jobs("DPOJob", ["elsewhere"], [], version=99)
-    assert {key[2] for key in cache.jobs} == {"new", "other", "kept"}
+    assert {key[2] for key in cache.jobs} == {"new", "other", "kept", "tune"}
 
 
 def child(version: int, **owner: Any) -> dict[str, Any]:
@@ -186,7 +252,10 @@ def child(version: int, **owner: Any) -> dict[str, Any]:
 )  # fmt: skip
 def test_a_pod_whose_labels_name_no_attempt_is_nobodys(change: dict[str, str | None]) -> None:
     changed: list[Any] = []
-    cache = Cache(changed.append)
+    cache = Cache()
+    cache.put_job(job(1))
+    cache.follow(changed.append)
+    changed.clear()
     odd = pod(8)
     labels = odd["metadata"]["labels"]
     labels |= {f"trl-operator.io/{name}": value for name, value in change.items()}
@@ -213,7 +282,7 @@ def test_a_pod_whose_labels_name_no_attempt_is_nobodys(change: dict[str, str | N
     ],
 )
 def test_labels_alone_make_no_pod_one_of_an_attempt(owner: dict[str, Any], metadata: dict[str, Any]) -> None:
-    cache = Cache(lambda _: None)
+    cache = Cache()
     known = {**stored("DPOJob", "tune", 1), "status": {"attempt": 0, "pytorchJob": {"name": "tune-dpo-0", "uid": "c"}}}
     attempt = current_attempt(known)
     assert attempt is not None
@@ -243,7 +312,8 @@ def test_a_node_index_that_no_status_can_hold_is_no_index(make_pod: Make) -> Non
 )
 def test_a_pytorchjob_that_no_job_controls_is_nobodys_whatever_its_labels_say(owner: dict[str, Any]) -> None:
     changed: list[Any] = []
-    cache = Cache(changed.append)
+    cache = Cache()
+    cache.follow(changed.append)
     cache.put_child(child(1, **owner))
     cache.replace_children([], [child(2, **owner)], version=3)
     assert (cache.children("tune-uid", "team"), changed) == ([], [])
@@ -254,7 +324,7 @@ def test_a_pytorchjob_that_no_job_controls_is_nobodys_whatever_its_labels_say(ow
 
 
 def test_a_pytorchjob_with_an_odd_label_is_still_its_jobs() -> None:
-    cache = Cache(lambda _: None)
+    cache = Cache()
     odd = child(1)
     odd["metadata"]["labels"]["trl-operator.io/attempt"] = "b"
     cache.put_child(odd)

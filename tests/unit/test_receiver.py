@@ -27,7 +27,7 @@ class World:
 
     def __init__(self, job: dict[str, Any], pod: dict[str, Any], interval: float = 0.2) -> None:
         self.kube = FakeKube()
-        self.cache = Cache(lambda _: None)
+        self.cache = Cache()
         self.metrics = Metrics()
         self.receiver = Receiver(self.kube, self.cache, self.metrics, interval)  # type: ignore[arg-type]
         running = {"attempt": 0, "pytorchJob": {"name": "tune-dpo-0", "uid": "child-0"}}
@@ -167,5 +167,15 @@ def test_a_report_that_the_status_cannot_hold_is_refused_with_the_reason(world: 
         huge = {"name": "current_step", "value": "1e300"}
         stock = {"trainerStatus": {"lastUpdatedTime": "2026-11-21T06:00:00Z", "metrics": [huge]}}
         assert (await world.post(stock))[1]["accepted"] is True
+
+    run(world, test)
+
+
+def test_jobs_that_have_reported_once_do_not_pile_up(world: World) -> None:
+    async def test() -> None:
+        world.receiver._written["DPOJob", "team", "gone"] = 0.0
+        await world.post(report(1))
+        await until(lambda: world.writes() == 1)
+        await until(lambda: [name for _, _, name in world.receiver._written] == ["tune"])
 
     run(world, test)

@@ -28,7 +28,7 @@ class World:
 
     def __init__(self, job: dict[str, Any], now: datetime) -> None:
         self.kube = FakeKube()
-        self.cache = Cache(lambda _: None)
+        self.cache = Cache()
         self.metrics = Metrics()
         self.now = now
         self.reconciler = Reconciler(
