@@ -14,6 +14,7 @@ from trainer_kit import preference_pairs, wait_for
 
 from trl_trainer import local, local_resource
 from trl_trainer.cli import main
+from trl_trainer.cli_run import user_variables
 from trl_trainer.errors import UserError
 from trl_trainer.local import Places
 
@@ -110,6 +111,14 @@ def test_explain_prints_config_plan_and_findings_and_trains_nothing(
     assert "36 rows to train on, 4 held out" in out
     assert "duplicates" in out
     assert not storage.exists()
+
+
+def test_explain_does_not_take_this_machine_for_the_cluster(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trl_trainer.memory.host_memory", lambda: 1_000_000)
+    assert main(command("explain", write(tmp_path, JOB), volumes(model_folder, tmp_path), tmp_path / "out")) == 0
+    assert "- this machine has too little for it: the job needs" in capsys.readouterr().out
 
 
 def test_explain_says_what_the_data_lack(
@@ -244,6 +253,17 @@ def test_places_come_from_claims_config_maps_and_the_file(tmp_path: Path) -> Non
     assert Path(job.paths.train).read_text() == '{"prompt": "ü"}\n'
     with pytest.raises(UserError, match=r"ConfigMap rewards is not in the file.*--config-map rewards=DIR"):
         local.here(local_resource.read(path), Places(None, claims), gpus=0)
+
+
+def test_variables_of_the_file_reach_the_run_and_those_of_secrets_must_be_exported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = {"name": "JUDGE_TOKEN", "valueFrom": {"secretKeyRef": {"name": "judge"}}}
+    resource = local_resource.read(write(tmp_path, changed(env=[{"name": "TRL_LOG", "value": "$HOME"}, secret])))
+    with pytest.raises(UserError, match=r"spec.env: JUDGE_TOKEN come from Secrets: export them here first"):
+        user_variables(resource)
+    monkeypatch.setenv("JUDGE_TOKEN", "x")
+    assert user_variables(resource) == {"TRL_LOG": "$HOME"}
 
 
 def test_groups_must_fit_the_processes_of_this_machine(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def test_grpo_takes_the_history_up_to_the_last_assistant_turn_of_messages():
 
 def test_grpo_drops_columns_that_trl_would_take_for_its_own():
     row = {"prompt": [USER], "completion": "x", "chosen": "y", "images": [1], "answer": "z"}
+    row |= {"prompts": ["a"], "completions": ["b"]}
     assert shape("GRPOJob", row) == {"prompt": [USER], "answer": "z"}
 
 

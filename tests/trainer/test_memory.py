@@ -47,6 +47,8 @@ FULL = {"peft": {"method": "none"}}
         # The reference is a whole copy on each process, unless it is precomputed or has an adapter to switch off.
         (job("DPOJob", nodes=2, gpus=True, **FULL), 200, 200, 400, 200),
         (job("DPOJob", **FULL, dpo={"referenceModel": {"mode": "precompute"}}), 400, 400, 800, 0),
+        # Under FSDP TRL precomputes with a whole fp32 copy.
+        (job("DPOJob", nodes=2, **FULL, dpo={"referenceModel": {"mode": "precompute"}}), 200, 200, 400, 400),
         (job("DPOJob"), 408, 8, 16, 0),
         (job("GRPOJob", **FULL), 400, 400, 800, 400),
         (job("GRPOJob", **FULL, grpo={"beta": 0}), 400, 400, 800, 0),

@@ -1,20 +1,23 @@
 """Progress: the receiver may be down, slow or refusing; training neither waits nor fails."""
 
 import json
+import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from trainer_kit import KILL, Warm, at_step, free_port, job_file, metrics, preference_pairs, wait_for, write_jsonl
 
 from trl_contract.report import Progress, ProgressReport, TrainerStatus
-from trl_trainer import progress
-from trl_trainer.progress import Sender, StepClock, TokenRate, keep_metrics_until, metrics_of
+from trl_trainer import progress, tracking
+from trl_trainer.progress import Reporter, Sender, StepClock, TokenRate, keep_metrics_until, metrics_of
 
 
 @contextmanager
@@ -68,6 +71,49 @@ def test_a_refusing_receiver_is_tried_again_later() -> None:
         sender.put(report(1))
         wait_for(lambda: steps == [1], 10)
         sender.close()
+
+
+def test_a_receiver_that_talks_nonsense_is_tried_again_later() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        asked = []
+
+        def serve() -> None:
+            for answer in (b"what?\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"):
+                connection, _ = server.accept()
+                with connection:
+                    asked.append(connection.recv(65536))
+                    connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        sender = Sender({"KUBEFLOW_TRAINER_SERVER_URL": f"http://127.0.0.1:{server.getsockname()[1]}/"}, interval=0.0)
+        sender.put(report(1))
+        wait_for(lambda: len(asked) == 2, 10)
+        sender.close()
+
+
+def test_a_certificate_that_cannot_be_read_costs_the_reports_only(capsys: pytest.CaptureFixture[str]) -> None:
+    url = {"KUBEFLOW_TRAINER_SERVER_URL": "https://127.0.0.1/", "KUBEFLOW_TRAINER_SERVER_CA_CERT": "/nowhere"}
+    sender = Sender(url)
+    sender.put(report(1))
+    sender.close()
+    assert "nothing is reported, /nowhere cannot be read" in capsys.readouterr().out
+
+
+def test_metrics_that_cannot_be_written_do_not_end_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reporter = Reporter(0, tmp_path / "no-folder" / "metrics.jsonl", Sender({}))
+    state = SimpleNamespace(global_step=1)
+    for _ in range(2):
+        reporter.on_log(None, state, None, logs={"loss": 1.0})  # type: ignore[arg-type]
+    assert [(metric.name, metric.value) for metric in reporter.state.metrics] == [("loss", "1")]
+    assert capsys.readouterr().out.count("cannot be written") == 1
+
+
+def test_a_tracker_that_hangs_does_not_hold_a_finished_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "FINISH_SECONDS", 0.2)
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(finish=lambda: time.sleep(30)))
+    started = time.monotonic()
+    tracking.finish()
+    assert time.monotonic() - started < 10
 
 
 def test_without_a_receiver_nothing_is_sent() -> None:

@@ -106,11 +106,20 @@ def test_format_takes_linear_time():
         ('{"name": "x"', 0.0),
         ("", 0.0),
         ("[" * 100_000, 0.0),
+        ('{"name": "x", "age": ' + "9" * 5000 + "}", 0.0),
+        ('{"name": "x", "age": NaN}', 0.0),
     ],
 )
 def test_json_schema(text, value):
     schema = '{"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}}'
     assert builtin.json_schema(given.JsonSchemaReward(schema=schema))(text) == value
+
+
+def test_json_that_is_nested_too_deeply_for_a_recursive_schema_scores_0():
+    schema = json.dumps({"items": {"$ref": "#"}})
+    score = builtin.json_schema(given.JsonSchemaReward(schema=schema))
+    assert score("[[1], []]") == 1.0
+    assert score("[" * 400 + "]" * 400) == 0.0
 
 
 def test_a_schema_never_goes_to_the_network():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from trl_contract.rewards import PythonReward
+from trl_trainer.rewards import python
 from trl_trainer.rewards.python import PythonScorer
 from trl_trainer.rewards.score import Batch
 
@@ -52,6 +53,10 @@ def test_arrays_and_coroutines_are_understood(scorer):
     assert score(batch("a", "b")) == [0.25, 0.25]
 
 
+def test_the_import_may_take_longer_than_a_call(scorer):
+    assert scorer("import time\ntime.sleep(2)\ndef f(completions, **_): return [1]", seconds=1)(batch("a")) == [1.0]
+
+
 def test_none_has_a_reason(scorer):
     assert scorer("def f(completions, **_): return [None, 1]")(batch("a", "b")) == ["f returned None", 1.0]
 
@@ -94,10 +99,10 @@ def test_a_call_that_hangs_is_ended_with_all_it_started_and_replaced(scorer, tmp
     assert score(batch("good")) == [1.0]
 
 
-def test_a_call_whose_input_is_never_read_is_ended(scorer):
-    score = scorer("import time\ntime.sleep(600)\n", seconds=1)
+def test_an_import_that_hangs_is_ended(scorer, monkeypatch):
+    monkeypatch.setattr(python, "IMPORT_SECONDS", 1)
     with pytest.raises(RuntimeError, match="took longer than 1 s"):
-        score(batch("x" * 1_000_000))
+        scorer("import time\ntime.sleep(600)\n")(batch("x" * 1_000_000))
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,8 @@ GRPO: dict[str, Any] = {"generation": {"maxCompletionLength": 8}, "rewards": REW
 
 def test_grpo_reports_each_reward_with_its_statistics(warm: Warm, model_folder: Path, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "train.jsonl", prompts(40))
-    spec = {"grpo": GRPO, "training": {"maxSteps": 4}, "evaluation": {"enabled": False}}
+    # Evaluations have rewards of their own, which do not belong here.
+    spec = {"grpo": GRPO, "training": {"maxSteps": 4}, "evaluation": {"everySteps": 2, "maxExamples": 4}}
     ended = warm.run(job_file(tmp_path, model_folder, "GRPOJob", spec=spec))
     assert ended.codes == [0, 0], ended.logs
     progress = ended.records[0].progress

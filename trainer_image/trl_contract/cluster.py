@@ -43,6 +43,12 @@ class RunPolicy(_Part):
     termination_grace_period_seconds: Annotated[Int32, Field(ge=1)] = 300
 
 
+class Variable(_Part):
+    name: str
+    value: str | None = None
+    """None: it comes from a Secret."""
+
+
 class Cluster(_Part):
     """The few cluster fields that mean something on one machine too."""
 
@@ -51,6 +57,7 @@ class Cluster(_Part):
     resources: Resources = Resources()
     storage: Storage = Storage()
     run_policy: RunPolicy = RunPolicy()
+    env: list[Variable] = []
 
     @property
     def num_gpus(self) -> int:

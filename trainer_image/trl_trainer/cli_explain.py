@@ -24,7 +24,10 @@ UNTOLD = ("output_dir", "report_to", "disable_tqdm", "logging_nan_inf_filter", "
 
 
 def explain(path: Path, places: local.Places) -> int:
-    """Print what the job of `path` would do and return 0. UserError if it cannot work; what is known comes first."""
+    """Print what the job of `path` would do and return 0, also where this machine is too small for it.
+
+    UserError if it cannot work anywhere; what is known comes first.
+    """
     resource = local_resource.read(path)
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory(prefix="trl-") as folder:
@@ -35,7 +38,7 @@ def explain(path: Path, places: local.Places) -> int:
         rows = data.load(here, tokenizer, Path(folder) / here.uid, 0)
         _print_plan(there, here, rows, tokenizer)
         storage = _nearest(local.storage_folder(resource, places))
-        known = preflight.run(here, tokenizer, rows, storage, _device(here))
+        known = preflight.inspect(here, tokenizer, rows, storage, _device(here))
         _print_findings(known, _try_rewards(here, rows))
     return 0
 
@@ -104,7 +107,8 @@ def _print_plan(there: JobFile, here: JobFile, rows: Data, tokenizer: Any) -> No
 def _print_findings(known: Preflight, more: list[str]) -> None:
     print(f"\nhere: {known.memory.describe()}")
     print(f"a checkpoint has {_size(known.checkpoint_bytes)}, and {_size(known.free_bytes)} are free here")
-    findings = [*known.findings, *more]
+    too_little = [f"this machine has too little for it: {known.too_little[1]}"] if known.too_little else []
+    findings = [*too_little, *known.findings, *more]
     print("\n# Worth a look" if findings else "\nnothing stands out")
     for finding in findings:
         print(f"- {finding}")

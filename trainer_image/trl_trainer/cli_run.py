@@ -14,6 +14,7 @@ from tqdm import tqdm
 from trl_contract.jobfile import JobFile
 from trl_contract.report import ExitRecord, Metric, Progress
 from trl_trainer import checkpoint, local, local_resource
+from trl_trainer.errors import UserError
 from trl_trainer.local_receiver import Receiver
 from trl_trainer.supervisor import end_with_parent
 
@@ -28,6 +29,7 @@ def run(path: Path, places: local.Places) -> int:
     """Train the job of `path` to its end and return the supervisor's exit code. UserError before it starts."""
     resource = local_resource.read(path)
     job = local.here(resource, places, local.num_gpus())
+    variables = user_variables(resource)
     work = Path(job.paths.storage) / job.uid
     work.mkdir(parents=True, exist_ok=True)
     device = "GPU" if job.has_gpus else "CPU"
@@ -36,7 +38,7 @@ def run(path: Path, places: local.Places) -> int:
     receiver = Receiver()
     with tempfile.TemporaryDirectory(prefix="trl-") as folder:
         message = Path(folder) / "termination-log"
-        process = _start(work, _environment(job, receiver.url, message))
+        process = _start(work, _environment(job, receiver.url, message) | variables)
         with receiver:
             _watch(process, receiver)
         record = ExitRecord.model_validate_json(message.read_text()) if message.exists() else None
@@ -55,6 +57,15 @@ def _start(work: Path, variables: dict[str, str]) -> subprocess.Popen[bytes]:
             start_new_session=True,
             preexec_fn=end_with_parent,
         )
+
+
+def user_variables(resource: local_resource.Resource) -> dict[str, str]:
+    """Return the variables of spec.env; UserError for one that comes from a Secret and is not exported here."""
+    given = resource.cluster.env
+    missing = [variable.name for variable in given if variable.value is None and variable.name not in os.environ]
+    if missing:
+        raise UserError("InvalidSpec", f"spec.env: {', '.join(missing)} come from Secrets: export them here first")
+    return {variable.name: variable.value for variable in given if variable.value is not None}
 
 
 def _environment(job: JobFile, url: str, message: Path) -> dict[str, str]:

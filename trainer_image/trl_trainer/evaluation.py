@@ -12,6 +12,7 @@ import numpy
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from trl_trainer import watchdog
 from trl_trainer.world import Run, broadcast
 
 MAX_NEW_TOKENS = 128
@@ -46,6 +47,7 @@ def preference_accuracy(trainer: Trainer) -> float:
         for batch in trainer.get_eval_dataloader():
             chosen, rejected = completion_logps(model, batch).chunk(2)
             wins.append(accelerator.gather_for_metrics((chosen > rejected).float()))
+            watchdog.beat()
     model.train(was_training)
     return float(torch.cat(wins).mean())
 
@@ -88,6 +90,7 @@ def answers(run: Run, trainer: Trainer, tokenizer: Any, prompts: list[str], conv
                 # Every forward pass gathers the shards from all ranks: nobody may stop early.
                 synced_gpus=run.world > 1,
             )
+        watchdog.beat()
         found.append(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
     model.train(was_training)
     return found

@@ -30,8 +30,7 @@ class Resource:
     name: str
     training: TrainingSpec
     cluster: Cluster
-    cluster_fields: tuple[str, ...]
-    """Fields of the spec that only the cluster uses; of these, only the names are checked."""
+    """What means something without a cluster too; of all else that is the cluster's, only the names are checked."""
     config_maps: dict[str, dict[str, bytes]]
     """Content of each key, by the ConfigMap's name."""
 
@@ -121,7 +120,6 @@ def _resource(document: dict[str, Any], config_maps: dict[str, dict[str, bytes]]
         name=name,
         training=_checked(SPECS[kind], {key: value for key, value in spec.items() if key not in CLUSTER_FIELDS}, kind),
         cluster=_checked(Cluster, {key: value for key, value in spec.items() if key in CLUSTER_FIELDS}, kind),
-        cluster_fields=tuple(sorted(CLUSTER_FIELDS & spec.keys())),
         config_maps=config_maps,
     )
 

@@ -116,22 +116,27 @@ def _estimate(job: JobFile, sizes: Sizes, available: int, device: str) -> Memory
         weights=round(weights / world + gathered),
         gradients=round(4 * trained / world),
         optimizer=round(OPTIMIZER_BYTES[spec.training.optimizer] * trained / world),
-        beside=round(compute * _reference(job, sizes)) + sizes.reward_models,
+        beside=round(_reference(job, sizes, compute)) + sizes.reward_models,
         activations=round(_activations(job, sizes, compute)),
         available=available,
         device=device,
     )
 
 
-def _reference(job: JobFile, sizes: Sizes) -> int:
-    """Return the parameters of the model that the policy is compared with; 0 when the policy itself serves as it."""
+def _reference(job: JobFile, sizes: Sizes, compute: int) -> int:
+    """Return the bytes of the model that the policy is compared with; 0 when the policy itself serves as it."""
     if job.kind == "DPOJob":
         mode = job.spec.dpo.reference_model.mode
         if mode == "explicit":
-            return sizes.other_model
-        return sizes.parameters if mode == "auto" and job.spec.peft.method == "none" else 0
+            return compute * sizes.other_model
+        if job.spec.peft.method != "none":
+            return 0
+        if mode == "auto":
+            return compute * sizes.parameters
+        # Under FSDP TRL 1.16 precomputes with a copy of its own, in the policy's fp32, whole on every process.
+        return 4 * sizes.parameters if job.num_nodes * job.num_proc_per_node > 1 else 0
     if job.kind == "GRPOJob":
-        return sizes.parameters if job.spec.grpo.beta > 0 and job.spec.peft.method == "none" else 0
+        return compute * sizes.parameters if job.spec.grpo.beta > 0 and job.spec.peft.method == "none" else 0
     return 0
 
 
@@ -162,7 +167,7 @@ def _changes(job: JobFile, sizes: Sizes, device: str) -> Iterator[tuple[str, Job
             changed,
             1,
         )
-    if job.kind == "DPOJob" and _reference(job, sizes):
+    if job.kind == "DPOJob" and job.spec.dpo.reference_model.mode != "precompute":
         reference = job.spec.dpo.reference_model.model_copy(update={"mode": "precompute", "source": None})
         yield "dpo.referenceModel.mode: precompute", _with(job, "dpo", reference_model=reference), 1
     if device == "cuda" and OPTIMIZER_BYTES[training.optimizer] > 2:

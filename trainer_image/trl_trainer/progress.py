@@ -4,6 +4,7 @@ The training thread leaves the newest state in a one-slot mailbox; a daemon thre
 result does not depend on it: the termination message carries the last state as well.
 """
 
+import http.client
 import json
 import math
 import os
@@ -11,10 +12,10 @@ import ssl
 import statistics
 import threading
 import time
-import urllib.error
 import urllib.request
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,14 @@ class Sender:
     def __init__(self, environment: Mapping[str, str], interval: float = INTERVAL_SECONDS) -> None:
         self._url = environment.get("KUBEFLOW_TRAINER_SERVER_URL", "")
         self._token_path = environment.get("KUBEFLOW_TRAINER_SERVER_TOKEN", "")
-        ca = environment.get("KUBEFLOW_TRAINER_SERVER_CA_CERT")
-        self._tls = ssl.create_default_context(cafile=ca) if self._url.startswith("https:") else None
+        self._tls = None
+        if self._url.startswith("https:"):
+            ca = environment.get("KUBEFLOW_TRAINER_SERVER_CA_CERT")
+            try:
+                self._tls = ssl.create_default_context(cafile=ca)
+            except OSError as error:
+                print(f"progress: nothing is reported, {ca} cannot be read: {error}", flush=True)
+                self._url = ""
         self._interval = interval
         self._slot: ProgressReport | None = None
         self._changed = threading.Condition()
@@ -91,7 +98,7 @@ class Sender:
             request = urllib.request.Request(self._url, data=body, headers=headers, method="POST")
             with urllib.request.urlopen(request, timeout=5, context=self._tls):
                 return True
-        except (OSError, ValueError, urllib.error.HTTPError):
+        except (OSError, ValueError, http.client.HTTPException):
             return False
 
 
@@ -107,6 +114,7 @@ class Reporter(TrainerCallback):
         self._sender = sender
         self._clock = StepClock()
         self._done = False
+        self._full = False
         self._tokens = TokenRate()
         self._publish()
 
@@ -140,7 +148,8 @@ class Reporter(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **_: Any
     ) -> None:
         trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-        keep_metrics_until(self._metrics_file, state.global_step)
+        with self._never_failing():
+            keep_metrics_until(self._metrics_file, state.global_step)
         resumed = state.global_step or None
         self.update(
             activity="training",
@@ -172,7 +181,7 @@ class Reporter(TrainerCallback):
     ) -> None:
         logs = logs or {}
         entry = {"step": state.global_step, "time": now(), **logs}
-        with self._metrics_file.open("a") as file:
+        with self._never_failing(), self._metrics_file.open("a") as file:
             file.write(json.dumps(entry, default=str) + "\n")
         if "loss" in logs:
             rate = self._tokens.update(logs.get("num_tokens"), time.monotonic())
@@ -181,6 +190,16 @@ class Reporter(TrainerCallback):
                 tokens_per_second=rate or self.state.tokens_per_second,
                 rewards=self._rewards(),
             )
+
+    @contextmanager
+    def _never_failing(self) -> Iterator[None]:
+        """Say once that metrics.jsonl cannot be written; training goes on without it."""
+        try:
+            yield
+        except OSError as error:
+            if not self._full:
+                print(f"progress: {self._metrics_file} cannot be written: {error}", flush=True)
+            self._full = True
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

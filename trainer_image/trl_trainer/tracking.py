@@ -2,9 +2,13 @@
 
 import os
 import sys
+import threading
 from pathlib import Path
 
 from trl_contract.jobfile import JobFile
+
+FINISH_SECONDS = 60.0
+"""A tracker whose network is gone must not hold a finished job."""
 
 
 def report_to(job: JobFile) -> list[str]:
@@ -44,6 +48,9 @@ def configure(job: JobFile, work: Path) -> None:
 
 
 def finish() -> None:
-    """Let W&B write its last lines: ranks end without the interpreter's exit handlers."""
+    """Let W&B write its last lines: ranks end without the interpreter's exit handlers. It gets FINISH_SECONDS; what it
+    has not sent by then lies on the storage volume and can be sent with `wandb sync`."""
     if "wandb" in sys.modules:
-        sys.modules["wandb"].finish()
+        last = threading.Thread(target=sys.modules["wandb"].finish, name="wandb", daemon=True)
+        last.start()
+        last.join(FINISH_SECONDS)

@@ -17,6 +17,15 @@ OTHERS_SECONDS = 5.0
 """Time for the other ranks, which stalled at about the same moment, to write their stacks too."""
 
 
+_last_beat = time.monotonic()
+
+
+def beat() -> None:
+    """Give a sign of life of this process: called by what takes long between two events of the training loop."""
+    global _last_beat
+    _last_beat = time.monotonic()
+
+
 class Watchdog(TrainerCallback):
     """Watches from the first step to the end of training: without a sign of life for `seconds`, the stacks of all
     threads go to stderr, the rank's record says CommunicationTimeout, and the process ends."""
@@ -25,12 +34,11 @@ class Watchdog(TrainerCallback):
         self._seconds = seconds
         self._attempt = attempt
         self._rank = rank
-        self._beat = time.monotonic()
         self._step = 0
         self._done = threading.Event()
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._beat = time.monotonic()
+        beat()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
     def stop(self) -> None:
@@ -38,13 +46,14 @@ class Watchdog(TrainerCallback):
         self._done.set()
 
     def _alive(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._beat, self._step = time.monotonic(), state.global_step
+        beat()
+        self._step = state.global_step
 
     on_step_begin = on_substep_end = on_step_end = on_prediction_step = on_evaluate = on_save = on_log = _alive
 
     def _watch(self) -> None:
         while not self._done.wait(min(1.0, self._seconds / 4)):
-            silent = time.monotonic() - self._beat
+            silent = time.monotonic() - _last_beat
             if silent > self._seconds:
                 self._end(silent)
 

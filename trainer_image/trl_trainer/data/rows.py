@@ -109,7 +109,9 @@ def _grpo(row: Row) -> Row:
         raise _missing(row, "prompt, or messages")
     _check_prompt(prompt)
     # TRL takes any of these names for its own input, whatever the row's prompt looks like.
-    taken = {"messages", "chosen", "rejected", "completion", "completion_ids", "image", "images"}
+    taken = {
+        "messages", "chosen", "rejected", "prompts", "completion", "completions", "completion_ids", "image", "images",
+    }  # fmt: skip
     return {"prompt": prompt, **{name: value for name, value in row.items() if name not in taken and name != "prompt"}}
 
 

@@ -10,6 +10,7 @@ from trl import get_training_chat_template
 
 from trl_contract.base import Model
 from trl_contract.jobfile import JobFile
+from trl_contract.report import FailureReason
 from trl_trainer import memory, model
 from trl_trainer.data import Data, DataReport
 from trl_trainer.errors import UserError
@@ -36,13 +37,23 @@ class Preflight(Model):
     """Free space on the storage volume."""
     findings: list[str]
     """What is worth a look, most important first."""
+    too_little: tuple[FailureReason, str] | None = None
+    """Reason and message if this machine has too little memory or disk; another one may have enough."""
 
 
 def run(job: JobFile, tokenizer: Any, rows: Data, work: Path, device: str) -> Preflight:
+    """Return what is known about a resolved job before its weights are loaded. UserError when it cannot work here."""
+    found = inspect(job, tokenizer, rows, work, device)
+    if found.too_little is not None:
+        raise UserError(*found.too_little)
+    return found
+
+
+def inspect(job: JobFile, tokenizer: Any, rows: Data, work: Path, device: str) -> Preflight:
     """Return what is known about a resolved job before its weights are loaded.
 
-    UserError when it cannot work: a model that is not there, of the wrong kind or too large, a tokenizer that does not
-    fit, an option that the data do not allow, too few rows, too little disk space.
+    UserError when it can work nowhere: a model that is not there or of the wrong kind, a tokenizer that does not fit,
+    an option that the data do not allow, too few rows.
     """
     base = architecture.inspect(job)
     check_tokenizer(job, tokenizer, base)
@@ -58,14 +69,12 @@ def run(job: JobFile, tokenizer: Any, rows: Data, work: Path, device: str) -> Pr
         )
     total_steps = steps.total(job, seen.kept)
     needs = memory.estimate(job, sizes(job, base, seen), available(job, device), device)
-    if needs.certain > needs.available:
-        change = f"smallest change that fits: {needs.change}" if needs.change else "no single change fits"
-        # Not one of the OutOf...Memory reasons: those are tried again, and this cannot pass by itself.
-        raise UserError("InvalidSpec", f"the job needs {needs.describe()}; {change}")
     checkpoint, free = checkpoint_bytes(job, base), shutil.disk_usage(work).free
-    findings = [*rows.report.warnings(), *_length_findings(job, base, seen), *_memory_findings(needs)]
     final = base.parameters * (2 if job.spec.peft.method != "none" and job.spec.training.precision == "bf16" else 4)
-    findings += disk_findings(job, checkpoint, final, free)
+    too_little = _too_little_memory(needs) or _too_little_disk(checkpoint, final, free)
+    findings = [*rows.report.warnings(), *_length_findings(job, base, seen)]
+    if too_little is None:
+        findings += [*_memory_findings(needs), *_disk_findings(job, checkpoint, final, free)]
     return Preflight(
         architecture=base.name,
         parameters=base.parameters,
@@ -77,7 +86,30 @@ def run(job: JobFile, tokenizer: Any, rows: Data, work: Path, device: str) -> Pr
         checkpoint_bytes=checkpoint,
         free_bytes=free,
         findings=findings,
+        too_little=too_little,
     )
+
+
+def _too_little_memory(needs: MemoryEstimate) -> tuple[FailureReason, str] | None:
+    if needs.certain <= needs.available:
+        return None
+    change = f"smallest change that fits: {needs.change}" if needs.change else "no single change fits"
+    # Not one of the OutOf...Memory reasons: those are tried again, and this cannot pass by itself.
+    return "InvalidSpec", f"the job needs {needs.describe()}; {change}"
+
+
+def _too_little_disk(checkpoint: int, final: int, free: int) -> tuple[FailureReason, str] | None:
+    if free >= checkpoint + final:
+        return None
+    return (
+        "StorageFull",
+        f"storage: {_gib(free)} are free, but one checkpoint ({_gib(checkpoint)}) and the final model"
+        f" ({_gib(final)}) need {_gib(checkpoint + final)}",
+    )
+
+
+def _gib(count: int) -> str:
+    return f"{count / GIB:.1f} GiB"
 
 
 def check_tokenizer(job: JobFile, tokenizer: Any, base: Architecture) -> None:
@@ -197,25 +229,18 @@ def checkpoint_bytes(job: JobFile, base: Architecture) -> int:
     optimizer = {"paged_adamw_8bit": 2.0}.get(
         job.spec.training.optimizer, memory.OPTIMIZER_BYTES[job.spec.training.optimizer]
     )
-    return round(base.trainable * (4 + optimizer))
+    # The full form holds the weights twice when all are trained: transformers' own file beside accelerate's.
+    whole = job.spec.fsdp.state_dict_type == "full" and job.spec.peft.method == "none"
+    twice = 4 if whole and job.num_nodes * job.num_proc_per_node > 1 else 0
+    return round(base.trainable * (4 + twice + optimizer))
 
 
-def disk_findings(job: JobFile, checkpoint: int, final: int, free: int) -> list[str]:
-    """Return what to say about disk space; UserError when not even one checkpoint and the final model fit."""
-
-    def text(count: int) -> str:
-        return f"{count / GIB:.1f} GiB"
-
-    if free < checkpoint + final:
-        raise UserError(
-            "StorageFull",
-            f"storage: {text(free)} are free, but one checkpoint ({text(checkpoint)}) and the final model"
-            f" ({text(final)}) need {text(checkpoint + final)}",
-        )
+def _disk_findings(job: JobFile, checkpoint: int, final: int, free: int) -> list[str]:
+    """Return what to say about disk space that suffices for a while."""
     # A new checkpoint is written before an old one goes.
     wanted = (job.spec.checkpoint.keep + 1) * checkpoint + final
     if free < wanted:
-        return [f"storage: {text(free)} are free; checkpoint.keep {job.spec.checkpoint.keep} needs {text(wanted)}"]
+        return [f"storage: {_gib(free)} are free; checkpoint.keep {job.spec.checkpoint.keep} needs {_gib(wanted)}"]
     return []
 
 

@@ -3,6 +3,7 @@
 import math
 import os
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,8 +39,8 @@ class Rewards:
         return [function.given.weight for function in self.functions]
 
     def report(self) -> list[RewardReport]:
-        """Return mean, standard deviation and errors over all ranks since the start. No communication: the numbers
-        have been added up at each call."""
+        """Return mean, standard deviation and errors over all ranks and all training steps of this attempt. No
+        communication: the numbers have been added up at each call."""
         return [function.report() for function in self.functions]
 
     def try_out(self, rows: list[dict[str, Any]]) -> list[str]:
@@ -128,6 +129,8 @@ class Reward:
         self.__name__ = given.name
         self.given = given
         self.scorer = scorer
+        self.is_counted: Callable[[], bool] = lambda: True
+        """Whether a call is one of training; evaluations have other completions, and metrics of their own."""
         self._totals = torch.zeros(4, dtype=torch.float64)
         """Of all ranks: scores, their sum, the sum of their squares, errors."""
 
@@ -140,7 +143,8 @@ class Reward:
         )
         if dist.is_initialized():
             dist.all_reduce(totals)
-        self._totals += totals[:4]
+        if self.is_counted():
+            self._totals += totals[:4]
         if totals[4] and self.given.on_error == "fail":
             raise _first(failure)
         return [score if isinstance(score, float) else 0.0 for score in scores]

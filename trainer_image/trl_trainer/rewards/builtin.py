@@ -112,13 +112,18 @@ def json_schema(given: JsonSchemaReward) -> Text:
 
     def score(text: str) -> float:
         try:
-            value = json.loads(text)
-        except (json.JSONDecodeError, RecursionError):
+            value = json.loads(text, parse_constant=_refuse_constant)
+            with time_limit(MATCH_SECONDS):
+                return float(validator.is_valid(value))
+        except (ValueError, RecursionError):
+            # No JSON, a number of thousands of digits, or nested too deeply: nothing that a schema could be meant for.
             return 0.0
-        with time_limit(MATCH_SECONDS):
-            return float(validator.is_valid(value))
 
     return score
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def similarity(given: SimilarityReward) -> Compare:

@@ -15,6 +15,9 @@ from trl_trainer.rewards.score import Batch, Score
 
 CHILD = Path(__file__).with_name("child.py")
 
+IMPORT_SECONDS = 300
+"""Time limit of the module's import, which timeoutSeconds (of one call) says nothing about."""
+
 
 class PythonScorer:
     """Calls `function` of the file at `path` as f(prompts=..., completions=..., **columns).
@@ -34,7 +37,7 @@ class PythonScorer:
         """Return one score per completion. What goes wrong in the function is raised as RuntimeError."""
         request = {"prompts": batch.prompts, "completions": batch.completions, "columns": batch.columns}
         self.wait_until_ready()
-        values = self._ask(json.dumps(request, default=str).encode() + b"\n")["rewards"]
+        values = self._ask(json.dumps(request, default=str).encode() + b"\n", self._seconds)["rewards"]
         return [f"{self._command[-1]} returned None" if value is None else value for value in values]
 
     def wait_until_ready(self) -> None:
@@ -44,7 +47,7 @@ class PythonScorer:
         if self._process is None:
             self._start()
         try:
-            self._ask(b"")
+            self._ask(b"", IMPORT_SECONDS)
         except RuntimeError:
             self.close()
             raise
@@ -74,12 +77,12 @@ class PythonScorer:
             start_new_session=True,
         )
 
-    def _ask(self, request: bytes) -> dict[str, Any]:
+    def _ask(self, request: bytes, seconds: float) -> dict[str, Any]:
         assert self._process is not None
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         try:
-            with time_limit(self._seconds):
+            with time_limit(seconds):
                 view = memoryview(request)
                 while view:
                     view = view[self._process.stdin.write(view) :]

@@ -52,7 +52,7 @@ def trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Data, rewards: R
             gradient_checkpointing=model.gradient_checkpointing(run.job),
         )
     )
-    return GRPOTrainer(
+    made = GRPOTrainer(
         model=model.path(run.job),
         reward_funcs=rewards.functions,
         args=args,
@@ -62,3 +62,6 @@ def trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Data, rewards: R
         peft_config=model.lora(run.job),
         quantization_config=model.quantization(run.job),
     )
+    for function in rewards.functions:
+        function.is_counted = lambda: made.model.training
+    return made
