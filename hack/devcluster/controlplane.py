@@ -15,7 +15,8 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -99,8 +100,11 @@ class ControlPlane:
 
     @property
     def pids(self) -> dict[str, int]:
-        """The process ids of what runs, by name."""
-        return {name: process.pid for name, process in self._running.items()}
+        """The process ids of what runs, by name, in the order in which they have to be started.
+
+        Not in the order in which they were: training-operator ends when the API server is not there yet.
+        """
+        return {name: self._running[name].pid for name in self._commands if name in self._running}
 
     def kubeconfig_for(self, user: str, groups: Sequence[str] = ()) -> Path:
         """A kubeconfig with a client certificate of this user in these groups; only RBAC says what it may do."""
@@ -183,6 +187,15 @@ class ControlPlane:
             self._running[name].kill()
         for name in names:
             self._running.pop(name).wait()
+
+    @contextmanager
+    def without(self, name: str) -> Iterator[None]:
+        """Inside, the named process does not run; after it, whatever happened, it is ready again."""
+        self.stop(name)
+        try:
+            yield
+        finally:
+            self.start(name)
 
     def _is_ready(self, name: str) -> bool:
         if (code := self._running[name].poll()) is not None:
