@@ -76,9 +76,14 @@ def test_a_failure_of_the_users_making_ends_the_job_with_reason_and_hint(
     succeeded = next(c for c in status["conditions"] if c["type"] == "Succeeded")
     assert (succeeded["status"], succeeded["reason"]) == ("False", "DataFormatError")
     assert len(jobs.list("pytorchjobs")) == 1
-    told = [event for event in jobs.list("events") if event["involvedObject"]["kind"] == "DPOJob"]
-    assert {event["reason"] for event in told} == {"AttemptStarted", "Running", "Failed"}
-    assert all(event["involvedObject"]["uid"] == jobs.get("dpojob", "tune")["metadata"]["uid"] for event in told)
+
+    def told() -> list[Any]:
+        return [event for event in jobs.list("events") if event["involvedObject"]["kind"] == "DPOJob"]
+
+    # Events follow the status.
+    wait_for("the end is told", lambda: "Failed" in {event["reason"] for event in told()}, 20)
+    assert {event["reason"] for event in told()} == {"AttemptStarted", "Running", "Failed"}
+    assert all(event["involvedObject"]["uid"] == jobs.get("dpojob", "tune")["metadata"]["uid"] for event in told())
 
 
 def test_a_job_out_of_restarts_fails_with_the_last_cause(

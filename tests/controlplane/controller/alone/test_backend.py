@@ -9,6 +9,10 @@ from devcluster.fakenode import FakeNode
 from devcluster.waiting import wait_for
 
 
+def told(status: dict[str, Any]) -> bool:
+    return any(c["reason"] == "BackendUnavailable" for c in status.get("conditions", ()))
+
+
 def test_a_job_waits_for_the_training_operator_to_be_installed(
     make_operator: Callable[..., Any],
     control_plane: ControlPlane,
@@ -16,19 +20,16 @@ def test_a_job_waits_for_the_training_operator_to_be_installed(
     node: FakeNode,
     dpo: Callable[..., Any],
 ) -> None:
-    control_plane.stop("training-operator")
-    control_plane.kubectl("delete", "crd", "pytorchjobs.kubeflow.org")
     operator = make_operator()
-    operator.start()
-    jobs.apply(dpo())
-
-    def told(status: dict[str, Any]) -> bool:
-        return any(c["reason"] == "BackendUnavailable" for c in status.get("conditions", ()))
-
-    status = jobs.wait("dpojob", "tune", "tells why", told, 10)
-    assert status["phase"] == "Pending"
-    control_plane.kubectl("apply", "--server-side", f"--filename={trainingoperator.crd()}")
-    control_plane.start("training-operator")
+    with control_plane.without("training-operator"):
+        control_plane.kubectl("delete", "crd", "pytorchjobs.kubeflow.org")
+        try:
+            operator.start()
+            jobs.apply(dpo())
+            status = jobs.wait("dpojob", "tune", "tells why", told, 30)
+            assert status["phase"] == "Pending"
+        finally:
+            control_plane.kubectl("apply", "--server-side", f"--filename={trainingoperator.crd()}")
     [pod] = node.wait_for_pods(1, "tune-dpo-0", timeout=90)
     node.run(pod)
     jobs.wait_for_phase("tune", "Running")

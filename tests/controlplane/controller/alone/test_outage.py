@@ -16,19 +16,23 @@ def test_a_short_outage_is_survived_and_a_long_one_ends_the_leader_only(
     dpo: Callable[..., Any],
     record: Callable[..., str],
 ) -> None:
-    operator = make_operator(LEASE_SECONDS="20", RENEW_SECONDS="12")
+    # The first deadline outlasts every restart of an API server, which takes from 6 to 11 s on an idle machine.
+    operator = make_operator(LEASE_SECONDS="120", RENEW_SECONDS="100")
     operator.start()
     jobs.apply(dpo())
     [pod] = node.wait_for_pods(1, "tune-dpo-0")
-    control_plane.stop("kube-apiserver")
-    control_plane.start("kube-apiserver")
+    with control_plane.without("kube-apiserver"):
+        pass
     node.run(pod)
     jobs.wait_for_phase("tune", "Running", seconds=90)
     assert operator.process.poll() is None, "a leader that can still renew in time goes on"
-    control_plane.stop("kube-apiserver")
-    assert operator.process.wait(timeout=40) == 1
-    operator.start(wait=False)
-    control_plane.start("kube-apiserver")
+    assert operator.stop() == 0
+    operator.settings |= {"LEASE_SECONDS": "15", "RENEW_SECONDS": "10"}
+    operator.start()
+    wait_for("it leads again", lambda: "trl_operator_leader 1" in operator.metrics(), 30)
+    with control_plane.without("kube-apiserver"):
+        assert operator.process.wait(timeout=90) == 1
+        operator.start(wait=False)
     wait_for("the operator is ready", operator.is_ready, 60, 0.2)
     node.succeed(pod, record())
     status = jobs.wait_for_phase("tune", "Succeeded", seconds=90)

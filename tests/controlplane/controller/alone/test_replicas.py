@@ -11,6 +11,9 @@ from devcluster.fakenode import FakeNode
 from devcluster.faultproxy import FaultProxy, Request, Verdict
 from devcluster.waiting import wait_for
 
+TAKEOVER = {"LEASE_SECONDS": "10", "RENEW_SECONDS": "6", "RETRY_SECONDS": "0.5"}
+"""For tests that wait until a lease has run out; with a write's 4 s, a busy machine may stand still for 6 s."""
+
 
 def leads(operator: Any) -> bool:
     return "trl_operator_leader 1" in operator.metrics()
@@ -19,7 +22,7 @@ def leads(operator: Any) -> bool:
 def test_another_replica_goes_on_where_a_dead_leader_stopped(
     make_operator: Callable[..., Any], jobs: Any, node: FakeNode, dpo: Callable[..., Any]
 ) -> None:
-    first, second = make_operator("first"), make_operator("second")
+    first, second = make_operator("first", **TAKEOVER), make_operator("second", **TAKEOVER)
     first.start()
     wait_for("the first leads", lambda: leads(first), 20)
     second.start()
@@ -73,14 +76,14 @@ def test_a_leader_that_cannot_renew_its_lease_ends(
     make_operator: Callable[..., Any], control_plane: ControlPlane, jobs: Any, node: FakeNode, dpo: Callable[..., Any]
 ) -> None:
     with FaultProxy(control_plane.url, control_plane.ca) as proxy:
-        first = make_operator("first")
+        first = make_operator("first", **TAKEOVER)
         config = json.loads(first.kubeconfig.read_text())
         config["clusters"][0]["cluster"] = {"server": proxy.url}
         first.kubeconfig = first.kubeconfig.with_suffix(".first")
         first.kubeconfig.write_text(json.dumps(config))
         first.start()
         wait_for("the first leads", lambda: leads(first), 20)
-        second = make_operator("second")
+        second = make_operator("second", **TAKEOVER)
         second.start()
 
         def cut_off(request: Request) -> Verdict:
