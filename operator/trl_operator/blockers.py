@@ -5,7 +5,7 @@ from typing import Any
 from trl_operator.api.job import Job
 from trl_operator.constants import LABEL_JOB_UID
 from trl_operator.kube import CLAIMS, CONFIG_MAPS, JOBS, NETWORK_POLICIES, PYTORCHJOBS, Kube, Resource
-from trl_operator.plan.acceptance import Blocker, check_reference, check_spec, references
+from trl_operator.plan.acceptance import Blocker, check_reference, check_retained, check_spec, references
 from trl_operator.plan.observation import controller_uid
 from trl_operator.render.volumes import storage_claim
 
@@ -48,7 +48,7 @@ async def _claim_taken(kube: Kube, job: Job) -> Blocker | None:
     metadata = found["metadata"]
     ours = LABEL_JOB_UID in metadata.get("labels", {}) and not metadata.get("ownerReferences")
     if ours and "deletionTimestamp" not in metadata:
-        return None
+        return check_retained(found, job.cluster.num_nodes)
     return await _conflict(kube, job, CLAIMS.plural, found)
 
 

@@ -16,7 +16,7 @@ from trl_operator.cache import Cache
 from trl_operator.handlers import Backoffs
 from trl_operator.health import Health
 from trl_operator.metrics import Metrics
-from trl_operator.plan.acceptance import check_reference, check_spec, references
+from trl_operator.plan.acceptance import check_reference, check_retained, check_spec, references
 from trl_operator.plan.observation import Attempt, current_attempt
 from trl_operator.plan.outcome import classify
 from trl_operator.settings import from_environment
@@ -83,6 +83,24 @@ def test_several_nodes_need_a_claim_that_they_can_share(
     [reference] = [found for found in references(make_job(**source)) if found.name == "c"]
     blocker = check_reference(reference, {"metadata": {}, "spec": {"accessModes": modes}}, nodes)
     assert (blocker and blocker.reason) == reason
+
+
+@pytest.mark.parametrize(
+    ("modes", "nodes", "reason"),
+    [
+        (["ReadWriteOnce"], 1, None),
+        (["ReadWriteOnce"], 2, "AccessModeNotShared"),
+        (["ReadOnlyMany"], 2, "AccessModeNotShared"),
+        (["ReadWriteMany"], 2, None),
+    ],
+)
+def test_a_claim_that_an_earlier_job_has_left_must_fit_too(modes: list[str], nodes: int, reason: str | None) -> None:
+    labels = {"trl-operator.io/job-uid": "an earlier one"}
+    left = {**stored("PersistentVolumeClaim", "tune-dpo", 1, labels=labels), "spec": {"accessModes": modes}}
+    blocker = check_retained(left, nodes)
+    assert (blocker and blocker.reason) == reason
+    if blocker:
+        assert "delete the claim, or rename the job" in blocker.message
 
 
 def test_rows_in_the_spec_are_counted_in_bytes(make_job: Make) -> None:

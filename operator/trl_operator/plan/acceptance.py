@@ -105,13 +105,27 @@ def check_reference(reference: Reference, obj: dict[str, Any] | None, num_nodes:
     if reference.key and reference.key not in {**obj.get("data", {}), **obj.get("binaryData", {})}:
         return Blocker("ConfigMapKeyNotFound", f"{where}, which has no key {reference.key}: add it")
     if reference.kind == "PersistentVolumeClaim":
-        modes = set(obj["spec"].get("accessModes", ()))
         if "deletionTimestamp" in obj["metadata"]:
             return Blocker("PersistentVolumeClaimNotFound", f"{where}, which is being deleted: create another one")
-        if num_nodes > 1 and not modes & ({"ReadWriteMany"} if reference.writes else SHARED):
-            has = f"{where} with access modes {', '.join(sorted(modes))}, but numNodes is {num_nodes}"
+        if modes := _not_shared(obj, num_nodes, {"ReadWriteMany"} if reference.writes else SHARED):
+            has = f"{where} with access modes {modes}, but numNodes is {num_nodes}"
             return Blocker("AccessModeNotShared", f"{has}: several nodes need ReadWriteMany")
     return None
+
+
+def check_retained(claim: dict[str, Any], num_nodes: int) -> Blocker | None:
+    """Return what is wrong with a claim that an earlier job of the same name has left and this one would write to."""
+    if modes := _not_shared(claim, num_nodes, {"ReadWriteMany"}):
+        left = f"PersistentVolumeClaim {claim['metadata']['name']} of an earlier job has access modes {modes}"
+        remedy = "several nodes need ReadWriteMany: delete the claim, or rename the job"
+        return Blocker("AccessModeNotShared", f"storage: {left}, but numNodes is {num_nodes}: {remedy}")
+    return None
+
+
+def _not_shared(claim: dict[str, Any], num_nodes: int, wanted: set[str]) -> str:
+    """Return the claim's access modes if several nodes need others; empty if all is well."""
+    modes = set(claim["spec"].get("accessModes", ()))
+    return ", ".join(sorted(modes)) or "none" if num_nodes > 1 and not modes & wanted else ""
 
 
 def _source(field: str, source: ModelSource | DataSource | None) -> list[Reference]:

@@ -65,6 +65,16 @@ def test_a_claim_that_several_nodes_cannot_share_is_told(
     node.wait_for_pods(2, "again-dpo-0")
 
 
+def test_a_claim_that_an_earlier_job_has_left_must_suit_the_new_one(
+    operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any]
+) -> None:
+    left = claim("tune-dpo", "ReadWriteOnce")
+    left["metadata"]["labels"] = {"trl-operator.io/job-uid": "an-earlier-one"}
+    jobs.apply(left)
+    jobs.apply(dpo(numNodes=2, storage=SHARED))
+    assert "several nodes need ReadWriteMany: delete the claim" in refused(jobs, "tune", "AccessModeNotShared")
+
+
 def test_a_name_that_is_taken_is_told_and_the_holder_is_left_alone(
     operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any]
 ) -> None:
