@@ -13,7 +13,7 @@ from trl_operator.api.job import Job, parse_job
 from trl_operator.blockers import find_blocker
 from trl_operator.cache import Cache
 from trl_operator.constants import API_VERSION, LABEL_ATTEMPT, LABEL_JOB_UID, MANAGER, MANAGER_PROGRESS, MANAGER_STATUS
-from trl_operator.errors import ApiError
+from trl_operator.errors import ApiError, LeaseLost
 from trl_operator.kube import CLAIMS, CONFIG_MAPS, EVENTS, JOBS, NETWORK_POLICIES, PODS, PYTORCHJOBS, Kube
 from trl_operator.lease import Lease
 from trl_operator.metrics import Metrics
@@ -82,13 +82,16 @@ class Reconciler:
         return await self._act(job, obj, decision)
 
     async def _refuse(self, obj: Obj, error: ValidationError) -> None:
-        """A stored object that does not fit our models: made before a rule was added."""
+        """A stored object that does not fit our models: made before a rule was added. What has ended stays as it is."""
+        if "completionTime" in obj.get("status", {}):
+            return
         first = error.errors(include_url=False)[0]
         message = f"spec.{'.'.join(str(part) for part in first['loc'])}: {first['msg']}: create a new job"
         status = owned(obj.get("status", {}))
         generation = obj["metadata"]["generation"]
         set_condition(status, "Accepted", "False", "InvalidSpec", message, generation=generation, now=self._now())
-        status["phase"] = "Pending"
+        if "pytorchJob" not in status:
+            status["phase"] = "Pending"
         await self._put_status(obj, status)
 
     async def _observe(self, job: Job, obj: Obj) -> View:
@@ -250,7 +253,10 @@ async def work(queue: WorkQueue[Key], reconciler: Reconciler, metrics: Metrics) 
             level = logging.DEBUG if error.status == 409 else logging.WARNING
             logger.log(level, "%s: %s", name, error)
             queue.failed(key, error.retry_after)
-        except (AssertionError, ArithmeticError, LookupError, TypeError, ValueError):
+        except LeaseLost:
+            raise
+        except Exception:
+            # Whatever it is, it came from this job: it must not end the process, and with it all other jobs' progress.
             metrics.count("trl_operator_reconcile_errors_total", status="bug")
             logger.exception("%s: this is a bug; other jobs go on", name)
             queue.failed(key, at_least=5.0)

@@ -302,6 +302,13 @@ def test_a_condition_keeps_its_time_until_its_status_changes(
     assert condition(runs, "Running")["lastTransitionTime"] == format_time(later)
 
 
+def test_a_condition_that_a_newer_version_has_left_is_kept(make_job: Make, make_child: Make, now: datetime) -> None:
+    job, status = running(make_job, make_child, now)
+    newer = [{"type": "Fresh", "status": "True", "reason": "New", "message": ""}, *status["conditions"]]
+    after = decide(job, {**status, "conditions": newer}, View(make_child(0)), now).status
+    assert [found["type"] for found in after["conditions"]] == ["Accepted", "Running", "Fresh"]
+
+
 def test_a_suspended_job_stops_rests_and_goes_on_at_no_cost(
     make_job: Make, make_child: Make, make_pod: Make, now: datetime
 ) -> None:

@@ -102,6 +102,18 @@ def test_an_attempt_that_never_ran_on_all_pods_is_a_start_that_failed(make_pod: 
     assert classify([make_pod(0, "Failed", exit_code=10, record=record("InvalidSpec"))], 2, 1).reason == "InvalidSpec"
 
 
+@pytest.mark.parametrize("effect", ["PeerLost", "CommunicationTimeout"])
+def test_an_attempt_that_lost_a_pod_before_all_have_run_costs_nothing(make_pod: Make, effect: str) -> None:
+    gone = make_pod(1, "Pending").vanished()
+    waited = make_pod(0, "Failed", exit_code=137, record=record(effect))
+    for pods in ([make_pod(0), gone], [waited, gone]):
+        cause = classify(pods, 2, 1)
+        assert (cause.reason, REASONS[cause.reason].free) == ("StartTimeout", True)
+        assert cause.message
+    lost = make_pod(0, "Failed", exit_code=137, disruption="DeletionByTaintManager")
+    assert classify([lost, gone], 2, 1).reason == "NodeLost", "what says more, and is free, is kept"
+
+
 def test_nothing_left_is_unknown(make_pod: Make) -> None:
     assert classify([], 2, 1).reason == "Unknown"
 

@@ -9,9 +9,10 @@ import pytest
 from fake_kube import FakeKube
 
 from trl_operator.cache import Cache
-from trl_operator.errors import ApiError
+from trl_operator.errors import ApiError, LeaseLost
 from trl_operator.metrics import Metrics
-from trl_operator.reconcile import Reconciler
+from trl_operator.queue import WorkQueue
+from trl_operator.reconcile import Reconciler, work
 from trl_operator.render.manifests import Installation
 
 KEY = ("DPOJob", "team", "tune")
@@ -156,3 +157,87 @@ def test_words_that_the_api_server_refuses_do_not_keep_a_job_from_ending(
     world.reconcile()
     assert world.status["phase"] == "Succeeded"
     assert 'trl_operator_last_words_total{result="refused"} 1' in world.metrics.render()
+
+
+def broken(world: World) -> None:
+    """The stored spec is one that a newer rule refuses."""
+    job = world.kube.objects["dpojobs", "team", "tune"]
+    world.kube.put("dpojobs", {**job, "spec": {**job["spec"], "surprise": 1}})
+
+
+def test_a_spec_that_cannot_be_read_is_told_and_leaves_phase_and_end_of_what_has_begun(
+    world: World, child_object: Objects, pod_object: Objects
+) -> None:
+    broken(world)
+    world.reconcile()
+    accepted = next(c for c in world.status["conditions"] if c["type"] == "Accepted")
+    assert (accepted["status"], accepted["reason"], world.status["phase"]) == ("False", "InvalidSpec", "Running")
+    job = world.kube.objects["dpojobs", "team", "tune"]
+    ended = {**job["status"], "phase": "Succeeded", "completionTime": "2026-11-21T11:40:00Z", "conditions": []}
+    world.kube.put("dpojobs", {**job, "status": ended})
+    world.reconcile()
+    assert world.status == ended
+
+
+def test_a_spec_that_cannot_be_read_waits_as_pending(job_object: Objects, now: datetime) -> None:
+    world = World(job_object(), now)
+    broken(world)
+    world.reconcile()
+    assert world.status["phase"] == "Pending"
+
+
+def test_a_retained_claim_that_several_nodes_cannot_share_blocks_the_job(job_object: Objects, now: datetime) -> None:
+    storage = {"size": "10Gi", "accessModes": ["ReadWriteMany"]}
+    rows = {"train": {"inline": [{"prompt": "p", "chosen": "c", "rejected": "r"}]}}
+    world = World(job_object(numNodes=2, storage=storage, dataset=rows), now)
+    metadata = {"name": "tune-dpo", "labels": {"trl-operator.io/job-uid": "an earlier one"}}
+    left = {"metadata": metadata, "spec": {"accessModes": ["ReadWriteOnce"]}}
+    world.kube.put("persistentvolumeclaims", left)
+    world.reconcile()
+    accepted = next(c for c in world.status["conditions"] if c["type"] == "Accepted")
+    assert (accepted["status"], accepted["reason"]) == ("False", "AccessModeNotShared")
+    assert "tune-dpo of an earlier job has access modes ReadWriteOnce" in accepted["message"]
+    world.kube.put("persistentvolumeclaims", {**left, "spec": {"accessModes": ["ReadWriteMany"]}})
+    world.reconcile()
+    assert ("create", "pytorchjobs") in world.kube.writes
+
+
+@pytest.mark.parametrize("bug", [AttributeError, RuntimeError, KeyError, RecursionError, OSError])
+def test_a_job_that_meets_a_bug_does_not_stop_the_others(bug: type[Exception]) -> None:
+    done: list[str] = []
+
+    class Reconciling:
+        async def reconcile(self, key: Any) -> None:
+            if key[2] == "bad":
+                raise bug("boom")
+            done.append(key[2])
+
+    async def main() -> None:
+        queue: WorkQueue[Any] = WorkQueue()
+        metrics = Metrics()
+        worker = asyncio.create_task(work(queue, Reconciling(), metrics))  # type: ignore[arg-type]
+        for name in ("bad", "good"):
+            queue.add(("DPOJob", "team", name))
+        async with asyncio.timeout(5):
+            while not done:
+                await asyncio.sleep(0.005)
+        assert 'status="bug"} 1' in metrics.render()
+        worker.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await worker
+
+    asyncio.run(main())
+
+
+def test_a_worker_ends_when_the_lease_is_lost() -> None:
+    class Reconciling:
+        async def reconcile(self, key: Any) -> None:
+            raise LeaseLost("gone")
+
+    async def main() -> None:
+        queue: WorkQueue[Any] = WorkQueue()
+        queue.add(("DPOJob", "team", "tune"))
+        with pytest.raises(LeaseLost):
+            await asyncio.wait_for(work(queue, Reconciling(), Metrics()), 5)  # type: ignore[arg-type]
+
+    asyncio.run(main())

@@ -45,14 +45,18 @@ def records(pods: Iterable[Pod]) -> list[ExitRecord]:
 
 
 def classify(pods: Iterable[Pod], num_nodes: int, processes: int) -> Cause:
-    """Return the first cause among the ended pods of a failed attempt; what follows from another failure comes last."""
+    """Return the first cause among the ended pods of a failed attempt; what follows from another failure comes last.
+
+    An attempt that fails before all its pods have run costs nothing, unless no other attempt could mend it.
+    """
     pods = list(pods)
     causes = [cause for pod in pods if (cause := _cause(pod, processes))]
     if not causes:
         return Cause("Unknown", "the attempt failed, and neither a pod nor an exit record is left to say why")
     first = min(causes, key=lambda cause: (REASONS[cause.reason].effect, cause.time))
     all_started = sum(pod.started for pod in pods) >= num_nodes
-    if first.reason == "Unknown" and not all_started:
+    reason = REASONS[first.reason]
+    if reason.retryable and not reason.free and not all_started:
         return Cause(**{**vars(first), "reason": "StartTimeout"})
     return first
 

@@ -34,10 +34,15 @@ def set_condition(
         "observedGeneration": generation,
     }
     kept = [c for c in status.get("conditions", ()) if c["type"] != kind]
-    status["conditions"] = sorted([*kept, after], key=lambda c: _ORDER.index(c["type"]))
+    status["conditions"] = sorted([*kept, after], key=lambda c: _place(c["type"]))
 
 
 _ORDER = ["Accepted", "EvaluationSkipped", "KLPenaltyDisabled", "Running", "Suspended", "Succeeded"]
+
+
+def _place(kind: str) -> int:
+    """A type that a newer version of the operator has left comes last."""
+    return _ORDER.index(kind) if kind in _ORDER else len(_ORDER)
 
 
 def clean(text: str, limit: int) -> str:
