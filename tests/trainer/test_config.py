@@ -1,6 +1,8 @@
 """Nothing that a user writes gets lost: every field, set to another value than its default, is found again in the TRL
 config that trains, or stands in the list of fields that another part uses."""
 
+import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -288,6 +290,16 @@ def test_named_values_are_transformers_own(field: str) -> None:
     ours = {"lrScheduler": LrScheduler, "optimizer": Optimizer}[field].__args__  # type: ignore[attr-defined]
     theirs = {"lrScheduler": transformers.SchedulerType, "optimizer": transformers.training_args.OptimizerNames}[field]
     assert set(ours) <= {member.value for member in theirs}
+
+
+def test_losses_are_all_that_trl_has() -> None:
+    from trl.trainer import dpo_trainer
+
+    from trl_contract.training import DpoLoss, GrpoLoss
+
+    assert set(DpoLoss.__args__) == set(re.findall(r'loss_type == "(\w+)"', inspect.getsource(dpo_trainer)))  # type: ignore[attr-defined]
+    documented = str(trl.GRPOConfig.__doc__).partition("loss_type (`str`")[2].partition("mask_truncated_completions")[0]
+    assert set(GrpoLoss.__args__) == set(re.findall(r'- `"(\w+)"`', documented))  # type: ignore[attr-defined]
 
 
 def test_job_file_of_another_world_size_is_refused_by_the_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -352,6 +352,26 @@ def test_grpo_saves_only_between_two_batches_of_completions(
     assert steps(folder) == [6]
 
 
+def test_a_clock_that_jumps_back_changes_nothing(warm: Warm, folder: Path, model_folder: Path) -> None:
+    back = "import types, datetime as d, trl_trainer.records as r; r.datetime = types.SimpleNamespace("
+    back += "now=lambda zone: d.datetime(2001, 1, 31, tzinfo=zone))"
+    ended = run(warm, folder, model_folder, world=1, prelude=at_step(4, back, rank=0))
+    assert ended.codes == [0], ended.logs
+    assert [line["step"] for line in metrics(folder) if "loss" in line] == list(range(1, 9))
+    assert any(line["time"].startswith("2001") for line in metrics(folder))
+    progress = ended.records[0].progress
+    assert progress is not None
+    assert progress.eta_seconds == 0
+
+
+def test_a_run_of_no_step_is_a_failure(warm: Warm, folder: Path, model_folder: Path) -> None:
+    nothing = "from transformers import Trainer; Trainer.train = lambda self, **options: None"
+    ended = run(warm, folder, model_folder, world=1, prelude=[nothing])
+    assert ended.codes == [10], ended.logs
+    assert "the data end after 0 of" in ended.records[0].message
+    assert not (folder / "storage/uid-1/final").exists()
+
+
 def test_a_memory_limit_that_kills_a_rank_is_named(folder: Path, model_folder: Path) -> None:
     """A real cgroup: the supervisor lives in it, a rank takes more than the limit and the kernel kills it."""
     v2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
@@ -381,19 +401,15 @@ print(record.reason, records.exit_code(record), record.message)
         group.rmdir()
 
 
-def test_a_rank_that_crashes_in_native_code_leaves_its_last_words(folder: Path, model_folder: Path) -> None:
-    """Supervisor and torchrun for real; the rank is a stand-in that dies at once, so that this takes seconds."""
-    (folder / "trl_trainer_stand_in.py").write_text(
-        "import os, sys, time\n"
-        "print('about to crash, token hf_abcdefghijklmn', file=sys.stderr, flush=True)\n"
-        "os.abort() if os.environ['RANK'] == '0' else time.sleep(60)\n"
-    )
+def supervise_stand_in(folder: Path, model: Path, rank: str) -> ExitRecord:
+    """Supervisor and torchrun for real; the ranks run the code `rank` instead of ours, so that this takes seconds."""
+    (folder / "trl_trainer_stand_in.py").write_text(rank)
     code = f"""
 import sys
 from pathlib import Path
 from trl_trainer import fence, records, supervisor
 sys.path.insert(0, {str(folder)!r})
-job = supervisor.read_job({str(job_file(folder, model_folder, spec={}))!r})
+job = supervisor.read_job({str(job_file(folder, model, spec={}))!r})
 fence.claim(Path(job.paths.storage) / job.uid, 0)
 command = supervisor.command
 stand_in = lambda *a: [word.replace("trl_trainer", "trl_trainer_stand_in") for word in command(*a)]
@@ -404,10 +420,45 @@ print(supervisor.supervise(job, "job.json", supervisor.Stop(300)).model_dump_jso
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True,
         env={**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
-    record = ExitRecord.model_validate_json(run.stdout.splitlines()[-1])
+    return ExitRecord.model_validate_json(run.stdout.splitlines()[-1])
+
+
+def test_a_rank_that_crashes_in_native_code_leaves_its_last_words(folder: Path, model_folder: Path) -> None:
+    crash = (
+        "import os, sys, time\n"
+        "print('about to crash, token hf_abcdefghijklmn', file=sys.stderr, flush=True)\n"
+        "os.abort() if os.environ['RANK'] == '0' else time.sleep(60)\n"
+    )
+    record = supervise_stand_in(folder, model_folder, crash)
     assert (record.outcome, record.reason, record.rank) == ("Failed", "Unknown", 0)
     assert "ended without a word" in record.message
     assert "about to crash, token ***" in record.log
+
+
+def test_torchrun_that_is_killed_takes_the_ranks_with_it(folder: Path, model_folder: Path) -> None:
+    kill = (
+        "import os, signal, sys, time\n"
+        f"open({str(folder)!r} + '/rank-' + os.environ['RANK'], 'w').write(str(os.getpid()))\n"
+        f"while len([name for name in os.listdir({str(folder)!r}) if name.startswith('rank-')]) < 2: time.sleep(0.05)\n"
+        "os.kill(os.getppid(), signal.SIGKILL) if os.environ['RANK'] == '0' else None\n"
+        "time.sleep(600)\n"
+    )
+    record = supervise_stand_in(folder, model_folder, kill)
+    assert (record.outcome, record.reason) == ("Failed", "Unknown")
+    assert not [pid for path in folder.glob("rank-*") if Path("/proc", pid := path.read_text()).exists()]
+
+
+def test_a_bare_torchrun_trains_the_same_job(folder: Path, model_folder: Path) -> None:
+    """Without our supervisor, as in somebody else's launcher."""
+    job = job_file(folder, model_folder, spec={"training": {"maxSteps": 2}, "evaluation": {"enabled": False}})
+    argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    run = subprocess.run(
+        [*argv, "--module", "trl_trainer", "--job", str(job)], capture_output=True, text=True, timeout=300, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-4000:]
+    assert steps(folder) == [2]
+    assert (folder / "storage/uid-1/final/model.safetensors").exists()
 
 
 def test_sigterm_to_the_supervisor_saves_and_exits_143(folder: Path, model_folder: Path) -> None:

@@ -42,6 +42,7 @@ CASES: dict[str, dict[str, Any]] = {
         },
     },
     "dpo-one-process": {"kind": "DPOJob", "spec": {}, "world": 1},
+    "dpo-precomputed": {"kind": "DPOJob", "spec": {"dpo": {"referenceModel": {"mode": "precompute"}}}},
 }
 
 

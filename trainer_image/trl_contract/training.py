@@ -143,6 +143,9 @@ DpoLoss = Literal[
 ]  # fmt: skip
 
 
+GrpoLoss = Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"]
+
+
 class ReferenceModel(Model):
     model_config = ConfigDict(
         json_schema_extra={
@@ -257,7 +260,7 @@ class Grpo(Model):
     """Completions per prompt. perDeviceBatchSize x processes x gradientAccumulationSteps must be a multiple of it."""
     num_iterations: Annotated[Int32, Field(ge=1, le=64)] = 1
     """Optimizer passes over each batch of completions."""
-    loss_type: Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo"] = "dapo"
+    loss_type: GrpoLoss = "dapo"
     """How the loss is normalized."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """What rewards are divided by: the standard deviation of their group or of the batch, or nothing."""

@@ -2,6 +2,7 @@
 `python -m trl_trainer run job.yaml` and `explain job.yaml`: a job on this machine, without a cluster."""
 
 import argparse
+import faulthandler
 import gc
 import os
 import sys
@@ -21,6 +22,8 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     termination = Termination()
+    # The last words of a rank that crashes in native code.
+    faulthandler.enable()
     job = resolve(read_job(arguments.job))
     os.environ.update(library_settings(job))
 
