@@ -7,7 +7,7 @@ from trl_operator.constants import LABEL_JOB_UID
 from trl_operator.kube import CLAIMS, CONFIG_MAPS, JOBS, NETWORK_POLICIES, PYTORCHJOBS, Kube, Resource
 from trl_operator.plan.acceptance import Blocker, check_reference, check_retained, check_spec, references
 from trl_operator.plan.observation import controller_uid
-from trl_operator.render.volumes import storage_claim
+from trl_operator.plan.upstream import awaits, check_upstream, upstreams, with_upstreams
 
 Obj = dict[str, Any]
 
@@ -16,6 +16,10 @@ async def find_blocker(kube: Kube, job: Job, attempt: int) -> Blocker | None:
     """Return the first thing that stands against starting `attempt` now; None if nothing does."""
     if blocker := check_spec(job):
         return blocker
+    resolved = await resolve(kube, job)
+    if isinstance(resolved, Blocker):
+        return resolved
+    job = resolved
     for reference in references(job):
         resource = CONFIG_MAPS if reference.kind == "ConfigMap" else CLAIMS
         found = await kube.get(resource, job.namespace, reference.name)
@@ -31,6 +35,26 @@ async def find_blocker(kube: Kube, job: Job, attempt: int) -> Blocker | None:
     return await _claim_taken(kube, job)
 
 
+async def resolve(kube: Kube, job: Job) -> Job | Blocker:
+    """Return the job with the results of earlier jobs in place of their names, or why they cannot be used."""
+    found: dict[str, Obj] = {}
+    for upstream in upstreams(job):
+        obj = await kube.get(JOBS[upstream.kind], job.namespace, upstream.name)
+        if blocker := check_upstream(upstream, obj):
+            return blocker
+        assert obj is not None, "check_upstream has seen it"
+        found[upstream.name] = obj
+    return with_upstreams(job, found)
+
+
+async def is_awaited(kube: Kube, job: Job) -> bool:
+    """Return whether another job that has not ended uses the result of this one."""
+    if job.info.kind != "RewardJob":
+        return False
+    others, _ = await kube.list(JOBS["GRPOJob"], job.namespace)
+    return any(awaits(obj, job.name) for obj in others)
+
+
 async def _name_taken(kube: Kube, job: Job, resource: Resource, name: str) -> Blocker | None:
     found = await kube.get(resource, job.namespace, name)
     if found is None or controller_uid(found["metadata"]) == job.uid:
@@ -42,7 +66,7 @@ async def _claim_taken(kube: Kube, job: Job) -> Blocker | None:
     """A claim of ours by label is used again; it may be left over from an earlier job of the same name."""
     if job.cluster.storage.claim_name:
         return None
-    found = await kube.get(CLAIMS, job.namespace, storage_claim(job))
+    found = await kube.get(CLAIMS, job.namespace, job.storage_claim)
     if found is None or controller_uid(found["metadata"]) == job.uid:
         return None
     metadata = found["metadata"]

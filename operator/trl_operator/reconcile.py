@@ -10,7 +10,7 @@ from uuid import uuid4
 from pydantic import ValidationError
 
 from trl_operator.api.job import Job, parse_job
-from trl_operator.blockers import find_blocker
+from trl_operator.blockers import find_blocker, is_awaited, resolve
 from trl_operator.cache import Cache
 from trl_operator.constants import API_VERSION, LABEL_ATTEMPT, LABEL_JOB_UID, MANAGER, MANAGER_PROGRESS, MANAGER_STATUS
 from trl_operator.errors import ApiError, LeaseLost
@@ -22,7 +22,6 @@ from trl_operator.plan.observation import Child, Key, child_from, controller_uid
 from trl_operator.plan.outcome import records
 from trl_operator.queue import WorkQueue
 from trl_operator.render.manifests import Installation, claim, config_map, network_policy, pytorchjob
-from trl_operator.render.volumes import storage_claim
 from trl_operator.status.conditions import Status, set_condition
 from trl_operator.status.events import Event, events
 from trl_operator.status.lifecycle import Decision, View, decide, owned
@@ -30,6 +29,8 @@ from trl_operator.status.progress import last_words
 
 logger = logging.getLogger(__name__)
 
+AWAITED_POLL_SECONDS = 30.0
+"""A job whose TTL is over stays while another one needs its result; it looks again after so long."""
 Obj = dict[str, Any]
 
 INVALID = 422
@@ -179,6 +180,8 @@ class Reconciler:
             self._lease.check()
             await self._kube.delete(PYTORCHJOBS, job.namespace, child.name, child.uid)
         if decision.delete_job:
+            if await is_awaited(self._kube, job):
+                return AWAITED_POLL_SECONDS
             self._lease.check()
             await self._kube.delete(JOBS[job.info.kind], job.namespace, job.name, job.uid)
             return None
@@ -191,9 +194,12 @@ class Reconciler:
             return begun.requeue
         return decision.requeue
 
-    async def _start(self, job: Job, attempt: int) -> Child | None:
-        """Create what the attempt needs, its PyTorchJob last; None if the name was taken meanwhile."""
-        if job.cluster.storage.size and not await self._kube.get(CLAIMS, job.namespace, storage_claim(job)):
+    async def _start(self, named: Job, attempt: int) -> Child | None:
+        """Create what the attempt needs, its PyTorchJob last; None if something has come up meanwhile."""
+        job = await resolve(self._kube, named)
+        if isinstance(job, Blocker):
+            return None
+        if job.cluster.storage.size and not await self._kube.get(CLAIMS, job.namespace, job.storage_claim):
             self._lease.check()
             await self._kube.create(CLAIMS, claim(job), job.namespace)
         for resource, manifest in (

@@ -238,7 +238,7 @@ def test_a_gpu_machine_uses_all_its_gpus_and_a_cpu_machine_what_the_file_says(tm
 def test_places_come_from_claims_config_maps_and_the_file(tmp_path: Path) -> None:
     rewards = [
         {"name": "mine", "python": {"configMap": {"name": "rewards", "key": "mine.py"}, "function": "f"}},
-        {"name": "judge", "rewardModel": {"volume": {"claimName": "models", "path": "judge"}}},
+        {"name": "judge", "rewardModel": {"source": {"volume": {"claimName": "models", "path": "judge"}}}},
     ]
     spec = {**GRPO_SPEC, "grpo": {"rewards": rewards}, "dataset": {"train": {"inline": [{"prompt": "ü"}]}}}
     path = write(tmp_path, {**JOB, "kind": "GRPOJob", "spec": spec})
@@ -253,6 +253,20 @@ def test_places_come_from_claims_config_maps_and_the_file(tmp_path: Path) -> Non
     assert Path(job.paths.train).read_text() == '{"prompt": "ü"}\n'
     with pytest.raises(UserError, match=r"ConfigMap rewards is not in the file.*--config-map rewards=DIR"):
         local.here(local_resource.read(path), Places(None, claims), gpus=0)
+
+
+def test_a_reward_model_from_a_job_is_the_newest_that_was_made_here(tmp_path: Path) -> None:
+    rewards = [{"name": "judge", "rewardModel": {"fromJob": {"name": "judge"}}}]
+    path = write(tmp_path, {**JOB, "kind": "GRPOJob", "spec": {**GRPO_SPEC, "grpo": {"rewards": rewards}}})
+    places = Places(tmp_path / "out")
+    with pytest.raises(UserError, match=r"rewardModel.fromJob: RewardJob judge has no model in .*run its file first"):
+        local.here(local_resource.read(path), places, gpus=0)
+    for number, name in enumerate(("judge-0000000b", "judge-0000000a", "judge-other-0000000c")):
+        (tmp_path / "out" / name / "final").mkdir(parents=True)
+        os.utime(tmp_path / "out" / name / "final", (number, number))
+    (tmp_path / "out" / "judge-0000000d").mkdir()
+    job = local.here(local_resource.read(path), places, gpus=0)
+    assert job.paths.rewards == {"judge": str(tmp_path / "out" / "judge-0000000a" / "final")}
 
 
 def test_variables_of_the_file_reach_the_run_and_those_of_secrets_must_be_exported(

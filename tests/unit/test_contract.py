@@ -12,6 +12,7 @@ from trl_contract.resolve import resolve
 SOURCE = {"configMap": {"name": "pairs", "key": "train.jsonl"}}
 STOPPING = {"metric": "loss", "mode": "min"}
 KEYWORD = {"name": "polite", "keyword": {"words": ["please"]}}
+VOLUME = {"claimName": "c", "path": "p"}
 
 
 def job(kind: str = "DPOJob", spec: dict[str, Any] | None = None, **fields: Any) -> JobFile:
@@ -50,6 +51,12 @@ def test_the_wire_form_reads_back_as_the_same_job(kind: str) -> None:
         ("DPOJob", {"dpo": {"lossType": ["sigmoid", "sft"], "lossWeights": [1.0]}}, "lossWeights"),
         ("DPOJob", {"dpo": {"labelSmoothing": 0.1}}, "robust or exo_pair"),
         ("DPOJob", {"dpo": {"lossType": ["exo_pair"]}}, "exo_pair needs labelSmoothing above 0"),
+        ("GRPOJob", {"grpo": {"rewards": [{"name": "r", "rewardModel": {}}]}}, "exactly one of from_job, source"),
+        (
+            "GRPOJob",
+            {"grpo": {"rewards": [{"name": "r", "rewardModel": {"source": {"volume": VOLUME}, "minAccuracy": 0.5}}]}},
+            "go with fromJob",
+        ),
         ("DPOJob", {"dpo": {"referenceModel": {"mode": "explicit"}}}, "source goes with mode explicit"),
         ("DPOJob", {"peft": {"method": "none", "targetModules": ["q_proj"]}}, "method none"),
         ("DPOJob", {"peft": {"method": "none", "targetParameters": ["x"]}}, "method none"),

@@ -149,7 +149,7 @@ def test_the_job_file_says_where_everything_is_mounted(make_job: Make) -> None:
 def test_rewards_find_their_code_and_their_model(make_job: Make) -> None:
     rewards = [
         {"name": "code", "python": {"configMap": {"name": "rewards", "key": "mine.py"}, "function": "score"}},
-        {"name": "judge", "rewardModel": {"volume": {"claimName": "judges", "path": "v1/final"}}},
+        {"name": "judge", "rewardModel": {"source": {"volume": {"claimName": "judges", "path": "v1/final"}}}},
         {"name": "short", "length": {"target": 5}},
     ]
     job = make_job("GRPOJob", grpo={"rewards": rewards})

@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from trl_contract.base import Int32, Model, cel
+from trl_contract.base import Int32, Model, Name, cel
 from trl_contract.sources import ConfigMapKey, SecretKeyRef, Volume, exactly_one
 
 
@@ -86,9 +86,47 @@ class PythonReward(Model):
     """Time limit of one call."""
 
 
-class RewardModelReward(Model):
+class RewardJobRef(Model):
+    name: Name
+    """Name of a RewardJob in the job's namespace."""
+
+
+class RewardModelSource(Model):
     volume: Volume
-    """Folder of a sequence classification model with one label, for example a RewardJob's `final`."""
+    """Folder of a sequence classification model with one label."""
+
+
+class RewardModelReward(Model):
+    """Either `fromJob`, the model of a RewardJob, which must have reached `minAccuracy`, or `source`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel("has(self.fromJob) != has(self.source)", "give exactly one of fromJob, source"),
+                cel(
+                    "!has(self.source) || !(has(self.minAccuracy) || has(self.acknowledgeUnvalidated))",
+                    "minAccuracy and acknowledgeUnvalidated go with fromJob",
+                ),
+            ]
+        }
+    )
+
+    from_job: RewardJobRef | None = None
+    """The model of a RewardJob; this job waits until that one has succeeded."""
+    source: RewardModelSource | None = None
+    """A model that is there already."""
+    min_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Least accuracy of the RewardJob's model on its held-out pairs; 0.6 if unset. Below it this job fails
+    (RewardModelNotValidated): a policy learns what a bad reward model gets wrong."""
+    acknowledge_unvalidated: bool | None = None
+    """Use the RewardJob's model whatever its accuracy, or without one."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        exactly_one(self, ("from_job", "source"), "rewardModel")
+        if self.source is not None and (self.min_accuracy is not None or self.acknowledge_unvalidated is not None):
+            raise ValueError("rewardModel: minAccuracy and acknowledgeUnvalidated go with fromJob")
+        return self
 
 
 class HttpReward(Model):

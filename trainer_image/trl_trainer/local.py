@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_contract.jobfile import JobFile, Paths
+from trl_contract.rewards import RewardFunction
 from trl_contract.sources import ConfigMapKey, DataSource, ModelSource, Volume
 from trl_trainer.errors import UserError
 from trl_trainer.local_resource import Resource
@@ -124,7 +125,7 @@ def _next_attempt(work: Path) -> int:
 
 def _paths(resource: Resource, places: Places, work: Path) -> Paths:
     spec: Any = resource.training
-    found = _Finder(resource, places, work / "sources")
+    found = _Finder(resource, places, work)
     rewards = spec.grpo.rewards if resource.kind == "GRPOJob" else []
     reference = spec.dpo.reference_model.source if resource.kind == "DPOJob" else None
     return Paths(
@@ -133,28 +134,18 @@ def _paths(resource: Resource, places: Places, work: Path) -> Paths:
         reference_model=found.model(reference, "dpo.referenceModel.source"),
         train=found.rows(spec.dataset.train, "train"),
         eval=found.rows(spec.dataset.eval, "eval"),
-        rewards={
-            reward.name: found.place(source, f"grpo.rewards.{reward.name}")
-            for reward in rewards
-            if (source := reward_source(reward)) is not None
-        },
+        rewards={reward.name: place for reward in rewards if (place := found.reward(reward)) is not None},
     )
-
-
-def reward_source(reward: Any) -> Volume | ConfigMapKey | None:
-    """Return where a reward's file or folder is, if it has one."""
-    if reward.python is not None:
-        return ConfigMapKey.model_validate(reward.python.config_map)
-    return None if reward.reward_model is None else Volume.model_validate(reward.reward_model.volume)
 
 
 class _Finder:
     """Finds what the spec names on this machine, and writes down what the file itself holds."""
 
-    def __init__(self, resource: Resource, places: Places, folder: Path) -> None:
+    def __init__(self, resource: Resource, places: Places, work: Path) -> None:
         self._resource = resource
         self._places = places
-        self._folder = folder
+        self._storage = work.parent
+        self._folder = work / "sources"
 
     def model(self, source: ModelSource | None, field: str) -> str | None:
         return None if source is None or source.volume is None else self.place(source.volume, field)
@@ -168,6 +159,29 @@ class _Finder:
         place = source.volume or source.config_map
         assert place is not None, "the schema allows exactly one source"
         return self.place(place, f"dataset.{name}")
+
+    def reward(self, reward: RewardFunction) -> str | None:
+        """Return where a reward's file or folder is; None if it has none."""
+        field = f"grpo.rewards.{reward.name}"
+        if reward.python is not None:
+            return self.place(reward.python.config_map, field)
+        if reward.reward_model is None:
+            return None
+        if reward.reward_model.source is not None:
+            return self.place(reward.reward_model.source.volume, field)
+        assert reward.reward_model.from_job is not None, "the schema allows exactly one source"
+        return self._result(reward.reward_model.from_job.name, field)
+
+    def _result(self, name: str, field: str) -> str:
+        """Return the newest model that `run` has made of the RewardJob of this name, in the same storage."""
+        made = [path for path in self._storage.glob(f"{name}-{'[0-9a-f]' * 8}/final") if path.is_dir()]
+        if not made:
+            raise UserError(
+                "InvalidSpec",
+                f"spec.{field}.rewardModel.fromJob: RewardJob {name} has no model in {self._storage}: run its file"
+                " first, with the same --storage",
+            )
+        return str(max(made, key=lambda path: path.stat().st_mtime))
 
     def place(self, source: Volume | ConfigMapKey, field: str) -> str:
         if isinstance(source, Volume):

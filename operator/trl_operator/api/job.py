@@ -41,6 +41,11 @@ class Job:
         return child_name(self.info, self.name, attempt)
 
     @property
+    def storage_claim(self) -> str:
+        """Name of the claim that the job writes to."""
+        return self.cluster.storage.claim_name or self.base_name
+
+    @property
     def base_name(self) -> str:
         """Name of what all attempts share: the claim and the NetworkPolicy."""
         return f"{self.name}-{self.info.suffix}"

@@ -16,7 +16,7 @@ Count = Annotated[Int32, Field(ge=0)]
 Int64 = Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})]
 
 Phase = Literal[
-    "Pending", "Starting", "Running", "Restarting", "Suspended", "Succeeded", "Failed", "Cancelled",
+    "Pending", "Blocked", "Starting", "Running", "Restarting", "Suspended", "Succeeded", "Failed", "Cancelled",
 ]  # fmt: skip
 
 
@@ -27,7 +27,7 @@ def list_map(key: str) -> dict[str, object]:
 
 class Condition(Model):
     type: Annotated[str, Field(max_length=63)]
-    """Accepted, Running, Suspended, EvaluationSkipped, KLPenaltyDisabled or Succeeded."""
+    """Accepted, UpstreamReady, Running, Suspended, EvaluationSkipped, KLPenaltyDisabled or Succeeded."""
     status: Literal["True", "False", "Unknown"]
     """Whether the condition holds."""
     reason: Annotated[str, Field(min_length=1, max_length=256, pattern="^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")]
@@ -178,7 +178,7 @@ class JobStatus(Model):
     observed_generation: Int64 | None = None
     """Generation of the job that this status was decided on."""
     conditions: Annotated[list[Condition], Field(max_length=16, json_schema_extra=list_map("type"))] = []
-    """Accepted, Running, Suspended, EvaluationSkipped, KLPenaltyDisabled and, at the end, Succeeded."""
+    """Accepted, UpstreamReady, Running, Suspended, EvaluationSkipped, KLPenaltyDisabled and, at the end, Succeeded."""
     phase: Phase | None = None
     """Summary for printing."""
     attempt: Count | None = None

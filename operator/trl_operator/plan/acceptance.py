@@ -22,11 +22,14 @@ SHARED = {"ReadWriteMany", "ReadOnlyMany"}
 
 @dataclass(frozen=True)
 class Blocker:
-    """Why no attempt may start: a condition Accepted=False. It heals when another object changes, unless `final`."""
+    """Why no attempt may start: a condition that is False. It heals when another object changes, unless `final`."""
 
     reason: str
     message: str
     final: bool = False
+    condition: Literal["Accepted", "UpstreamReady"] = "Accepted"
+    fails: bool = False
+    """The job ends for this reason: what it waits for will never come."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +55,8 @@ def references(job: Job) -> list[Reference]:
         field = f"grpo.rewards[{index}]"
         if reward.python:
             found.append(_config_map(f"{field}.python.configMap", reward.python.config_map))
-        if reward.reward_model:
-            found.append(_claim(f"{field}.rewardModel.volume", reward.reward_model.volume))
+        if reward.reward_model and reward.reward_model.source:
+            found.append(_claim(f"{field}.rewardModel.source.volume", reward.reward_model.source.volume))
     if job.cluster.storage.claim_name:
         claim = job.cluster.storage.claim_name
         found.append(Reference("storage.claimName", "PersistentVolumeClaim", claim, writes=True))

@@ -42,6 +42,10 @@ REASONS: dict[str, Reason] = {
     "NodeLost": Reason("Nothing to do: the node went away.", retryable=True, free=True),
     "Preempted": Reason("Nothing to do: the pod had to give way.", retryable=True, free=True, effect=True),
     "StartTimeout": Reason("Nothing to do: a pod ended before all had started.", retryable=True, free=True),
+    "UpstreamFailed": Reason("Look at the job that the message names, correct it, and create a new job."),
+    "RewardModelNotValidated": Reason(
+        "Train a better reward model, lower rewardModel.minAccuracy, or set acknowledgeUnvalidated."
+    ),
     "DeadlineExceeded": Reason("Raise runPolicy.activeDeadlineSeconds."),
     "Unknown": Reason("Read the log below and the pod's own log.", retryable=True),
 }

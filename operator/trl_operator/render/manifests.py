@@ -17,7 +17,7 @@ from trl_operator.constants import (
 )
 from trl_operator.plan.topology import gpus_per_node, processes_per_node
 from trl_operator.render.environment import environment
-from trl_operator.render.volumes import inline_rows, mounts, storage_claim
+from trl_operator.render.volumes import inline_rows, mounts
 
 USER = 1000
 
@@ -54,7 +54,7 @@ def claim(job: Job) -> Manifest:
     }
     if storage.storage_class_name:
         spec["storageClassName"] = storage.storage_class_name
-    metadata = _metadata(job, storage_claim(job))
+    metadata = _metadata(job, job.storage_claim)
     if storage.retain is not False:
         del metadata["ownerReferences"]
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}

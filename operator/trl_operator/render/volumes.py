@@ -46,16 +46,11 @@ class Mounts:
         return str(PurePosixPath(path) / source.key)
 
 
-def storage_claim(job: Job) -> str:
-    """Return the name of the claim that the job writes to."""
-    return job.cluster.storage.claim_name or job.base_name
-
-
 def mounts(job: Job, attempt: int) -> tuple[Mounts, Paths]:
     """Return what the pods of an attempt mount, and the paths that go with it into the job file."""
     found = Mounts()
     sub_path = job.cluster.storage.sub_path
-    found.add_claim(storage_claim(job), STORAGE, **({"subPath": sub_path} if sub_path else {}))
+    found.add_claim(job.storage_claim, STORAGE, **({"subPath": sub_path} if sub_path else {}))
     spec: Any = job.training
     dataset: Dataset = spec.dataset
     rewards = spec.grpo.rewards if job.info.kind == "GRPOJob" else []
@@ -106,7 +101,8 @@ def _rewards(found: Mounts, rewards: list[RewardFunction]) -> dict[str, str]:
         if reward.python:
             source = reward.python.config_map
         elif reward.reward_model:
-            source = reward.reward_model.volume
+            assert reward.reward_model.source is not None, "fromJob was replaced by the volume that it stands for"
+            source = reward.reward_model.source.volume
         if source is not None:
             paths[reward.name] = found.add_read_only(source, f"/mnt/rewards/{reward.name}", f"reward-{reward.name}")
     return paths

@@ -37,7 +37,7 @@ def set_condition(
     status["conditions"] = sorted([*kept, after], key=lambda c: _place(c["type"]))
 
 
-_ORDER = ["Accepted", "EvaluationSkipped", "KLPenaltyDisabled", "Running", "Suspended", "Succeeded"]
+_ORDER = ["Accepted", "UpstreamReady", "EvaluationSkipped", "KLPenaltyDisabled", "Running", "Suspended", "Succeeded"]
 
 
 def _place(kind: str) -> int:

@@ -21,6 +21,9 @@ def events(before: Status, after: Status) -> list[Event]:
     accepted = condition(after, "Accepted")
     if accepted.get("status") == "False" and accepted.get("reason") != condition(before, "Accepted").get("reason"):
         found.append(Event("Warning", accepted["reason"], accepted["message"]))
+    upstream = condition(after, "UpstreamReady")
+    if upstream.get("status") == "False" and upstream.get("reason") != condition(before, "UpstreamReady").get("reason"):
+        found.append(Event("Normal", upstream["reason"], upstream["message"]))
     if after.get("restarts", 0) > before.get("restarts", 0):
         running = condition(after, "Running")
         found.append(Event("Warning", "AttemptFailed", f"{running['reason']}: {running['message']}"))

@@ -9,6 +9,7 @@ from trl_operator.plan.observation import Child, Pod, format_time, parse_time
 from trl_operator.plan.outcome import Cause, classify, records
 from trl_operator.plan.reasons import MAX_FREE_IN_A_ROW, REASONS
 from trl_operator.plan.topology import processes_per_node
+from trl_operator.plan.upstream import upstreams
 from trl_operator.status.conditions import Status, clean, condition, is_true, set_condition
 from trl_operator.status.description import describe
 from trl_operator.status.starting import waiting_reason
@@ -117,12 +118,19 @@ class _Machine:
             return self._end()
         decision = Decision(self.status, delete=self._stale_children(), requeue=self._until_deadline())
         self._show_suspension()
-        if blocker := self.view.blocker:
-            self.condition("Accepted", False, blocker.reason, blocker.message)
-            self.status["phase"] = "Suspended" if policy.suspend else "Pending"
+        blocker = self.view.blocker
+        if blocker is None or blocker.condition != "Accepted":
+            self.condition("Accepted", True, "Accepted", "the spec is valid and everything that it names is there")
+        if blocker is not None:
+            self.condition(blocker.condition, False, blocker.reason, blocker.message)
+            if blocker.fails:
+                return self._fail(Cause(blocker.reason, blocker.message))
+            waiting = "Pending" if blocker.condition == "Accepted" else "Blocked"
+            self.status["phase"] = "Suspended" if policy.suspend else waiting
             decision.requeue = None if blocker.final else REFERENCE_POLL_SECONDS
             return decision
-        self.condition("Accepted", True, "Accepted", "the spec is valid and everything that it names is there")
+        if upstreams(self.job):
+            self.condition("UpstreamReady", True, "Succeeded", "the jobs whose results are used have succeeded")
         if policy.suspend:
             self.status["phase"] = "Suspended"
             return decision

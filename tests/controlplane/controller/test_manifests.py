@@ -14,6 +14,7 @@ GROUP, VERSION = "trl-operator.io", "v1alpha1"
 PLURALS = {"DPOJob": "dpojobs", "GRPOJob": "grpojobs", "SFTJob": "sftjobs", "RewardJob": "rewardjobs"}
 GPUS = {"limits": {"nvidia.com/gpu": 2}}
 KEYWORD = {"name": "polite", "keyword": {"words": ["please"]}}
+CLAIMED = {"claimName": "c", "path": "p"}
 STOPPING = {"metric": "loss", "mode": "min"}
 SHARED = {"size": "1Gi", "accessModes": ["ReadWriteMany"]}
 
@@ -129,6 +130,26 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
         "GRPOJob",
         {"spec.grpo.rewards": [{"name": "l", "length": {"min": 2, "max": 1}}]},
         ("length", "min must not be above max"),
+    ),
+    ("GRPOJob", {"spec.grpo.rewards": [{"name": "r", "rewardModel": {}}]}, ("rewardModel", "exactly one of fromJob")),
+    (
+        "GRPOJob",
+        {
+            "spec.grpo.rewards": [
+                {"name": "r", "rewardModel": {"fromJob": {"name": "judge"}, "source": {"volume": CLAIMED}}}
+            ]
+        },
+        ("rewardModel", "exactly one of fromJob, source"),
+    ),
+    (
+        "GRPOJob",
+        {"spec.grpo.rewards": [{"name": "r", "rewardModel": {"source": {"volume": CLAIMED}, "minAccuracy": 0.5}}]},
+        ("rewardModel", "go with fromJob"),
+    ),
+    (
+        "GRPOJob",
+        {"spec.grpo.rewards": [{"name": "r", "rewardModel": {"fromJob": {"name": "judge"}, "minAccuracy": 2}}]},
+        ("rewardModel.minAccuracy", "less than or equal to 1"),
     ),
     (
         "GRPOJob",
@@ -262,7 +283,11 @@ GOOD: list[tuple[str, Change]] = [
     ("GRPOJob", {"spec.grpo.beta": 0}),
     ("GRPOJob", {"spec.training": {"perDeviceBatchSize": 2, "gradientAccumulationSteps": 1}, "spec.resources": GPUS}),
     ("GRPOJob", {"spec.grpo.rewards": [{"name": "h", "http": {"url": "http://score.team.svc:8080/v1"}}]}),
-    ("GRPOJob", {"spec.grpo.rewards": [{"name": "r", "rewardModel": {"volume": {"claimName": "c", "path": "p"}}}]}),
+    ("GRPOJob", {"spec.grpo.rewards": [{"name": "r", "rewardModel": {"source": {"volume": CLAIMED}}}]}),
+    (
+        "GRPOJob",
+        {"spec.grpo.rewards": [{"name": "r", "rewardModel": {"fromJob": {"name": "judge"}, "minAccuracy": 0.7}}]},
+    ),
 ]  # fmt: skip
 
 

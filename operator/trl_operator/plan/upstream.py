@@ -1,0 +1,124 @@
+"""Earlier jobs whose results a job uses: whether they are there, and where."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import PurePosixPath
+from typing import Any
+
+from trl_contract.base import Kind
+from trl_contract.rewards import RewardFunction, RewardModelReward, RewardModelSource
+from trl_contract.sources import Volume
+from trl_operator.api.job import Job, parse_job
+from trl_operator.plan.acceptance import Blocker
+
+MIN_ACCURACY = 0.6
+"""Of a reward model on its held-out pairs, where rewardModel.minAccuracy is unset."""
+
+Obj = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """A job that the spec names: `field` is where."""
+
+    field: str
+    kind: Kind
+    name: str
+    min_accuracy: float | None
+    """None: whatever its accuracy."""
+
+
+def upstreams(job: Job) -> list[Upstream]:
+    """Return the jobs whose results the spec names."""
+    found = []
+    for index, reward in enumerate(_rewards(job)):
+        model = reward.reward_model
+        if model and model.from_job:
+            wanted = MIN_ACCURACY if model.min_accuracy is None else model.min_accuracy
+            field = f"grpo.rewards[{index}].rewardModel.fromJob"
+            least = None if model.acknowledge_unvalidated else wanted
+            found.append(Upstream(field, "RewardJob", model.from_job.name, least))
+    return found
+
+
+def check_upstream(upstream: Upstream, obj: Obj | None) -> Blocker | None:
+    """Return what stands against using the result of `obj`; None if it is there and good enough."""
+    where = f"{upstream.field} names {upstream.kind} {upstream.name}"
+    if obj is None:
+        return _waits("UpstreamNotFound", f"{where}, which does not exist: create it")
+    status = obj.get("status", {})
+    phase = status.get("phase", "Pending")
+    if phase in ("Failed", "Cancelled"):
+        return _fails("UpstreamFailed", f"{where}, which has ended as {phase}")
+    if phase != "Succeeded":
+        return _waits("UpstreamNotFinished", f"{where}, which is {phase}")
+    if _model(status) is None:
+        return _fails("UpstreamFailed", f"{where}, which has left no model")
+    if upstream.min_accuracy is None:
+        return None
+    accuracy = _accuracy(status)
+    if accuracy is None:
+        message = f"{where}, whose model was not evaluated: evaluate it, or set acknowledgeUnvalidated"
+        return _fails("RewardModelNotValidated", message)
+    if accuracy < upstream.min_accuracy:
+        message = (
+            f"{where}, whose model has accuracy {accuracy:g} on its held-out pairs, below {upstream.min_accuracy:g}"
+        )
+        return _fails("RewardModelNotValidated", message)
+    return None
+
+
+def with_upstreams(job: Job, found: Mapping[str, Obj]) -> Job:
+    """Return `job` with each fromJob replaced by the volume that holds that job's model; `found` is by their names."""
+    if not upstreams(job):
+        return job
+    spec: Any = job.training
+    rewards = [_with_volume(reward, found) for reward in _rewards(job)]
+    grpo = spec.grpo.model_copy(update={"rewards": rewards})
+    return replace(job, training=spec.model_copy(update={"grpo": grpo}))
+
+
+def awaits(obj: Obj, name: str) -> bool:
+    """Return whether a stored GRPOJob that has not ended names the RewardJob `name`."""
+    if "completionTime" in obj.get("status", {}):
+        return False
+    rewards = obj["spec"].get("grpo", {}).get("rewards", ())
+    return any(reward.get("rewardModel", {}).get("fromJob", {}).get("name") == name for reward in rewards)
+
+
+def _rewards(job: Job) -> list[RewardFunction]:
+    spec: Any = job.training
+    return list(spec.grpo.rewards) if job.info.kind == "GRPOJob" else []
+
+
+def _with_volume(reward: RewardFunction, found: Mapping[str, Obj]) -> RewardFunction:
+    model = reward.reward_model
+    if model is None or model.from_job is None:
+        return reward
+    obj = found[model.from_job.name]
+    source = RewardModelSource(volume=_volume(parse_job(obj), obj["status"]))
+    return reward.model_copy(update={"reward_model": RewardModelReward(source=source)})
+
+
+def _volume(upstream: Job, status: Obj) -> Volume:
+    uri = _model(status)
+    assert uri is not None, "check_upstream has seen it"
+    place = PurePosixPath(upstream.cluster.storage.sub_path or ".") / uri
+    return Volume(claim_name=upstream.storage_claim, path=str(place))
+
+
+def _model(status: Obj) -> str | None:
+    return next((artifact["uri"] for artifact in status.get("artifacts", ()) if artifact["type"] == "model"), None)
+
+
+def _accuracy(status: Obj) -> float | None:
+    after = status.get("evaluation", {}).get("after", ())
+    return next((float(metric["value"]) for metric in after if metric["name"] == "accuracy"), None)
+
+
+def _waits(reason: str, message: str) -> Blocker:
+    return Blocker(reason, message, condition="UpstreamReady")
+
+
+def _fails(reason: str, message: str) -> Blocker:
+    return Blocker(reason, message, condition="UpstreamReady", fails=True)

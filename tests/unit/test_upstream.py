@@ -1,0 +1,115 @@
+"""A job that uses the result of another one: when it may start, and what it then finds."""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from trl_operator.plan.upstream import awaits, check_upstream, upstreams, with_upstreams
+from trl_operator.render.manifests import job_file
+from trl_operator.status.conditions import condition
+from trl_operator.status.lifecycle import View, decide
+
+Make = Callable[..., Any]
+MODEL = {"type": "model", "uri": "uid-rm/final", "digest": "sha256:0"}
+
+
+def rewards(**options: Any) -> dict[str, Any]:
+    judge = {"name": "judge", "rewardModel": {"fromJob": {"name": "judge"}, **options}}
+    return {"rewards": [{"name": "short", "length": {"target": 5}}, judge]}
+
+
+@pytest.fixture
+def judge(job_object: Make) -> Callable[..., dict[str, Any]]:
+    """A RewardJob as it is stored."""
+
+    def make(phase: str | None = "Succeeded", accuracy: str | None = "0.8", **status: Any) -> dict[str, Any]:
+        obj = job_object("RewardJob")
+        obj["metadata"]["name"] = "judge"
+        obj["status"] = {"phase": phase, "artifacts": [MODEL], **status} if phase else {}
+        if accuracy is not None:
+            obj["status"]["evaluation"] = {"after": [{"name": "accuracy", "value": accuracy}]}
+        return dict(obj)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("phase", "accuracy", "options", "expected"),
+    [
+        ("Succeeded", "0.8", {}, None),
+        ("Succeeded", "0.6", {}, None),
+        ("Running", None, {}, ("UpstreamNotFinished", False, "judge, which is Running")),
+        (None, None, {}, ("UpstreamNotFinished", False, "judge, which is Pending")),
+        ("Failed", None, {}, ("UpstreamFailed", True, "has ended as Failed")),
+        ("Cancelled", None, {}, ("UpstreamFailed", True, "has ended as Cancelled")),
+        ("Succeeded", "0.59", {}, ("RewardModelNotValidated", True, "accuracy 0.59 on its held-out pairs, below 0.6")),
+        ("Succeeded", "0.8", {"minAccuracy": 0.9}, ("RewardModelNotValidated", True, "below 0.9")),
+        ("Succeeded", None, {}, ("RewardModelNotValidated", True, "was not evaluated")),
+        ("Succeeded", None, {"acknowledgeUnvalidated": True}, None),
+        ("Succeeded", "0.1", {"acknowledgeUnvalidated": True}, None),
+    ],
+)
+def test_a_reward_model_must_be_there_and_be_good_enough(
+    make_job: Make, judge: Make, phase: str, accuracy: str, options: dict[str, Any], expected: Any
+) -> None:
+    [upstream] = upstreams(make_job("GRPOJob", grpo=rewards(**options)))
+    found = check_upstream(upstream, judge(phase, accuracy))
+    if expected is None:
+        assert found is None
+    else:
+        assert found is not None
+        assert (found.reason, found.fails, found.condition) == (*expected[:2], "UpstreamReady")
+        assert found.message.startswith("grpo.rewards[1].rewardModel.fromJob names RewardJob judge")
+        assert expected[2] in found.message
+
+
+def test_a_job_that_left_no_model_and_one_that_is_not_there(make_job: Make, judge: Make) -> None:
+    [upstream] = upstreams(make_job("GRPOJob", grpo=rewards()))
+    without = check_upstream(upstream, judge(artifacts=[]))
+    assert without is not None
+    assert (without.reason, without.fails) == ("UpstreamFailed", True)
+    missing = check_upstream(upstream, None)
+    assert missing is not None
+    assert (missing.reason, missing.fails) == ("UpstreamNotFound", False)
+
+
+def test_the_model_is_found_in_the_other_jobs_claim(make_job: Make, judge: Make) -> None:
+    job = make_job("GRPOJob", grpo=rewards())
+    file = job_file(with_upstreams(job, {"judge": judge()}), 0)
+    assert file.paths.rewards == {"judge": "/mnt/rewards/judge/uid-rm/final"}
+    assert file.spec.grpo.rewards[1].reward_model.source.volume.claim_name == "judge-rm"
+    shared = judge()
+    shared["spec"]["storage"] = {"claimName": "team-claim", "subPath": "judges/v1"}
+    source = with_upstreams(job, {"judge": shared}).training.grpo.rewards[1].reward_model.source
+    assert (source.volume.claim_name, source.volume.path) == ("team-claim", "judges/v1/uid-rm/final")
+
+
+def test_a_job_without_upstreams_stays_what_it_is(make_job: Make) -> None:
+    job = make_job()
+    assert with_upstreams(job, {}) is job
+
+
+def test_the_job_waits_as_blocked_and_fails_with_what_it_waits_for(make_job: Make, judge: Make, now: datetime) -> None:
+    job = make_job("GRPOJob", grpo=rewards())
+    [upstream] = upstreams(job)
+    waiting = decide(job, {}, View(blocker=check_upstream(upstream, judge("Running", None))), now)
+    assert (waiting.status["phase"], waiting.create) == ("Blocked", False)
+    assert condition(waiting.status, "Accepted")["status"] == "True"
+    assert condition(waiting.status, "UpstreamReady")["reason"] == "UpstreamNotFinished"
+    assert waiting.requeue is not None
+    assert waiting.requeue <= 5
+    failed = decide(job, waiting.status, View(blocker=check_upstream(upstream, judge("Failed", None))), now)
+    assert (failed.status["phase"], failed.status["failure"]["reason"]) == ("Failed", "UpstreamFailed")
+    ready = decide(job, waiting.status, View(), now)
+    assert ready.create
+    assert condition(ready.status, "UpstreamReady")["status"] == "True"
+
+
+def test_only_a_job_that_has_not_ended_awaits_its_upstream(job_object: Make) -> None:
+    obj = job_object("GRPOJob", grpo=rewards())
+    assert awaits(obj, "judge")
+    assert not awaits(obj, "other")
+    assert not awaits({**obj, "status": {"completionTime": "2026-11-21T12:00:00Z"}}, "judge")
+    assert not awaits(job_object("GRPOJob"), "judge")
