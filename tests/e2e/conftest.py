@@ -6,6 +6,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -87,10 +88,10 @@ def kubectl(cluster: None) -> Kubectl:
 
 @pytest.fixture(scope="session")
 def trainer_image(cluster: None) -> str:
-    """The name of the trainer image of this checkout, which is in the kubelet's store."""
+    """The name of the trainer image of this checkout, which the cluster's nodes have or find."""
     if not os.environ.get("CLUSTER"):
         images.build("trainer")
-    return images.reference("trainer")
+    return release.reference("trainer")
 
 
 @pytest.fixture(scope="session")
@@ -105,6 +106,21 @@ def operator(kubectl: Kubectl, trainer_image: str) -> None:
 def busybox(cluster: None) -> str:
     """The name of a small image with a shell."""
     return "busybox:1.36" if os.environ.get("CLUSTER") else addons.helper_image()
+
+
+@pytest.fixture(scope="session")
+def pids() -> Callable[[str], list[int]]:
+    """Gives the processes in whose command line a text occurs."""
+
+    def found(text: str) -> list[int]:
+        matching = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(FileNotFoundError, ProcessLookupError):
+                if text in (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace"):
+                    matching.append(int(folder.name))
+        return matching
+
+    return found
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from devcluster import golang, paths, release, tools
+from devcluster import golang, paths, release
 from devcluster.waiting import wait_for
 
 METADATA = {"name": "trial"}
@@ -51,38 +51,35 @@ def write_chart(
     return write
 
 
-def kill_while_helm_waits(kubeconfig: Path) -> None:
+def kill_while_helm_waits(kubeconfig: Path, pids: Callable[[str], list[int]]) -> None:
     """`release.install` and its helm are killed while helm waits."""
     names = {name: str(getattr(release, name)) for name in ("NAME", "NAMESPACE", "CHART")}
     code = f"from devcluster import release; vars(release).update({names}); release.install({str(kubeconfig)!r})"
     environment = {**os.environ, "PYTHONPATH": str(paths.REPOSITORY / "hack")}
     installing = subprocess.Popen([sys.executable, "-c", code], env=environment)
 
-    def helms() -> list[str]:
-        command = ["pgrep", "--full", f"{tools.binary('helm')}.*upgrade {release.NAME}"]
-        return subprocess.run(command, capture_output=True, text=True).stdout.split()
-
     def statuses() -> list[str]:
         return [found["status"] for found in release.revisions(kubeconfig)]
 
     wait_for("helm waits", lambda: statuses()[-1:] in (["pending-install"], ["pending-upgrade"]), 60)
-    assert helms()
+    helm = f"upgrade {release.NAME} {release.CHART}"
+    assert pids(helm)
     installing.kill()
     installing.wait()
-    wait_for("helm dies with its starter", lambda: not helms(), 10)
+    wait_for("helm dies with its starter", lambda: not pids(helm), 10)
 
 
 def test_an_install_and_an_upgrade_that_were_killed_are_undone_by_the_next(
-    kubectl: Any, write_chart: Callable[..., None]
+    kubectl: Any, write_chart: Callable[..., None], pids: Callable[[str], list[int]]
 ) -> None:
     write_chart(NEVER_READY)
-    kill_while_helm_waits(kubectl.kubeconfig)
+    kill_while_helm_waits(kubectl.kubeconfig, pids)
     write_chart(CONFIG_MAP)
     release.install(kubectl.kubeconfig)
     assert [found["status"] for found in release.revisions(kubectl.kubeconfig)] == ["deployed"]
 
     write_chart(CONFIG_MAP, NEVER_READY)
-    kill_while_helm_waits(kubectl.kubeconfig)
+    kill_while_helm_waits(kubectl.kubeconfig, pids)
     write_chart(CONFIG_MAP)
     release.install(kubectl.kubeconfig)
     statuses = [found["status"] for found in release.revisions(kubectl.kubeconfig)]
