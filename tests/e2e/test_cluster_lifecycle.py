@@ -65,6 +65,44 @@ def kill_everything() -> None:
     assert mounts.below(paths.RUN, paths.STATE), "the kill was not the clean end that would make this test worthless"
 
 
+def test_a_second_up_leaves_every_process_of_a_running_cluster_alone(kubectl: Any) -> None:
+    before = [running(name) for name in cluster.COMMANDS]
+    assert None not in before
+    devcluster("up")
+    assert [running(name) for name in cluster.COMMANDS] == before
+
+
+def test_status_names_every_process_and_addon_and_fails_unless_all_are_well(kubectl: Any) -> None:
+    lines = {line.split("  ")[0]: line for line in devcluster("status").splitlines()}
+    for name in cluster.COMMANDS:
+        found = running(name)
+        assert found is not None
+        assert f"running, pid {found.pid}, " in lines[name]
+    assert lines["node-0"].endswith(" Ready")
+    assert lines["training-operator"].endswith(" Available")
+    assert lines["default StorageClass"].endswith(" Available")
+    assert lines["kubeconfig"].endswith(f" {paths.KUBECONFIG}")
+    process.stop("kube-scheduler", paths.RUN)
+    command = [sys.executable, "-m", "devcluster", "status"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert re.search(r"^kube-scheduler +not running$", done.stdout, re.M)
+    assert "mend it with: make cluster-up" in done.stdout
+    devcluster("up")
+
+
+def test_logs_end_every_components_log_or_the_one_that_is_named(kubectl: Any) -> None:
+    said = devcluster("logs")
+    assert [name for name in cluster.COMMANDS if f"==> {paths.LOGS}/{name}.log <==" not in said] == []
+    one = devcluster("logs", "kubelet", "--lines=3").splitlines()
+    assert len(one) == 3
+    assert not [line for line in one if line.startswith("==>")]
+
+
+def running(name: str) -> process.Process | None:
+    return process.running(name, paths.RUN)
+
+
 def test_after_every_process_was_killed_the_cluster_comes_back_with_its_objects_and_pods(
     kubectl: Any, pods: None
 ) -> None:
