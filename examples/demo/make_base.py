@@ -22,6 +22,7 @@ import data
 STEPS = 720
 ROWS_PER_STEP = 8
 LEARNING_RATE = 8e-3
+MOMENTUM = 0.95
 WARMUP_STEPS = 10
 VOCABULARY = 1024
 SEED = 7
@@ -94,13 +95,34 @@ def make_optimizers(model):
     """Return Muon for the matrices and AdamW for the rest: a third fewer steps than AdamW alone needs here."""
     import torch
 
+    class Muon(torch.optim.Optimizer):
+        """torch.optim.Muon with match_rms_adamw, in fp32: torch's multiplies in bfloat16, for which many CPUs have no
+        instructions, and takes ten times as long there."""
+
+        @torch.no_grad()
+        def step(self):
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    momentum = self.state[parameter].setdefault("momentum", torch.zeros_like(parameter))
+                    momentum.lerp_(parameter.grad, 1 - MOMENTUM)
+                    update = orthogonal(parameter.grad.lerp(momentum, MOMENTUM))
+                    rate = group["lr"] * 0.2 * math.sqrt(max(parameter.shape))
+                    parameter.mul_(1 - group["lr"] * 0.01).add_(update, alpha=-rate)
+
     named = list(model.named_parameters())
     matrices = [parameter for name, parameter in named if parameter.ndim == 2 and "embed" not in name]
     others = [parameter for name, parameter in named if parameter.ndim != 2 or "embed" in name]
-    return [
-        torch.optim.Muon(matrices, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0),
-    ]
+    return [Muon(matrices, {}), torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0)]
+
+
+def orthogonal(matrix):
+    """Return about the nearest matrix with orthogonal rows or columns (Newton-Schulz with the coefficients of Muon)."""
+    wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
+    found = wide / wide.norm().clamp(min=1e-7)
+    for _ in range(5):
+        square = found @ found.T
+        found = 3.4445 * found + (-4.775 * square + 2.0315 * square @ square) @ found
+    return found.T if matrix.shape[0] > matrix.shape[1] else found
 
 
 def learning_rate(step: int) -> float:
