@@ -2,7 +2,11 @@
 
 import importlib
 import json
+import os
 import random
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +16,8 @@ import pytest
 
 import demo
 
-FOLDER = Path(__file__).parents[2] / "examples/demo"
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "examples/demo"
 PROMPT = [{"role": "user", "content": "My kettle from order #482 has not arrived."}]
 
 
@@ -116,3 +121,62 @@ def test_a_failed_job_ends_the_demo_with_reason_hint_log_and_command() -> None:
         demo.must_have_succeeded(cluster, {"phase": "Failed", "failure": failure})
     for part in ("Failed", "DataFormatError: row 3 has no chosen", "ValueError", "mend row 3", "kubectl logs", "make"):
         assert part in str(error.value)
+
+
+class FakeCluster:
+    """A cluster in which the Job has the status and the log given."""
+
+    def __init__(self, status: dict[str, Any], log: str) -> None:
+        self.status, self.log = status, log
+
+    def __call__(self, *arguments: str) -> str:
+        return self.log if arguments[0] == "logs" else ""
+
+    def apply(self, *objects: Any) -> None:
+        pass
+
+    def get(self, *arguments: str) -> dict[str, Any]:
+        return {"status": self.status}
+
+    def hint(self, arguments: str) -> str:
+        return f"kubectl {arguments}"
+
+
+@pytest.mark.parametrize(
+    ("status", "seconds", "what"),
+    [
+        ({"conditions": [{"type": "Failed", "status": "True"}]}, 60, "job/demo-base failed"),
+        ({"active": 1}, -1, "job/demo-base has not ended after -1 s"),
+    ],
+)
+def test_a_kubernetes_job_that_fails_or_hangs_ends_the_demo_with_its_log_and_a_command(
+    status: dict[str, Any], seconds: float, what: str
+) -> None:
+    cluster: Any = FakeCluster(status, "ValueError: no such phrase")
+    with pytest.raises(demo.DemoError) as error:
+        demo.run_job(cluster, demo.manifest("base-job"), seconds, lambda line: None)
+    for part in (what, "ValueError: no such phrase", "kubectl describe jobs,pods"):
+        assert part in str(error.value)
+
+
+def test_a_comparison_without_one_of_the_models_ends_the_demo_with_a_command() -> None:
+    cluster: Any = FakeCluster({"succeeded": 1}, '{"model": "base", "accuracy": 0.2}')
+    with pytest.raises(demo.DemoError, match=r"without the measures of tuned(.|\n)*kubectl logs job/demo-evaluate"):
+        demo.evaluate(cluster, {"artifacts": [{"type": "model", "uri": "uid/final"}]})
+
+
+def test_a_demo_that_fails_says_so_in_its_exit_code() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "hack"), "CLUSTER": "nonsense"}
+    done = subprocess.run([sys.executable, ROOT / "hack/demo.py"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "CLUSTER=nonsense: must be one of" in done.stderr
+    assert "demo: devcluster up failed" in done.stderr
+    assert "look at:  make cluster-logs" in done.stderr
+
+
+def test_the_readme_shows_the_base_model_and_the_prompts_that_the_scripts_make(scripts: Any) -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert re.findall(r"/models/(\w+): is there already", readme) == [scripts.make_base.scripts_hash()]
+    held_out = scripts.data.pairs()[1][: demo.PROMPTS]
+    said = [message["content"] for row in held_out for message in row["prompt"]]
+    assert re.findall(r"^ *(?:customer|agent): (.*)$", readme, re.M) == said
