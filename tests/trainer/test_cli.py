@@ -265,6 +265,12 @@ def test_a_reward_model_from_a_job_is_the_newest_that_was_made_here(tmp_path: Pa
         (tmp_path / "out" / name / "final").mkdir(parents=True)
         os.utime(tmp_path / "out" / name / "final", (number, number))
     (tmp_path / "out" / "judge-0000000d").mkdir()
+    metrics = tmp_path / "out" / "judge-0000000a" / "metrics.jsonl"
+    for lines in ("", '{"eval_accuracy": 0.9}\n{"eval_accuracy": 0.59}\n'):
+        metrics.write_text(lines)
+        with pytest.raises(UserError, match=r"rewardModel.minAccuracy: .*judge-0000000a/final has accuracy"):
+            local.here(local_resource.read(path), places, gpus=0)
+    metrics.write_text('{"eval_accuracy": 0.5}\n{"loss": 1.0}\n{"eval_accuracy": 0.6}\n')
     job = local.here(local_resource.read(path), places, gpus=0)
     assert job.paths.rewards == {"judge": str(tmp_path / "out" / "judge-0000000a" / "final")}
 

@@ -86,6 +86,10 @@ class PythonReward(Model):
     """Time limit of one call."""
 
 
+MIN_ACCURACY = 0.6
+"""Of a reward model on its held-out pairs, where rewardModel.minAccuracy is unset."""
+
+
 class RewardJobRef(Model):
     name: Name
     """Name of a RewardJob in the job's namespace."""
@@ -120,6 +124,13 @@ class RewardModelReward(Model):
     (RewardModelNotValidated): a policy learns what a bad reward model gets wrong."""
     acknowledge_unvalidated: bool | None = None
     """Use the RewardJob's model whatever its accuracy, or without one."""
+
+    @property
+    def least_accuracy(self) -> float | None:
+        """The accuracy that the RewardJob's model must have; None: whatever it has."""
+        if self.acknowledge_unvalidated:
+            return None
+        return MIN_ACCURACY if self.min_accuracy is None else self.min_accuracy
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -170,18 +170,28 @@ class _Finder:
         if reward.reward_model.source is not None:
             return self.place(reward.reward_model.source.volume, field)
         assert reward.reward_model.from_job is not None, "the schema allows exactly one source"
-        return self._result(reward.reward_model.from_job.name, field)
+        least = reward.reward_model.least_accuracy
+        return self._result(reward.reward_model.from_job.name, f"spec.{field}.rewardModel", least)
 
-    def _result(self, name: str, field: str) -> str:
-        """Return the newest model that `run` has made of the RewardJob of this name, in the same storage."""
+    def _result(self, name: str, field: str, least: float | None) -> str:
+        """Return the newest model that `run` has made of the RewardJob of this name, in the same storage; UserError if
+        there is none, or it has less than the `least` accuracy on its held-out pairs."""
         made = [path for path in self._storage.glob(f"{name}-{'[0-9a-f]' * 8}/final") if path.is_dir()]
         if not made:
             raise UserError(
                 "InvalidSpec",
-                f"spec.{field}.rewardModel.fromJob: RewardJob {name} has no model in {self._storage}: run its file"
-                " first, with the same --storage",
+                f"{field}.fromJob: RewardJob {name} has no model in {self._storage}: run its file first, with the same"
+                " --storage",
             )
-        return str(max(made, key=lambda path: path.stat().st_mtime))
+        newest = max(made, key=lambda path: path.stat().st_mtime)
+        accuracy = _accuracy(newest.parent / "metrics.jsonl")
+        if least is not None and (accuracy is None or accuracy < least):
+            raise UserError(
+                "InvalidSpec",
+                f"{field}.minAccuracy: {newest} has accuracy {accuracy} on its held-out pairs, wanted is"
+                f" {least:g}: train a better one, lower it, or set acknowledgeUnvalidated",
+            )
+        return str(newest)
 
     def place(self, source: Volume | ConfigMapKey, field: str) -> str:
         if isinstance(source, Volume):
@@ -212,6 +222,13 @@ class _Finder:
                 "InvalidSpec", f"spec.{field}: ConfigMap {source.name} has no key {source.key}; it has {keys}"
             )
         return data[source.key]
+
+
+def _accuracy(metrics: Path) -> float | None:
+    """Return the accuracy of the last evaluation; None without one."""
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    found = [float(entry["eval_accuracy"]) for entry in map(json.loads, lines) if "eval_accuracy" in entry]
+    return found[-1] if found else None
 
 
 def _existing(path: Path, what: str) -> Path:

@@ -11,9 +11,6 @@ from trl_contract.sources import Volume
 from trl_operator.api.job import Job, parse_job
 from trl_operator.plan.acceptance import Blocker
 
-MIN_ACCURACY = 0.6
-"""Of a reward model on its held-out pairs, where rewardModel.minAccuracy is unset."""
-
 Obj = dict[str, Any]
 
 
@@ -34,10 +31,8 @@ def upstreams(job: Job) -> list[Upstream]:
     for index, reward in enumerate(_rewards(job)):
         model = reward.reward_model
         if model and model.from_job:
-            wanted = MIN_ACCURACY if model.min_accuracy is None else model.min_accuracy
             field = f"grpo.rewards[{index}].rewardModel.fromJob"
-            least = None if model.acknowledge_unvalidated else wanted
-            found.append(Upstream(field, "RewardJob", model.from_job.name, least))
+            found.append(Upstream(field, "RewardJob", model.from_job.name, model.least_accuracy))
     return found
 
 
