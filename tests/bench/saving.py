@@ -40,6 +40,7 @@ def measure(job: Any, rounds: int) -> dict[str, Any]:
     from trl_trainer.progress import Reporter, Sender
     from trl_trainer.publisher import FiniteGuard, Publisher
     from trl_trainer.rewards import Rewards
+    from trl_trainer.writer import Writer
 
     Termination()
     cpu_fsdp.enable()
@@ -48,15 +49,17 @@ def measure(job: Any, rounds: int) -> dict[str, Any]:
     reporter = Reporter(job.attempt, run.work / "metrics.jsonl", Sender({}))
     words = tokenizer(job)
     trainer = rank.build(run, words, rank.load_data(run, words, Rewards([]), reporter), Rewards([]))
-    found: dict[str, Any] = {"seconds": {name: [] for name in ("ours", "transformers", "dcp_async", "dcp_durable")}}
+    names = ("ours", "ours_durable", "transformers", "dcp_async", "dcp_durable")
+    found: dict[str, Any] = {"seconds": {name: [] for name in names}}
 
     class AtStep(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             if state.global_step < 2:
                 return
-            publisher = Publisher(run, FiniteGuard(), reporter)
+            writer = Writer()
+            publisher = Publisher(run, FiniteGuard(), reporter, writer)
             for _ in range(rounds):
-                measure_round(run, trainer, publisher, found["seconds"])
+                measure_round(run, trainer, publisher, writer, found["seconds"])
             found["bytes"] = sum(f.stat().st_size for f in run.work.rglob("checkpoint-2/**/*") if f.is_file())
             control.should_training_stop = True
 
@@ -66,7 +69,7 @@ def measure(job: Any, rounds: int) -> dict[str, Any]:
     return found
 
 
-def measure_round(run: Any, trainer: Any, publisher: Any, seconds: dict[str, list[float]]) -> None:
+def measure_round(run: Any, trainer: Any, publisher: Any, writer: Any, seconds: dict[str, list[float]]) -> None:
     from trl_trainer.world import barrier
 
     folder = run.work / "checkpoint-2"
@@ -84,19 +87,23 @@ def measure_round(run: Any, trainer: Any, publisher: Any, seconds: dict[str, lis
             shutil.rmtree(folder, ignore_errors=True)
         barrier(run)
 
+    def until_durable(name: str, call: Callable[[], Any], end: Callable[[Any], Any]) -> None:
+        result = timed(name, call)
+        began = time.perf_counter()
+        end(result)
+        seconds[name.replace("_async", "") + "_durable"].append(seconds[name][-1] + time.perf_counter() - began)
+
     def ours() -> None:
-        trainer._save_checkpoint(trainer.model, trial=None)
+        with writer.takes_shards():
+            trainer._save_checkpoint(trainer.model, trial=None)
         publisher.on_save(trainer.args, trainer.state, trainer.control)
 
     clear()
     timed("transformers", lambda: trainer._save_checkpoint(trainer.model, trial=None))
     clear()
-    future = timed("dcp_async", lambda: dcp(trainer, folder))
-    began = time.perf_counter()
-    future.result()
-    seconds["dcp_durable"].append(seconds["dcp_async"][-1] + time.perf_counter() - began)
+    until_durable("dcp_async", lambda: dcp(trainer, folder), lambda future: future.result())
     clear()
-    timed("ours", ours)
+    until_durable("ours", ours, lambda _: writer.wait())
 
 
 def dcp(trainer: Any, folder: Path) -> Any:

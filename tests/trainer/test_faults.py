@@ -137,7 +137,7 @@ def test_training_without_sharding_is_refused(warm: Warm, folder: Path, model_fo
 def test_torn_checkpoint_is_passed_over_for_the_one_before(
     damage: str, warm: Warm, folder: Path, model_folder: Path
 ) -> None:
-    ended = run(warm, folder, model_folder, world=1, prelude=at_step(7, KILL, rank=0))
+    ended = run(warm, folder, model_folder, world=1, prelude=at_step(7, KILL, rank=0, saved=6))
     assert ended.codes == [-signal.SIGKILL]
     newest = folder / "storage" / "uid-1" / "checkpoint-6"
     victim = newest / "optimizer.pt"
@@ -165,7 +165,7 @@ def test_torn_checkpoint_is_passed_over_for_the_one_before(
 def test_checkpoint_that_verifies_but_does_not_load_is_marked_and_the_next_attempt_falls_back(
     warm: Warm, folder: Path, model_folder: Path
 ) -> None:
-    run(warm, folder, model_folder, world=1, prelude=at_step(7, KILL, rank=0))
+    run(warm, folder, model_folder, world=1, prelude=at_step(7, KILL, rank=0, saved=6))
     newest = folder / "storage" / "uid-1" / "checkpoint-6"
     (newest / "optimizer.pt").write_bytes(b"not an optimizer")
     manifest = checkpoint.Manifest.model_validate_json((newest / checkpoint.MANIFEST).read_text())
@@ -185,7 +185,7 @@ def test_checkpoint_that_verifies_but_does_not_load_is_marked_and_the_next_attem
 
 
 def test_another_number_of_processes_is_refused(warm: Warm, folder: Path, model_folder: Path) -> None:
-    run(warm, folder, model_folder, world=1, prelude=at_step(5, KILL, rank=0))
+    run(warm, folder, model_folder, world=1, prelude=at_step(5, KILL, rank=0, saved=4))
     ended = run(warm, folder, model_folder, world=2, attempt=1)
     assert ended.codes[0] == 10, ended.logs
     assert "written by 1 processes and this attempt has 2" in ended.records[0].message
@@ -213,7 +213,7 @@ def test_finished_training_is_not_repeated_and_export_runs(warm: Warm, folder: P
 
 def test_older_attempt_that_wakes_up_publishes_nothing(warm: Warm, folder: Path, model_folder: Path) -> None:
     claim = f"open({str(folder)!r} + '/storage/uid-1/attempt/1', 'w').close()"
-    ended = run(warm, folder, model_folder, prelude=at_step(3, claim, rank=0))
+    ended = run(warm, folder, model_folder, prelude=at_step(3, claim, rank=0, saved=2))
     assert ended.codes[0] == 137, ended.logs
     assert "attempt 1 has taken over" in ended.records[0].message
     assert steps(folder) == [2]
@@ -255,7 +255,7 @@ def test_full_disk_while_saving_keeps_the_older_checkpoints(warm: Warm, folder: 
     try:
         fill = f"open({str(storage)!r} + '/ballast', 'wb').write(bytes(3 << 20))"
         try_fill = f"exec({fill!r}) if not os.path.exists({str(storage)!r} + '/ballast') else None"
-        ended = run(warm, folder, model_folder, world=1, prelude=at_step(4, try_fill, rank=0))
+        ended = run(warm, folder, model_folder, world=1, prelude=at_step(4, try_fill, rank=0, saved=2))
         assert ended.codes == [10], ended.logs
         assert ended.records[0].reason == "StorageFull"
         assert steps(folder) == [2]

@@ -5,6 +5,7 @@ import pytest
 from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
 from trl_trainer.memory import Sizes, estimate, host_memory
+from trl_trainer.preflight import host_memory_findings
 
 M = 1_000_000
 BIG = 10**15
@@ -59,7 +60,36 @@ def test_certain_bytes_per_process(made, weights, gradients, optimizer, beside):
     assert (found.weights, found.gradients, found.optimizer, found.beside) == tuple(
         round(value * M) for value in (weights, gradients, optimizer, beside)
     )
-    assert found.certain == found.weights + found.gradients + found.optimizer + found.beside
+    assert found.certain == found.weights + found.gradients + found.optimizer + found.beside + found.saving
+
+
+@pytest.mark.parametrize(
+    ("made", "device", "saving"),
+    [
+        # Weights and two Adam moments of this process's half; an adapter is gathered and saved whole instead.
+        (job(nodes=2, **FULL), "cpu", 600),
+        (job(nodes=2), "cpu", 0),
+        (job(**FULL), "cpu", 0),
+        (job(nodes=2, gpus=True, **FULL), "cuda", 0),
+    ],
+)
+def test_several_cpu_processes_hold_the_copy_that_they_save(made, device, saving):
+    assert estimate(made, SIZES, BIG, device).saving == saving * M
+
+
+@pytest.mark.parametrize(
+    ("made", "limit", "says"),
+    [
+        (job(nodes=2, processes=4, gpus=True, **FULL), 11 * 2**30, ["up to 12.0 GiB of each pod's memory", "11.0 GiB"]),
+        (job(nodes=2, processes=4, gpus=True, **FULL), 12 * 2**30, []),
+        (job(nodes=2, processes=4, gpus=True), 2**30, []),
+        (job(gpus=True, **FULL), 2**30, []),
+    ],
+)
+def test_a_pod_of_gpus_with_too_little_memory_for_the_copy_is_told(made, limit, says):
+    found = host_memory_findings(made, 12 * 2**30, limit)
+    assert len(found) == bool(says)
+    assert all(part in found[0] for part in says)
 
 
 def test_an_explicit_reference_and_reward_models_count_in_full():

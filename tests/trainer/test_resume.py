@@ -2,6 +2,7 @@
 
 import os
 import signal
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def test_killed_and_resumed_run_equals_the_undisturbed_one(
     ended = warm.run(start(whole, model_folder, case), world)
     assert ended.codes == [0] * world, ended.logs
 
-    ended = warm.run(start(killed, model_folder, case), world, prelude=at_step(6, KILL, rank=world - 1))
+    ended = warm.run(start(killed, model_folder, case), world, prelude=at_step(6, KILL, rank=world - 1, saved=4))
     assert ended.codes[world - 1] == -signal.SIGKILL
     if world > 1:
         assert ended.records[0].reason == "PeerLost"
@@ -117,3 +118,44 @@ def test_run_that_is_killed_before_its_first_checkpoint_starts_over_exactly(
     assert ended.records[0].progress is not None
     assert ended.records[0].progress.resumed_from_step is None
     check_equal(whole, killed)
+
+
+SLOW_DISK = """
+import time
+from torch.distributed.checkpoint import FileSystemWriter
+write_data = FileSystemWriter.write_data
+def slow(*args):
+    time.sleep(1)
+    return write_data(*args)
+FileSystemWriter.write_data = slow
+"""
+
+
+def test_a_checkpoint_is_written_while_training_goes_on_and_is_of_its_own_step(
+    warm: Warm, model_folder: Path, tmp_path: Path
+) -> None:
+    case = {"kind": "DPOJob", "spec": {"checkpoint": {"everySteps": 3}}}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    ended = warm.run(start(whole, model_folder, case))
+    assert ended.codes == [0, 0], ended.logs
+
+    ended = warm.run(start(killed, model_folder, case), prelude=[SLOW_DISK, *at_step(6, KILL, saved=3)])
+    assert -signal.SIGKILL in ended.codes, ended.logs
+    published = (killed / "storage/uid-1/checkpoint-3/MANIFEST.json").stat().st_mtime
+    trained = {line["step"]: datetime.fromisoformat(line["time"]).timestamp() for line in metrics(killed)}
+    assert trained[5] < published
+    ended = warm.run(start(killed, model_folder, case, attempt=1))
+    assert ended.codes == [0, 0], ended.logs
+    assert ended.records[0].progress is not None
+    assert ended.records[0].progress.resumed_from_step == 3
+    check_equal(whole, killed)
+
+
+def test_a_run_that_fails_still_publishes_what_it_was_writing(warm: Warm, model_folder: Path, tmp_path: Path) -> None:
+    case = {"kind": "DPOJob", "spec": {"checkpoint": {"everySteps": 3}}}
+    broken = at_step(4, "raise RuntimeError('broken')", rank=0) + at_step(4, "raise RuntimeError('broken')")
+    ended = warm.run(start(tmp_path / "job", model_folder, case), prelude=[SLOW_DISK, *broken])
+    assert ended.codes == [1, 1], ended.logs
+    assert (tmp_path / "job/storage/uid-1/checkpoint-3/MANIFEST.json").exists()
+    assert ended.records[0].progress is not None
+    assert [report.step for report in ended.records[0].progress.checkpoints] == [3]

@@ -191,8 +191,9 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def at_step(step: int, action: str, rank: int = 1) -> list[str]:
-    """Return a prelude that makes `rank` run `action` when it enters step `step` (before its forward pass)."""
+def at_step(step: int, action: str, rank: int = 1, saved: int | None = None) -> list[str]:
+    """Return a prelude that makes `rank` run `action` when it enters step `step` (before its forward pass), and the
+    checkpoint of step `saved` is published."""
     return [
         f"""
 if rank == {rank}:
@@ -201,6 +202,10 @@ if rank == {rank}:
     from trl_trainer.pace import Pace
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step + 1 == {step}:
+            end = time.monotonic() + 60
+            while {saved} and not (self._run.work / "checkpoint-{saved}/MANIFEST.json").exists():
+                assert time.monotonic() < end, "checkpoint {saved} is not published"
+                time.sleep(0.01)
             {action}
     Pace.on_step_begin = on_step_begin
 """

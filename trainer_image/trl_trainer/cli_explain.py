@@ -122,6 +122,7 @@ _NAMES = (
     "per process: gradients",
     "per process: optimizer",
     "per process: models beside",
+    "per process: copy to save",
     "per process: activations",
 )
 
@@ -133,7 +134,7 @@ def _column(job: JobFile, base: Architecture, seen: Lengths) -> list[str]:
     device = _device(job)
     # What the cluster's devices have is not known here.
     needs = memory.estimate(job, preflight.sizes(job, base, seen), sys.maxsize, device)
-    parts = (needs.weights, needs.gradients, needs.optimizer, needs.beside, needs.activations)
+    parts = (needs.weights, needs.gradients, needs.optimizer, needs.beside, needs.saving, needs.activations)
     return [
         str(world),
         str(training.per_device_batch_size * training.gradient_accumulation_steps * world),

@@ -1,7 +1,8 @@
 """How much memory a rank needs, from numbers alone: no weights are loaded, and torch is not imported.
 
-All sizes are bytes per process. What is certain (weights, gradients, optimizer, models beside the policy) and what is
-a rough guess (activations) are kept apart: only the first is a reason to refuse a job.
+All sizes are bytes per process. What is certain (weights, gradients, optimizer, models beside the policy, the copy from
+which a checkpoint is written) and what is a rough guess (activations) are kept apart: only the first is a reason to
+refuse a job.
 """
 
 from collections.abc import Iterator
@@ -57,6 +58,9 @@ class MemoryEstimate(Model):
     optimizer: int
     beside: int
     """Reference model and reward models; they are not sharded."""
+    saving: int
+    """The copy from which a sharded checkpoint is written while training goes on (writer.py). Of several CPU processes
+    only: with GPUs it is in the host's memory."""
     activations: int
     """A rough guess for the longest row."""
     available: int
@@ -68,7 +72,7 @@ class MemoryEstimate(Model):
 
     @property
     def certain(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.beside
+        return self.weights + self.gradients + self.optimizer + self.beside + self.saving
 
     @property
     def total(self) -> int:
@@ -78,7 +82,7 @@ class MemoryEstimate(Model):
         """Return one sentence with all numbers in GiB."""
         parts = ", ".join(
             f"{name} {getattr(self, name) / GIB:.1f}"
-            for name in ("weights", "gradients", "optimizer", "beside")
+            for name in ("weights", "gradients", "optimizer", "beside", "saving")
             if getattr(self, name) >= GIB / 20
         )
         return (
@@ -111,12 +115,15 @@ def _estimate(job: JobFile, sizes: Sizes, available: int, device: str) -> Memory
         weights = compute * sizes.parameters + 4.0 * trained
     else:
         weights = NF4_BYTES * sizes.linear + compute * (sizes.parameters - sizes.linear) + 4.0 * trained
+    optimizer = OPTIMIZER_BYTES[spec.training.optimizer] * trained / world
+    copied = device == "cpu" and world > 1 and spec.fsdp.state_dict_type == "sharded"
     gathered = 0.0 if world == 1 or spec.fsdp.reshard_after_forward else compute * sizes.parameters
     return MemoryEstimate(
         weights=round(weights / world + gathered),
         gradients=round(4 * trained / world),
-        optimizer=round(OPTIMIZER_BYTES[spec.training.optimizer] * trained / world),
+        optimizer=round(optimizer),
         beside=round(_reference(job, sizes, compute)) + sizes.reward_models,
+        saving=round(4 * trained / world + optimizer) if copied else 0,
         activations=round(_activations(job, sizes, compute)),
         available=available,
         device=device,

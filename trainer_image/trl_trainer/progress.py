@@ -103,7 +103,7 @@ class Sender:
 
 
 class Reporter(TrainerCallback):
-    """Rank 0's progress: what it is doing, how far it is, and what it measured."""
+    """Rank 0's progress: what it is doing, how far it is, and what it measured. Any thread may update it."""
 
     def __init__(
         self, attempt: int, metrics_file: Path, sender: Sender, rewards: Callable[[], list[RewardReport]] = list
@@ -116,12 +116,14 @@ class Reporter(TrainerCallback):
         self._done = False
         self._full = False
         self._tokens = TokenRate()
+        self._changing = threading.Lock()
         self._publish()
 
     def update(self, **changes: Any) -> None:
         """Change fields of the state and report it."""
-        self.state = self.state.model_copy(update={**changes, "last_update_time": now()})
-        self._publish()
+        with self._changing:
+            self.state = self.state.model_copy(update={**changes, "last_update_time": now()})
+            self._publish()
 
     def activity(self, activity: Activity) -> None:
         self.update(activity=activity)

@@ -1,6 +1,7 @@
 """Turns what transformers saved into a published checkpoint, with all ranks taking part."""
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from trl_trainer import checkpoint, fence
 from trl_trainer.errors import TrainerError
 from trl_trainer.progress import Reporter, metrics_of
 from trl_trainer.records import classify, now
-from trl_trainer.world import Run, barrier, broadcast, gather
+from trl_trainer.world import Run, broadcast, gather, writers
+from trl_trainer.writer import Writer
 
 
 class FiniteGuard(TrainerCallback):
@@ -42,35 +44,51 @@ class FiniteGuard(TrainerCallback):
 
 
 class Publisher(TrainerCallback):
-    """Publishes every checkpoint that transformers has saved, then removes what is too old."""
+    """Publishes every checkpoint that transformers has saved, then removes what is too old; all that in the writer's
+    thread. Training waits for it only when the next checkpoint is due, and at its end."""
 
-    def __init__(self, run: Run, guard: FiniteGuard, reporter: Reporter) -> None:
+    def __init__(self, run: Run, guard: FiniteGuard, reporter: Reporter, writer: Writer) -> None:
         self._run = run
         self._guard = guard
         self._reporter = reporter
+        self._writer = writer
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        run, folder = self._run, self._run.work / f"checkpoint-{state.global_step}"
-        self._reporter.activity("saving")
-        barrier(run)
-        files = [file for part in gather(run, checkpoint.own_files(folder, run.rank)) for file in part]
-        broadcast(run, lambda: self._publish(folder, state.global_step, files))
-        self._reporter.update(activity="training", checkpoints=reports(run))
+        self._wait()
+        self._writer.start(partial(self._publish, state.global_step, now(), self._guard.last))
 
-    def _publish(self, folder: Path, step: int, files: list[checkpoint.File]) -> None:
-        fence.check(self._run.work, self._run.job.attempt)
-        manifest = checkpoint.Manifest(
-            uid=self._run.job.uid,
-            attempt=self._run.job.attempt,
-            step=step,
-            world_size=self._run.world,
-            time=now(),
-            metrics=self._guard.last,
-            files=files,
-            versions=checkpoint.versions(),
-        )
-        checkpoint.publish(folder, manifest)
-        checkpoint.retain(self._run.work, self._run.job.spec.checkpoint.keep)
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._writer.check()
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._wait()
+
+    def _wait(self) -> None:
+        self._reporter.activity("saving")
+        self._writer.wait()
+        self._reporter.activity("training")
+
+    def _publish(self, step: int, time: str, metrics: dict[str, float]) -> None:
+        run, folder = self._run, self._run.work / f"checkpoint-{step}"
+        files = [file for part in gather(run, checkpoint.own_files(folder, run.rank), writers()) for file in part]
+
+        def publish() -> None:
+            fence.check(run.work, run.job.attempt)
+            manifest = checkpoint.Manifest(
+                uid=run.job.uid,
+                attempt=run.job.attempt,
+                step=step,
+                world_size=run.world,
+                time=time,
+                metrics=metrics,
+                files=files,
+                versions=checkpoint.versions(),
+            )
+            checkpoint.publish(folder, manifest)
+            checkpoint.retain(run.work, run.job.spec.checkpoint.keep)
+
+        broadcast(run, publish, writers())
+        self._reporter.update(checkpoints=reports(run))
 
 
 def reports(run: Run) -> list[CheckpointReport]:

@@ -37,6 +37,7 @@ from trl_trainer.stages import dpo, grpo, reward, sft
 from trl_trainer.termination import Termination
 from trl_trainer.watchdog import Watchdog
 from trl_trainer.world import Run
+from trl_trainer.writer import Writer
 
 STAGES: dict[str, ModuleType] = {"SFTJob": sft, "RewardJob": reward, "DPOJob": dpo, "GRPOJob": grpo}
 
@@ -139,20 +140,24 @@ def fit(run: Run, trainer: Trainer, before: evaluation.Before, reporter: Reporte
     for line in choice.skipped:
         print(f"rank {run.rank}: {line}", flush=True)
     reporter.update(warnings=[*(line[:300] for line in choice.skipped), *reporter.state.warnings][:8])
-    guard, load_guard, pace = FiniteGuard(), LoadGuard(), Pace(run, trainer, termination)
+    guard, load_guard, writer = FiniteGuard(), LoadGuard(), Writer()
+    pace = Pace(run, trainer, termination)
     watchdog = Watchdog(run.job.stall_timeout_seconds, run.job.attempt, run.rank)
     # In this order at every event: first what may end the run, then what saves, then what decides and reports.
     callbacks = [load_guard, ShardingCheck(trainer, run.world), guard, watchdog, before]
-    callbacks += [Publisher(run, guard, reporter), *([reporter] if run.is_main else []), pace]
+    callbacks += [Publisher(run, guard, reporter, writer), *([reporter] if run.is_main else []), pace]
     stopper = early_stopping.Stopper(run.job.spec.evaluation.early_stopping) if stops_early(run, trainer) else None
     callbacks += [stopper] if stopper is not None else []
     for callback in callbacks:
         trainer.add_callback(callback)
     try:
-        trainer.train(resume_from_checkpoint=choice.path)
+        with writer.takes_shards():
+            trainer.train(resume_from_checkpoint=choice.path)
     except AlreadyTrained:
         print(f"rank {run.rank}: trained to the last step by an earlier attempt", flush=True)
     except Exception as error:
+        watchdog.stop()
+        writer.settle()
         raise load_guard.explain(run, choice, error) from error
     finally:
         watchdog.stop()

@@ -17,6 +17,8 @@ T = TypeVar("T")
 
 _gloo: Any = None
 """A group for what is below: its messages never queue behind those of training."""
+_writers: Any = None
+"""A group for the threads that write checkpoints (writer.py) while the others are in use."""
 _timeout = timedelta(minutes=30)
 """Of the process group. A monitored barrier asks for it anew: torch gives it the default, not the group's."""
 
@@ -59,11 +61,17 @@ def start(job: JobFile) -> Run:
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if world > 1:
-        global _gloo, _timeout
+        global _gloo, _writers, _timeout
         _timeout = timedelta(seconds=2 * job.stall_timeout_seconds)
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "cpu:gloo", timeout=_timeout)
         _gloo = dist.new_group(backend="gloo", timeout=_timeout)
+        _writers = dist.new_group(backend="gloo", timeout=_timeout)
     return Run(job, Path(job.paths.storage) / job.uid, rank, world, "cuda" if cuda else "cpu")
+
+
+def writers() -> Any:
+    """Return the process group of the threads that write checkpoints; None with one process."""
+    return _writers
 
 
 def barrier(run: Run) -> None:
@@ -72,17 +80,20 @@ def barrier(run: Run) -> None:
         dist.monitored_barrier(group=_gloo, timeout=_timeout)
 
 
-def gather(run: Run, value: T) -> list[T]:
-    """Return the values of all ranks, in order of rank, on every rank."""
+def gather(run: Run, value: T, group: Any = None) -> list[T]:
+    """Return the values of all ranks, in order of rank, on every rank. `group`: as in `broadcast`."""
     if run.world == 1:
         return [value]
     found: list[Any] = [None] * run.world
-    dist.all_gather_object(found, value, group=_gloo)
+    dist.all_gather_object(found, value, group=group or _gloo)
     return found
 
 
-def broadcast(run: Run, make: Callable[[], T]) -> T:
-    """Return what `make` returns on rank 0, on every rank; where it raises, all ranks do."""
+def broadcast(run: Run, make: Callable[[], T], group: Any = None) -> T:
+    """Return what `make` returns on rank 0, on every rank; where it raises, all ranks do.
+
+    `group` is the process group that the messages take; another thread than the main one needs its own.
+    """
     if run.world == 1:
         return make()
     error: Exception | None = None
@@ -92,7 +103,7 @@ def broadcast(run: Run, make: Callable[[], T]) -> T:
             box[0] = make()
         except Exception as caught:
             error, box[1] = caught, str(caught)
-    dist.broadcast_object_list(box, src=0, group=_gloo)
+    dist.broadcast_object_list(box, src=0, group=group or _gloo)
     if error is not None:
         raise error
     if box[1] is not None:

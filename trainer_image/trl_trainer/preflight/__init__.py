@@ -75,6 +75,8 @@ def inspect(job: JobFile, tokenizer: Any, rows: Data, work: Path, device: str) -
     findings = [*rows.report.warnings(), *_length_findings(job, base, seen)]
     if too_little is None:
         findings += [*_memory_findings(needs), *_disk_findings(job, checkpoint, final, free)]
+    if device == "cuda":
+        findings += host_memory_findings(job, checkpoint, memory.host_memory())
     return Preflight(
         architecture=base.name,
         parameters=base.parameters,
@@ -233,6 +235,20 @@ def checkpoint_bytes(job: JobFile, base: Architecture) -> int:
     whole = job.spec.fsdp.state_dict_type == "full" and job.spec.peft.method == "none"
     twice = 4 if whole and job.num_nodes * job.num_proc_per_node > 1 else 0
     return round(base.trainable * (4 + twice + optimizer))
+
+
+def host_memory_findings(job: JobFile, checkpoint: int, limit: int) -> list[str]:
+    """Return what to say when the pod's memory, `limit` bytes, may not hold the copy of the GPUs' state from which a
+    sharded checkpoint is written (writer.py)."""
+    sharded = job.num_nodes * job.num_proc_per_node > 1 and job.spec.fsdp.state_dict_type == "sharded"
+    # accelerate's own copy of one part is there while ours is made.
+    wanted = 2 * checkpoint // job.num_nodes if sharded else 0
+    if wanted <= limit:
+        return []
+    return [
+        f"saving a checkpoint takes up to {_gib(wanted)} of each pod's memory, and it has {_gib(limit)}: raise"
+        " resources.limits.memory"
+    ]
 
 
 def _disk_findings(job: JobFile, checkpoint: int, final: int, free: int) -> list[str]:
