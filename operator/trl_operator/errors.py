@@ -4,9 +4,12 @@
 class ApiError(Exception):
     """The API server refused or could not be reached (status 0); the work is repeated with backoff."""
 
-    def __init__(self, status: int, message: str, retry_after: float = 0.0) -> None:
-        super().__init__(f"{status}: {message}" if status else message)
+    def __init__(self, status: int, message: str, retry_after: float = 0.0, request: str = "") -> None:
+        """`message` are the server's own words, `request` is what was asked for."""
+        words = f"{request}: {message}" if request else message
+        super().__init__(f"{status}: {words}" if status else words)
         self.status = status
+        self.message = message
         self.retry_after = retry_after
         """Seconds that the API server asks to wait."""
 

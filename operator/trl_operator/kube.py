@@ -149,10 +149,10 @@ class Kube:
                 response = await self._client.call_api(*request, _request_timeout=seconds)
                 data = await response.read()
         except (aiohttp.ClientError, ApiException, OSError, TimeoutError) as error:
-            raise ApiError(0, f"{method} {path}: {error!r}") from error
+            raise ApiError(0, repr(error), request=f"{method} {path}") from error
         answer: Obj = json.loads(data) if data.startswith(b"{") else {"message": data.decode(errors="replace")[:300]}
         if response.status >= 400:
             wait = response.headers.get("Retry-After", "0")
-            message = f"{method} {path}: {answer.get('message', '')}"
-            raise ApiError(response.status, message, float(wait) if wait.isdigit() else 0.0)
+            seconds = float(wait) if wait.isdigit() else 0.0
+            raise ApiError(response.status, answer.get("message", ""), seconds, request=f"{method} {path}")
         return answer

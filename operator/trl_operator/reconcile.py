@@ -1,7 +1,8 @@
 """The one loop: observe, decide, write the status, act, tell."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
@@ -24,7 +25,7 @@ from trl_operator.queue import WorkQueue
 from trl_operator.render.manifests import Installation, claim, config_map, network_policy, pytorchjob
 from trl_operator.status.conditions import Status, set_condition
 from trl_operator.status.events import Event, events
-from trl_operator.status.lifecycle import Decision, View, decide, owned
+from trl_operator.status.lifecycle import Decision, View, decide, owned, refused
 from trl_operator.status.progress import last_words
 
 logger = logging.getLogger(__name__)
@@ -135,7 +136,7 @@ class Reconciler:
 
     async def _denials(self, child: Child) -> tuple[str, ...]:
         """Return why pods of a PyTorchJob could not be created, newest first: only its events say."""
-        selector = f"involvedObject.uid={child.uid},type=Warning"
+        selector = f"involvedObject.uid={child.uid},reason=FailedCreatePod"
         found, _ = await self._kube.list(EVENTS, child.job[1], fields=selector)
         found.sort(key=lambda event: event.get("lastTimestamp") or "", reverse=True)
         return tuple(event.get("message", "") for event in found)
@@ -186,7 +187,7 @@ class Reconciler:
             await self._kube.delete(JOBS[job.info.kind], job.namespace, job.name, job.uid)
             return None
         if decision.create:
-            started = await self._start(job, decision.status["attempt"])
+            started = await self._start(job, obj, decision.status["attempt"])
             if started is None:
                 return 0.0
             begun = decide(job, obj["status"], View(started), self._now())
@@ -194,28 +195,45 @@ class Reconciler:
             return begun.requeue
         return decision.requeue
 
-    async def _start(self, named: Job, attempt: int) -> Child | None:
+    async def _start(self, named: Job, obj: Obj, attempt: int) -> Child | None:
         """Create what the attempt needs, its PyTorchJob last; None if something has come up meanwhile."""
         job = await resolve(self._kube, named)
         if isinstance(job, Blocker):
             return None
         if job.cluster.storage.size and not await self._kube.get(CLAIMS, job.namespace, job.storage_claim):
-            self._lease.check()
-            await self._kube.create(CLAIMS, claim(job), job.namespace)
+            manifest = claim(job)
+            async with self._telling_refusal(job, obj, manifest):
+                await self._kube.create(CLAIMS, manifest, job.namespace)
         for resource, manifest in (
             (NETWORK_POLICIES, network_policy(job)),
             (CONFIG_MAPS, config_map(job, attempt, self._installation)),
         ):
-            self._lease.check()
-            await self._kube.apply(resource, job.namespace, manifest, MANAGER)
-        self._lease.check()
+            async with self._telling_refusal(job, obj, manifest):
+                await self._kube.apply(resource, job.namespace, manifest, MANAGER)
         manifest = pytorchjob(job, attempt, self._installation)
         try:
-            return child_from(await self._kube.create(PYTORCHJOBS, manifest, job.namespace))
+            async with self._telling_refusal(job, obj, manifest):
+                return child_from(await self._kube.create(PYTORCHJOBS, manifest, job.namespace))
         except ApiError as error:
             if error.status != 409:
                 raise
             return await self._live_child(job, attempt)
+
+    @asynccontextmanager
+    async def _telling_refusal(self, job: Job, obj: Obj, manifest: Obj) -> AsyncIterator[None]:
+        """Create an object within; what the API server has against it goes into the status before it is tried again.
+
+        A quota or an admission policy may refuse for days, and so may a webhook that is down.
+        """
+        self._lease.check()
+        try:
+            yield
+        except ApiError as error:
+            # A name that is taken is looked at again at once, and a busy server asks for patience.
+            if error.status not in (409, 429):
+                what = f"{manifest['kind']} {manifest['metadata']['name']}"
+                await self._write_status(job, obj, refused(job, obj["status"], what, error.message, self._now()))
+            raise
 
     async def _tell(self, job: Job, event: Event) -> None:
         now = format_time(self._now())

@@ -11,13 +11,17 @@ Place = tuple[str, str, str]
 
 
 class FakeKube:
-    """Keeps objects by plural, namespace and name. `refuse` may raise an ApiError for a status that is applied."""
+    """Keeps objects by plural, namespace and name.
+
+    `refuse` may raise an ApiError for a status that is applied, `refuse_object` for an object that is created.
+    """
 
     def __init__(self) -> None:
         self.objects: dict[Place, Obj] = {}
         self.writes: list[tuple[str, str]] = []
         """Manager or verb, and plural, of every write that was accepted."""
         self.refuse: Callable[[Obj], None] = lambda _: None
+        self.refuse_object: Callable[[Obj], None] = lambda _: None
         self.version = 100
 
     def put(self, plural: str, obj: Obj) -> Obj:
@@ -45,6 +49,7 @@ class FakeKube:
         if resource == TOKEN_REVIEWS:
             user = {"extra": {"authentication.kubernetes.io/pod-uid": [body["spec"]["token"]]}}
             return {"status": {"authenticated": True, "audiences": body["spec"]["audiences"], "user": user}}
+        self.refuse_object(body)
         self.writes.append(("create", resource.plural))
         metadata = {"uid": f"{body['metadata']['name']}-uid", **body["metadata"]}
         return self.put(resource.plural, {**body, "metadata": metadata})
@@ -62,6 +67,8 @@ class FakeKube:
             before = known.get("status", {})
             effective = {**before.get("effective", {}), **body["status"].get("effective", {})}
             body = {**known, "status": {**before, **body["status"], **({"effective": effective} if effective else {})}}
+        else:
+            self.refuse_object(body)
         self.writes.append((manager, resource.plural))
         return self.put(resource.plural, body)
 

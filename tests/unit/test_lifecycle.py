@@ -92,6 +92,25 @@ def test_a_job_that_does_not_start_says_why(
     assert reason(decision) == ("False", expected)
 
 
+@pytest.mark.parametrize(
+    ("newest", "expected"),
+    [
+        ("Error creating: pods is forbidden: exceeded quota: none", "QuotaExceeded"),
+        ('Error creating: pods "x" is forbidden: violates PodSecurity "restricted"', "PodSecurityDenied"),
+        ('Error creating: admission webhook "policy" denied the request: no such team', "CreateRefused"),
+    ],
+)
+def test_the_newest_refusal_of_a_pod_is_told_in_its_own_words(
+    make_job: Make, make_child: Make, now: datetime, newest: str, expected: str
+) -> None:
+    job, status = running(make_job, make_child, now)
+    decision = decide(job, status, View(make_child(0), denials=(newest, "exceeded quota: an old one")), now)
+    assert reason(decision) == ("False", expected)
+    assert condition(decision.status, "Running")["message"] == newest
+    again = decide(job, decision.status, View(make_child(0)), now)
+    assert reason(again) == ("False", "Starting")
+
+
 def test_a_job_succeeds_with_the_artifacts_of_its_record(
     make_job: Make, make_child: Make, make_pod: Make, now: datetime
 ) -> None:

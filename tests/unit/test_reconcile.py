@@ -202,6 +202,79 @@ def test_a_retained_claim_that_several_nodes_cannot_share_blocks_the_job(job_obj
     assert ("create", "pytorchjobs") in world.kube.writes
 
 
+ROWS = {"train": {"inline": [{"prompt": "p", "chosen": "c", "rejected": "r"}]}}
+
+
+def running(world: World) -> tuple[str, str]:
+    found = next(c for c in world.status["conditions"] if c["type"] == "Running")
+    return found["reason"], found["message"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "words", "reason"),
+    [
+        ("PersistentVolumeClaim", 403, "exceeded quota: q, requested: requests.storage=10Gi", "QuotaExceeded"),
+        ("NetworkPolicy", 403, "admission policy says no", "CreateRefused"),
+        ("ConfigMap", 422, "Too long: may not be more than 1048576 bytes", "CreateRefused"),
+        ("PyTorchJob", 403, "exceeded quota: q, requested: count/pytorchjobs.kubeflow.org=1", "QuotaExceeded"),
+        ("PyTorchJob", 500, "failed calling webhook: connection refused " + "x" * 9000, "CreateRefused"),
+    ],
+)
+def test_what_cannot_be_created_is_told_until_it_can(
+    job_object: Objects, now: datetime, kind: str, code: int, words: str, reason: str
+) -> None:
+    world = World(job_object(dataset=ROWS), now)
+
+    def refuse(obj: dict[str, Any]) -> None:
+        if obj["kind"] == kind:
+            raise ApiError(code, words, request="POST /somewhere")
+
+    world.kube.refuse_object = refuse
+    with pytest.raises(ApiError):
+        world.reconcile()
+    name = "tune-dpo-0" if kind in ("ConfigMap", "PyTorchJob") else "tune-dpo"
+    expected = f"attempt 0 has yet to start: {kind} {name} could not be created: {words}"[:2048]
+    assert (running(world), world.status["phase"]) == ((reason, expected), "Starting")
+    writes = list(world.kube.writes)
+    with pytest.raises(ApiError):
+        world.reconcile()
+    assert running(world) == (reason, expected), "the next try does not hide it"
+    assert ("trl-operator-status", "dpojobs") not in world.kube.writes[len(writes) :]
+    world.kube.refuse_object = lambda _: None
+    world.reconcile()
+    assert running(world) == ("Starting", "attempt 0 starts")
+    assert world.status["pytorchJob"]["name"] == "tune-dpo-0"
+
+
+def test_a_busy_api_server_is_no_refusal(job_object: Objects, now: datetime) -> None:
+    world = World(job_object(dataset=ROWS), now)
+
+    def refuse(obj: dict[str, Any]) -> None:
+        if obj["kind"] == "ConfigMap":
+            raise ApiError(429, "too many requests", retry_after=1.0)
+
+    world.kube.refuse_object = refuse
+    with pytest.raises(ApiError):
+        world.reconcile()
+    assert running(world) == ("Starting", "attempt 0 starts")
+
+
+def test_a_refused_job_can_still_be_cancelled(job_object: Objects, now: datetime) -> None:
+    world = World(job_object(dataset=ROWS), now)
+
+    def refuse(obj: dict[str, Any]) -> None:
+        raise ApiError(403, "no")
+
+    world.kube.refuse_object = refuse
+    with pytest.raises(ApiError):
+        world.reconcile()
+    job = world.kube.objects["dpojobs", "team", "tune"]
+    world.kube.refuse_object = lambda _: None
+    world.kube.put("dpojobs", {**job, "spec": {**job["spec"], "runPolicy": {"cancel": True}}})
+    world.reconcile()
+    assert (world.status["phase"], running(world)[0]) == ("Cancelled", "Cancelled")
+
+
 @pytest.mark.parametrize("bug", [AttributeError, RuntimeError, KeyError, RecursionError, OSError])
 def test_a_job_that_meets_a_bug_does_not_stop_the_others(bug: type[Exception]) -> None:
     done: list[str] = []

@@ -12,7 +12,7 @@ from trl_operator.plan.topology import processes_per_node
 from trl_operator.plan.upstream import upstreams
 from trl_operator.status.conditions import Status, clean, condition, is_true, set_condition
 from trl_operator.status.description import describe
-from trl_operator.status.starting import waiting_reason
+from trl_operator.status.starting import REFUSAL_REASONS, refusal, waiting_reason
 
 LOST_NODE_SECONDS = 60
 """A pod on a lost node that is still there so long after its grace period counts as gone."""
@@ -84,6 +84,14 @@ def owned(current: Status) -> Status:
     return status | ({"effective": effective} if effective else {})
 
 
+def refused(job: Job, current: Status, what: str, words: str, now: datetime) -> Status:
+    """Return the next status of `job` when `what` its attempt needs was not created, in the API server's words why."""
+    status = owned(current)
+    message = f"attempt {status['attempt']} has yet to start: {what} could not be created: {words}"
+    set_condition(status, "Running", "False", refusal(words), message, generation=job.generation, now=now)
+    return status
+
+
 @dataclass
 class _Machine:
     job: Job
@@ -142,7 +150,11 @@ class _Machine:
         self.status.setdefault("attempt", 0)
         self.status.setdefault("restarts", 0)
         self.status.setdefault("startTime", format_time(self.now))
-        self._show_starting()
+        if condition(self.status, "Running").get("reason") in REFUSAL_REASONS:
+            # The last try was refused, and why stays to be read until one is not.
+            self.status["phase"] = "Starting"
+        else:
+            self._show_starting()
         decision.create = True
         return decision
 

@@ -6,8 +6,14 @@ from trl_operator.plan.observation import Pod
 
 _IMAGE = {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNeverPull"}
 
+_REFUSALS = (("exceeded quota", "QuotaExceeded"), ("violates PodSecurity", "PodSecurityDenied"))
+_REFUSED = "CreateRefused"
+REFUSAL_REASONS = frozenset({_REFUSED, *(reason for _, reason in _REFUSALS)})
 
-_DENIALS = (("exceeded quota", "QuotaExceeded"), ("violates PodSecurity", "PodSecurityDenied"))
+
+def refusal(words: str) -> str:
+    """Return the reason that goes with what the API server said when it did not let something be created."""
+    return next((reason for known, reason in _REFUSALS if known in words), _REFUSED)
 
 
 def waiting_reason(pods: Iterable[Pod], denials: Iterable[str] = ()) -> tuple[str, str] | None:
@@ -15,11 +21,9 @@ def waiting_reason(pods: Iterable[Pod], denials: Iterable[str] = ()) -> tuple[st
 
     `denials` are the messages of events that tell why a pod could not be created, newest first.
     """
+    if newest := next(iter(denials), ""):
+        return refusal(newest), newest
     pods = sorted(pods, key=lambda pod: pod.index)
-    for message in denials:
-        for words, reason in _DENIALS:
-            if words in message:
-                return reason, message
     for pod in pods:
         if pod.waiting_reason in _IMAGE:
             return "ImagePullFailed", f"pod {pod.name}: {pod.waiting_message or pod.waiting_reason}"

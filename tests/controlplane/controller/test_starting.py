@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from devcluster.controlplane import ControlPlane
 from devcluster.fakenode import FakeNode
 from devcluster.waiting import wait_for
@@ -33,6 +35,29 @@ def test_a_quota_that_is_used_up_is_told_and_the_job_starts_when_there_is_room(
     [pod] = node.wait_for_pods(1, "tune-dpo-0", timeout=60)
     node.run(pod)
     jobs.wait_for_phase("tune", "Running")
+
+
+@pytest.mark.parametrize(
+    ("hard", "refused"),
+    [
+        ("persistentvolumeclaims", "PersistentVolumeClaim tune-dpo"),
+        ("count/pytorchjobs.kubeflow.org", "PyTorchJob tune-dpo-0"),
+    ],
+)
+def test_what_a_quota_does_not_let_the_operator_create_is_told(
+    operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any], hard: str, refused: str
+) -> None:
+    jobs.apply(
+        {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": {hard: "0"}}}
+    )
+    wait_for("the quota is in force", lambda: "hard" in jobs.status("resourcequota", "none"), 30)
+    jobs.apply(dpo())
+    status = jobs.wait("dpojob", "tune", "tells why", lambda s: running(s)[0] == "QuotaExceeded", 40)
+    assert f"{refused} could not be created" in running(status)[1]
+    assert "exceeded quota: none" in running(status)[1]
+    assert (status["phase"], "pytorchJob" in status) == ("Starting", False)
+    jobs.delete("resourcequota", "none")
+    node.wait_for_pods(1, "tune-dpo-0", timeout=90)
 
 
 def test_our_pods_pass_pod_security_restricted(
