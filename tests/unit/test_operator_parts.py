@@ -1,6 +1,7 @@
 """The small parts of the operator: acceptance, cache, certificates, settings, metrics, events, health."""
 
 import asyncio
+import json
 import ssl
 from collections.abc import Callable
 from datetime import datetime, timedelta
@@ -19,6 +20,7 @@ from trl_operator.metrics import Metrics
 from trl_operator.plan.acceptance import check_reference, check_retained, check_spec, references
 from trl_operator.plan.observation import Attempt, current_attempt
 from trl_operator.plan.outcome import classify
+from trl_operator.render.manifests import Installation, config_map
 from trl_operator.settings import from_environment
 from trl_operator.status.events import events
 
@@ -107,6 +109,22 @@ def test_rows_in_the_spec_are_counted_in_bytes(make_job: Make) -> None:
     rows = [{"prompt": "é" * 1000}]
     assert check_spec(make_job(dataset={"train": {"inline": rows * 64}})) is None
     assert check_spec(make_job(dataset={"train": {"inline": rows * 66}})).reason == "InlineTooLarge"
+
+
+def test_what_is_accepted_fits_into_a_config_map_whatever_its_shape(make_job: Make) -> None:
+    full = [{"prompt": [[[1]]] * 400, "chosen": "c", "rejected": "r"}] * 35
+    dataset = {"train": {"inline": full}, "eval": {"inline": full}}
+    schema = json.dumps({"type": "string", "description": '"' * 4000})
+    rewards = [{"name": f"r{number}", "jsonSchema": {"schema": schema}} for number in range(16)]
+    taken, refused = make_job(dataset=dataset), make_job("GRPOJob", dataset=dataset, grpo={"rewards": rewards})
+    assert check_spec(taken) is None
+    installation = Installation("trainer:1", "https://op:10443", "CA" * 4096)
+    data = config_map(taken, 0, installation)["data"]
+    assert 600_000 < sum(len(text.encode()) for text in data.values()) < 2**20
+    blocker = check_spec(refused)
+    assert (blocker.reason, blocker.final) == ("SpecTooLarge", True)
+    assert "at most 983040: shorten its texts" in blocker.message
+    assert check_spec(make_job("GRPOJob", grpo={"rewards": rewards})) is None
 
 
 def test_one_job_has_one_hub_token(make_job: Make) -> None:

@@ -15,7 +15,7 @@ from trl_contract.sources import (
     Volume,
 )
 from trl_operator.api.job import Job
-from trl_operator.constants import MAX_INLINE_BYTES
+from trl_operator.constants import MAX_CONFIG_MAP_BYTES, MAX_INLINE_BYTES
 
 SHARED = {"ReadWriteMany", "ReadOnlyMany"}
 
@@ -66,19 +66,30 @@ def references(job: Job) -> list[Reference]:
 def check_spec(job: Job) -> Blocker | None:
     """Return what is wrong with the spec itself and cannot be said in its schema."""
     dataset: Dataset = getattr(job.training, "dataset")  # noqa: B009
+    # The trainer gets the spec as it was written and with its defaults resolved, and inline rows as a file too.
+    total = 2 * _size(job.training.to_wire())
     for name, source in (("train", dataset.train), ("eval", dataset.eval)):
         if source and source.inline:
-            size = len(json.dumps(source.inline, ensure_ascii=False).encode())
+            size = _size(source.inline)
+            total += size
             if size > MAX_INLINE_BYTES:
                 remedy = "put the rows into a ConfigMap or a volume"
                 message = f"dataset.{name}.inline has {size} bytes, at most {MAX_INLINE_BYTES}: {remedy}"
                 return Blocker("InlineTooLarge", message, final=True)
+    if total > MAX_CONFIG_MAP_BYTES:
+        remedy = "shorten its texts (rewards, templates, prompts), or put inline rows into a ConfigMap or a volume"
+        message = f"spec needs {total} bytes in the attempt's ConfigMap, at most {MAX_CONFIG_MAP_BYTES}: {remedy}"
+        return Blocker("SpecTooLarge", message, final=True)
     secrets = hub_secrets(job)
     if len(secrets) > 1:
         names = ", ".join(f"{ref.name}/{ref.key}" for ref in secrets)
         message = f"tokenSecretRef: a job has one hub token, but {names} are named: use one Secret"
         return Blocker("InvalidSpec", message, final=True)
     return None
+
+
+def _size(value: Any) -> int:
+    return len(json.dumps(value, ensure_ascii=False).encode())
 
 
 def hub_sources(job: Job) -> list[HubModel | HubDataset]:

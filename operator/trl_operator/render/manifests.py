@@ -96,7 +96,10 @@ def job_file(job: Job, attempt: int) -> JobFile:
 
 
 def config_map(job: Job, attempt: int, installation: Installation) -> Manifest:
-    """Return the attempt's ConfigMap: job.json, resolved.json, ca.crt and the rows that the spec itself holds."""
+    """Return the attempt's ConfigMap: job.json, resolved.json, ca.crt and the rows that the spec itself holds.
+
+    Nothing is indented: rows with many small values would grow to several times what check_spec has measured.
+    """
     file = job_file(job, attempt)
     rows = {
         name: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
@@ -107,8 +110,8 @@ def config_map(job: Job, attempt: int, installation: Installation) -> Manifest:
         "kind": "ConfigMap",
         "metadata": _metadata(job, job.child_name(attempt), attempt),
         "data": {
-            "job.json": json.dumps(file.to_wire(), indent=1, ensure_ascii=False),
-            "resolved.json": json.dumps(resolve(file).to_wire(), indent=1, ensure_ascii=False),
+            "job.json": json.dumps(file.to_wire(), ensure_ascii=False),
+            "resolved.json": json.dumps(resolve(file).to_wire(), ensure_ascii=False),
             "ca.crt": installation.ca_certificate,
             **rows,
         },
