@@ -152,7 +152,7 @@ class Receiver:
         return True, f"step {progress.step} of attempt {progress.attempt}"
 
     async def write(self) -> None:
-        """Write pending reports for ever: each job's at most once per interval, its last one at once."""
+        """Write pending reports for ever: each job's at most once per interval, an attempt's first at 100 % at once."""
         while True:
             for key in [key for key in self._pending if self._due_in(key) <= 0]:
                 pending = self._pending.pop(key)
@@ -178,7 +178,11 @@ class Receiver:
 
     def _due_in(self, key: Key) -> float:
         pending = self._pending[key]
-        interval = 0.0 if pending.percentage == DONE else self._interval
+        done = pending.percentage == DONE
+        known = self._cache.jobs.get(key, {}).get("status", {}).get("progress", {})
+        # Whoever is done again and again waits like everybody else.
+        again = (known.get("attempt"), known.get("percentage")) == (pending.progress.attempt, DONE)
+        interval = 0.0 if done and not again else self._interval
         return max(self._written.get(key, -interval) + interval, pending.retry_at) - self._clock()
 
     async def _save(self, key: Key, pending: Pending) -> bool:

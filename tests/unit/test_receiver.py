@@ -109,6 +109,20 @@ def test_the_report_that_all_is_done_is_written_at_once(job_object: Callable[...
     run(world, test)
 
 
+def test_a_pod_that_is_done_again_and_again_waits_for_its_turn(job_object: Callable[..., Any], pod_object: Any) -> None:
+    world = World(job_object(), pod_object(0), interval=3600)
+
+    async def test() -> None:
+        await world.post(report(40, percentage=100))
+        await until(lambda: world.writes() == 1)
+        for second in range(1, 10):
+            assert (await world.post(report(40, second=second, percentage=100)))[1]["accepted"] is True
+        await asyncio.sleep(0.1)
+        assert world.writes() == 1
+
+    run(world, test)
+
+
 def test_nothing_is_written_into_a_job_that_has_ended(world: World) -> None:
     async def test() -> None:
         assert (await world.post(report(1)))[1]["accepted"] is True
