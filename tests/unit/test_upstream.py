@@ -75,6 +75,32 @@ def test_a_job_that_left_no_model_and_one_that_is_not_there(make_job: Make, judg
     assert (missing.reason, missing.fails) == ("UpstreamNotFound", False)
 
 
+@pytest.mark.parametrize(
+    ("uri", "spec", "words"),
+    [
+        ("/etc/passwd", {}, "path: String should match pattern"),
+        ("../other/final", {}, "path: String should match pattern"),
+        ("u/" + "x" * 1030, {}, "path: String should have at most 1024 characters"),
+        ("uid-rm/final", {"surprise": 1}, "surprise: Extra inputs are not permitted"),
+    ],
+)
+def test_a_model_that_cannot_be_mounted_fails_the_job_that_waits_for_it(
+    make_job: Make, judge: Make, now: datetime, uri: str, spec: dict[str, Any], words: str
+) -> None:
+    stored = judge(artifacts=[{**MODEL, "uri": uri}])
+    stored["spec"] |= spec
+    job = make_job("GRPOJob", grpo=rewards())
+    [upstream] = upstreams(job)
+    blocker = check_upstream(upstream, stored)
+    assert blocker is not None
+    assert f"names RewardJob judge, whose model '{uri[:90]}" in blocker.message
+    assert words in blocker.message
+    failed = decide(job, {}, View(blocker=blocker), now).status
+    assert (failed["phase"], failed["failure"]["reason"]) == ("Failed", "UpstreamFailed")
+    cancelled = make_job("GRPOJob", grpo=rewards(), runPolicy={"cancel": True})
+    assert decide(cancelled, {}, View(blocker=blocker), now).status["phase"] == "Cancelled"
+
+
 def test_the_model_is_found_in_the_other_jobs_claim(make_job: Make, judge: Make) -> None:
     job = make_job("GRPOJob", grpo=rewards())
     file = job_file(with_upstreams(job, {"judge": judge()}), 0)

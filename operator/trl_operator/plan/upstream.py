@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
+from pydantic import ValidationError
+
 from trl_contract.base import Kind
 from trl_contract.rewards import RewardFunction, RewardModelReward, RewardModelSource
 from trl_contract.sources import Volume
@@ -49,6 +51,15 @@ def check_upstream(upstream: Upstream, obj: Obj | None) -> Blocker | None:
         return _waits("UpstreamNotFinished", f"{where}, which is {phase}")
     if _model(status) is None:
         return _fails("UpstreamFailed", f"{where}, which has left no model")
+    try:
+        _volume(obj)
+    except ValidationError as error:
+        # Its pods say what it left, and an older version of the operator may have stored it.
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        left = f"whose model {_model(status)!r:.100} cannot be mounted"
+        message = f"{where}, {left}: {field}: {first['msg']}: create that job anew"
+        return _fails("UpstreamFailed", message)
     if upstream.min_accuracy is None:
         return None
     accuracy = _accuracy(status)
@@ -90,13 +101,13 @@ def _with_volume(reward: RewardFunction, found: Mapping[str, Obj]) -> RewardFunc
     model = reward.reward_model
     if model is None or model.from_job is None:
         return reward
-    obj = found[model.from_job.name]
-    source = RewardModelSource(volume=_volume(parse_job(obj), obj["status"]))
+    source = RewardModelSource(volume=_volume(found[model.from_job.name]))
     return reward.model_copy(update={"reward_model": RewardModelReward(source=source)})
 
 
-def _volume(upstream: Job, status: Obj) -> Volume:
-    uri = _model(status)
+def _volume(obj: Obj) -> Volume:
+    """Return where the model of a stored job is; raises ValidationError if it cannot be used."""
+    upstream, uri = parse_job(obj), _model(obj["status"])
     assert uri is not None, "check_upstream has seen it"
     place = PurePosixPath(upstream.cluster.storage.sub_path or ".") / uri
     return Volume(claim_name=upstream.storage_claim, path=str(place))
