@@ -66,6 +66,12 @@ class Cache:
         if child := self._children.pop((namespace, name), None):
             self._changed(child.job)
 
+    def forget_child(self, child: Child) -> None:
+        """Forget this very PyTorchJob: it is gone."""
+        known = self._children.get((child.job[1], child.name))
+        if known is not None and known.uid == child.uid:
+            self.drop_child(child.job[1], child.name)
+
     def put_pod(self, obj: Obj) -> None:
         pod = pod_from(obj)
         if pod is None:
@@ -141,13 +147,23 @@ class Cache:
                 self.drop_child(*place)
 
     def replace_pods(self, namespaces: list[str], listed: Iterable[Obj], version: int) -> None:
+        known = [pod for pod in self._pods.values() if _covers(namespaces, pod.job[1])]
+        self._replace_pods(known, listed, version)
+
+    def replace_attempt(self, job_uid: str, namespace: str, attempt: int, listed: Iterable[Obj], version: int) -> None:
+        """Take over a fresh list of the pods of one attempt."""
+        known = [self._pods[uid] for uid in self._pods_of.get(job_uid, ())]
+        known = [pod for pod in known if (pod.job[1], pod.attempt) == (namespace, attempt)]
+        self._replace_pods(known, listed, version)
+
+    def _replace_pods(self, known: list[Pod], listed: Iterable[Obj], version: int) -> None:
         seen = set()
         for obj in listed:
             seen.add(obj["metadata"]["uid"])
             self.put_pod(obj)
-        for uid, pod in list(self._pods.items()):
-            if _covers(namespaces, pod.job[1]) and uid not in seen and pod.version <= version:
-                self._vanish(uid)
+        for pod in known:
+            if pod.uid not in seen and pod.version <= version:
+                self._vanish(pod.uid)
 
 
 def _ignore(_: Key) -> None:

@@ -121,14 +121,16 @@ class Kube:
         query = {"fieldManager": manager, "force": "true"}
         return await self._request("PATCH", path, body, query, "application/apply-patch+yaml")
 
-    async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
-        """Delete this very object in the background; fine if it is gone already."""
+    async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> bool:
+        """Delete this very object in the background; return False if it was gone already."""
         body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
         try:
             await self._request("DELETE", resource.path(namespace, name), body)
         except ApiError as error:
             if error.status not in (404, 409):
                 raise
+            return False
+        return True
 
     async def _request(
         self,

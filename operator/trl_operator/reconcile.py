@@ -124,8 +124,8 @@ class Reconciler:
 
     async def _refresh_pods(self, job: Job, attempt: int) -> None:
         selector = f"{LABEL_JOB_UID}={job.uid},{LABEL_ATTEMPT}={attempt}"
-        for pod in (await self._kube.list(PODS, job.namespace, selector))[0]:
-            self._cache.put_pod(pod)
+        listed, version = await self._kube.list(PODS, job.namespace, selector)
+        self._cache.replace_attempt(job.uid, job.namespace, attempt, listed, version)
 
     async def _blocker(self, job: Job, attempt: int) -> Blocker | None:
         if not self._backend():
@@ -179,7 +179,9 @@ class Reconciler:
     async def _act(self, job: Job, obj: Obj, decision: Decision) -> float | None:
         for child in decision.delete:
             self._lease.check()
-            await self._kube.delete(PYTORCHJOBS, job.namespace, child.name, child.uid)
+            if not await self._kube.delete(PYTORCHJOBS, job.namespace, child.name, child.uid):
+                # The watch has missed its end, and would not tell of it before everything is listed again.
+                self._cache.forget_child(child)
         if decision.delete_job:
             if await is_awaited(self._kube, job):
                 return AWAITED_POLL_SECONDS

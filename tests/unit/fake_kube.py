@@ -72,6 +72,10 @@ class FakeKube:
         self.writes.append((manager, resource.plural))
         return self.put(resource.plural, body)
 
-    async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> None:
+    async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> bool:
+        found = self.objects.get((resource.plural, namespace, name))
+        if found is None or found["metadata"]["uid"] != uid:
+            return False
         self.writes.append(("delete", resource.plural))
         del self.objects[resource.plural, namespace, name]
+        return True

@@ -202,6 +202,46 @@ def test_a_retained_claim_that_several_nodes_cannot_share_blocks_the_job(job_obj
     assert ("create", "pytorchjobs") in world.kube.writes
 
 
+def ask(world: World, **policy: Any) -> None:
+    """Somebody edits runPolicy, and everything that was started is gone without the watches' telling."""
+    job = world.kube.objects["dpojobs", "team", "tune"]
+    world.cache.put_job(world.kube.put("dpojobs", {**job, "spec": {**job["spec"], "runPolicy": policy}}))
+    for place in [place for place in world.kube.objects if place[0] in ("pytorchjobs", "pods")]:
+        del world.kube.objects[place]
+
+
+@pytest.mark.parametrize(("wish", "phase"), [("cancel", "Cancelled"), ("suspend", "Suspended")])
+def test_a_job_stops_though_no_watch_has_told_that_its_attempt_is_gone(world: World, wish: str, phase: str) -> None:
+    ask(world, **{wish: True})
+    changed: list[Any] = []
+    world.cache.follow(changed.append)
+    changed.clear()
+    world.reconcile()
+    assert changed == [KEY], "it is looked at again at once"
+    world.reconcile()
+    assert world.status["phase"] == phase
+
+
+def test_a_job_restarts_though_no_watch_has_told_that_its_attempt_is_gone(
+    world: World, child_object: Objects, pod_object: Objects
+) -> None:
+    ask(world)
+    world.cache.put_child(world.kube.put("pytorchjobs", child_object(0, "Failed")))
+    world.kube.put("pods", pod_object(0, "Failed", attempt=1))
+    world.reconcile()
+    assert (world.status["attempt"], world.status["phase"], running(world)[0]) == (1, "Restarting", "ChildDeleted")
+
+
+def test_a_pod_that_is_newer_than_the_list_is_not_taken_for_gone(world: World, pod_object: Objects) -> None:
+    newer = pod_object(0)
+    newer["metadata"]["resourceVersion"] = "9999"
+    world.cache.put_pod(newer)
+    ask(world, cancel=True)
+    world.reconcile()
+    world.reconcile()
+    assert "completionTime" not in world.status
+
+
 ROWS = {"train": {"inline": [{"prompt": "p", "chosen": "c", "rejected": "r"}]}}
 
 

@@ -53,10 +53,10 @@ def test_what_is_not_there_is_none_and_what_is_there_is_refused_again(use: Use, 
 def test_only_the_very_object_that_is_meant_is_deleted(use: Use, namespace: str) -> None:
     async def test(kube: Kube) -> None:
         made = await kube.create(CONFIG_MAPS, config_map("a"), namespace)
-        await kube.delete(CONFIG_MAPS, namespace, "a", "another-uid")
+        assert not await kube.delete(CONFIG_MAPS, namespace, "a", "another-uid")
         assert await kube.get(CONFIG_MAPS, namespace, "a") is not None
-        for _ in range(2):
-            await kube.delete(CONFIG_MAPS, namespace, "a", made["metadata"]["uid"])
+        for was_there in (True, False):
+            assert await kube.delete(CONFIG_MAPS, namespace, "a", made["metadata"]["uid"]) is was_there
         assert await kube.get(CONFIG_MAPS, namespace, "a") is None
 
     use(test)
