@@ -15,7 +15,6 @@ import yaml
 import demo
 
 ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, str(ROOT / "hack/demo.py")]
 COLD_SECONDS, WARM_SECONDS = 3000, 900  # to give up after: a first run builds the images
 STEPS = yaml.safe_load((ROOT / "examples/demo/dpojob.yaml").read_text())["spec"]["training"]["maxSteps"]
 MEASURE = re.compile(r"^(?P<title>\S.*?|  \S.*?)\s+(?P<before>[-+]?[\d.]+)%?\s+(?P<after>[-+]?[\d.]+)%?$")
@@ -32,37 +31,35 @@ MASKS = (
 )
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT / "hack")}
+def start() -> subprocess.Popen[str]:
+    """`make demo`, in a process group of its own."""
+    return subprocess.Popen(
+        [sys.executable, str(ROOT / "hack/demo.py")],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "hack")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
 
 
 @pytest.fixture(scope="module")
 def transcript(cluster: None) -> str:
     """What `make demo` prints after one that was interrupted in the middle of the training."""
     interrupt_while_training()
-    done = subprocess.run(
-        COMMAND,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=WARM_SECONDS,
-    )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    with start() as running:
+        limit = threading.Timer(WARM_SECONDS, running.kill)
+        limit.start()
+        said = running.communicate()[0]
+        limit.cancel()
+    assert running.returncode == 0, said
+    return said
 
 
 def interrupt_while_training() -> None:
     """`make demo` has run until the job trained, and then ended by Ctrl-C."""
     said = ""
-    with subprocess.Popen(
-        COMMAND,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    ) as running:
+    with start() as running:
         limit = threading.Timer(COLD_SECONDS, running.kill)
         limit.start()
         assert running.stdout is not None

@@ -280,7 +280,7 @@ def test_variables_of_the_file_reach_the_run_and_those_of_secrets_must_be_export
 ) -> None:
     secret = {"name": "JUDGE_TOKEN", "valueFrom": {"secretKeyRef": {"name": "judge"}}}
     resource = local_resource.read(write(tmp_path, changed(env=[{"name": "TRL_LOG", "value": "$HOME"}, secret])))
-    with pytest.raises(UserError, match=r"spec.env: JUDGE_TOKEN come from Secrets: export them here first"):
+    with pytest.raises(UserError, match=r"spec.env: from Secrets, not set here: JUDGE_TOKEN; export first"):
         user_variables(resource)
     monkeypatch.setenv("JUDGE_TOKEN", "x")
     assert user_variables(resource) == {"TRL_LOG": "$HOME"}

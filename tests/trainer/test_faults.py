@@ -66,6 +66,21 @@ def test_sigterm_on_one_rank_saves_on_all_and_ends_with_143(warm: Warm, folder: 
     assert ended.records[0].progress.resumed_from_step == 4
 
 
+def test_sigterm_in_an_evaluation_saves_nothing_that_is_not_finite(
+    warm: Warm, folder: Path, model_folder: Path
+) -> None:
+    spec = {
+        "training": {"loggingSteps": 100},
+        "checkpoint": {"everySteps": 100},
+        "evaluation": {"everySteps": 3, "maxExamples": 6, "perDeviceBatchSize": 1},
+    }
+    poison = "next(p for p in kwargs['model'].parameters() if p.requires_grad).data.mul_(float('nan'))"
+    prelude = [*in_evaluation(3), *at_step(3, poison, rank=0)]
+    ended = run(warm, folder, model_folder, spec=spec, prelude=prelude)
+    assert ended.codes == [12, 12], ended.logs
+    assert steps(folder) == []
+
+
 def in_evaluation(step: int) -> list[str]:
     """A prelude that sends SIGTERM to rank 1 in the evaluation after `step`."""
     return [
@@ -162,12 +177,13 @@ def test_torn_checkpoint_is_passed_over_for_the_one_before(
     assert any("checkpoint-6" in warning for warning in progress.warnings)
 
 
+@pytest.mark.parametrize(("world", "part"), [(1, "optimizer.pt"), (2, "optimizer_0/.metadata")])
 def test_checkpoint_that_verifies_but_does_not_load_is_marked_and_the_next_attempt_falls_back(
-    warm: Warm, folder: Path, model_folder: Path
+    world: int, part: str, warm: Warm, folder: Path, model_folder: Path
 ) -> None:
-    run(warm, folder, model_folder, world=1, prelude=at_step(7, KILL, rank=0, saved=6))
+    run(warm, folder, model_folder, world=world, prelude=at_step(7, KILL, rank=0, saved=6))
     newest = folder / "storage" / "uid-1" / "checkpoint-6"
-    (newest / "optimizer.pt").write_bytes(b"not an optimizer")
+    (newest / part).write_bytes(b"not an optimizer")
     manifest = checkpoint.Manifest.model_validate_json((newest / checkpoint.MANIFEST).read_text())
     files = [checkpoint.describe(newest, newest / file.path) for file in manifest.files]
     (newest / checkpoint.MANIFEST).write_text(
@@ -175,11 +191,11 @@ def test_checkpoint_that_verifies_but_does_not_load_is_marked_and_the_next_attem
     )
     # The first time it may have been the fault of something else.
     for attempt in range(1, 1 + checkpoint.FAILED_LOADS):
-        ended = run(warm, folder, model_folder, world=1, attempt=attempt)
-        assert ended.codes == [13], ended.logs
+        ended = run(warm, folder, model_folder, world=world, attempt=attempt)
+        assert ended.codes == [13] * world, ended.logs
         assert ended.records[0].reason == "CheckpointCorrupt"
-    ended = run(warm, folder, model_folder, world=1, attempt=attempt + 1)
-    assert ended.codes == [0], ended.logs
+    ended = run(warm, folder, model_folder, world=world, attempt=attempt + 1)
+    assert ended.codes == [0] * world, ended.logs
     assert ended.records[0].progress is not None
     assert ended.records[0].progress.resumed_from_step == 4
 
@@ -264,6 +280,45 @@ def test_full_disk_while_saving_keeps_the_older_checkpoints(warm: Warm, folder: 
         assert ended.codes == [0], ended.logs
     finally:
         assert os.system(f"umount -l {storage}") == 0
+
+
+def test_full_disk_of_one_rank_while_shards_are_written_is_told_by_all(
+    warm: Warm, folder: Path, model_folder: Path
+) -> None:
+    full = """
+import errno
+from torch.distributed.checkpoint import FileSystemWriter
+if rank == 1:
+    def write_data(self, *args):
+        raise OSError(errno.EDQUOT, "Disk quota exceeded", str(self.path))
+    FileSystemWriter.write_data = write_data
+"""
+    ended = run(warm, folder, model_folder, prelude=[full])
+    assert ended.codes == [10, 10], ended.logs
+    assert {record.reason for record in ended.records.values()} == {"StorageFull"}
+    assert steps(folder) == []
+
+
+def test_a_checkpoint_that_takes_longer_than_the_stall_timeout_is_no_stall(
+    warm: Warm, folder: Path, model_folder: Path
+) -> None:
+    slow = """
+import time
+from torch.distributed.checkpoint import FileSystemWriter
+original = FileSystemWriter.write_data
+def write_data(self, *args):
+    for _ in range(14):
+        with (self.path / "growing").open("ab") as file:
+            file.write(bytes(100))
+        time.sleep(0.5)
+    (self.path / "growing").unlink(missing_ok=True)
+    return original(self, *args)
+FileSystemWriter.write_data = write_data
+"""
+    spec = {"training": {"maxSteps": 2}, "evaluation": {"enabled": False}}
+    ended = run(warm, folder, model_folder, spec=spec, job={"stallTimeoutSeconds": 4}, prelude=[slow])
+    assert ended.codes == [0, 0], ended.logs
+    assert steps(folder) == [2]
 
 
 def test_full_disk_while_exporting_leaves_no_half_model(warm: Warm, folder: Path, model_folder: Path) -> None:

@@ -140,7 +140,7 @@ def test_secrets_are_masked_and_other_text_is_kept() -> None:
 
 def test_tracebacks_in_records_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REWARD_TOKEN", "topsecret123")
-    record = records.failure(RuntimeError("401 for topsecret123"), attempt=2, rank=1)
+    record = records.failure(RuntimeError("401 for topsecret123"), time=records.now(), attempt=2, rank=1)
     assert "topsecret123" not in record.model_dump_json()
     assert (record.attempt, record.rank, record.reason) == (2, 1, "Unknown")
 

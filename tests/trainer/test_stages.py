@@ -196,7 +196,10 @@ def test_training_that_does_not_get_better_ends_early_and_is_not_taken_up_again(
     assert -signal.SIGKILL in ended.codes, ended.logs
     # Evaluated at 2, then no better at 4 and 6.
     assert [step for step, _ in checkpoint.folders(tmp_path / "storage" / "uid-1")] == [6]
-    ended = warm.run(job_file(tmp_path, model_folder, spec=STOPPING, attempt=1))
+    stop = kill[0].replace("SIGKILL", "SIGTERM")
+    ended = warm.run(job_file(tmp_path, model_folder, spec=STOPPING, attempt=1), prelude=[stop])
+    assert ended.codes == [143, 143], ended.logs
+    ended = warm.run(job_file(tmp_path, model_folder, spec=STOPPING, attempt=2))
     assert ended.codes == [0, 0], ended.logs
     assert ended.records[0].step == 6
 

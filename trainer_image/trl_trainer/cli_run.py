@@ -64,7 +64,7 @@ def user_variables(resource: local_resource.Resource) -> dict[str, str]:
     given = resource.cluster.env
     missing = [variable.name for variable in given if variable.value is None and variable.name not in os.environ]
     if missing:
-        raise UserError("InvalidSpec", f"spec.env: {', '.join(missing)} come from Secrets: export them here first")
+        raise UserError("InvalidSpec", f"spec.env: from Secrets, not set here: {', '.join(missing)}; export first")
     return {variable.name: variable.value for variable in given if variable.value is not None}
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trl_trainer import fence
+from trl_trainer.publisher import Publisher
 from trl_trainer.termination import Termination
 from trl_trainer.world import Pending, Run, start_max
 
@@ -26,8 +27,9 @@ class Pace(TrainerCallback):
     """Sets should_save and should_training_stop, on all ranks alike. Saves every so often, when told to stop, and
     always after the last step."""
 
-    def __init__(self, run: Run, trainer: Trainer, termination: Termination) -> None:
+    def __init__(self, run: Run, trainer: Trainer, termination: Termination, publisher: Publisher) -> None:
         checkpoint = run.job.spec.checkpoint
+        self._publisher = publisher
         self._run = run
         self._termination = termination
         self._every_steps: int | None = checkpoint.every_steps
@@ -58,9 +60,12 @@ class Pace(TrainerCallback):
             control.should_save = True
             if self._stop and not last:
                 self._end(control)
-        if control.should_save:
+        # An evaluation may end in a save too: of early stopping, or because it is cut short.
+        if control.should_save or control.should_evaluate:
             # Before the first byte: the folder may be a checkpoint of the attempt that has taken over.
             fence.check(self._run.work, self._run.job.attempt)
+            # One at a time, on disk and in memory.
+            self._publisher.wait()
             # What is saved must be known to be finite, and that is looked at when it is logged.
             control.should_log = True
         self._pending = None if last or self.preempted else self._start(saving=control.should_save)

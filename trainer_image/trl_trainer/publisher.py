@@ -12,13 +12,13 @@ from trl_trainer import checkpoint, fence
 from trl_trainer.errors import TrainerError
 from trl_trainer.progress import Reporter, metrics_of
 from trl_trainer.records import classify, now
-from trl_trainer.world import Run, broadcast, gather, writers
+from trl_trainer.world import Run, barrier, broadcast, gather, writers
 from trl_trainer.writer import Writer
 
 
 class FiniteGuard(TrainerCallback):
     """Ends the run when the loss or the gradient norm is no number. Every checkpoint's step is logged before it is
-    saved, so none with such weights is ever published. Both values are the same on all ranks."""
+    saved (Pace sees to it), so none with such weights is ever published. Both values are the same on all ranks."""
 
     def __init__(self) -> None:
         self.last: dict[str, float] = {}
@@ -45,7 +45,7 @@ class FiniteGuard(TrainerCallback):
 
 class Publisher(TrainerCallback):
     """Publishes every checkpoint that transformers has saved, then removes what is too old; all that in the writer's
-    thread. Training waits for it only when the next checkpoint is due, and at its end."""
+    thread. Training waits for it only before the next checkpoint (Pace does), and at its end."""
 
     def __init__(self, run: Run, guard: FiniteGuard, reporter: Reporter, writer: Writer) -> None:
         self._run = run
@@ -54,22 +54,24 @@ class Publisher(TrainerCallback):
         self._writer = writer
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._wait()
         self._writer.start(partial(self._publish, state.global_step, now(), self._guard.last))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._writer.check()
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._wait()
+        self.wait()
 
-    def _wait(self) -> None:
+    def wait(self) -> None:
+        """Return when what was saved is published; what went wrong is raised."""
         self._reporter.activity("saving")
         self._writer.wait()
         self._reporter.activity("training")
 
     def _publish(self, step: int, time: str, metrics: dict[str, float]) -> None:
         run, folder = self._run, self._run.work / f"checkpoint-{step}"
+        # Rank 0 looks for all files of the folder.
+        barrier(run, writers())
         files = [file for part in gather(run, checkpoint.own_files(folder, run.rank), writers()) for file in part]
 
         def publish() -> None:
@@ -88,7 +90,8 @@ class Publisher(TrainerCallback):
             checkpoint.retain(run.work, run.job.spec.checkpoint.keep)
 
         broadcast(run, publish, writers())
-        self._reporter.update(checkpoints=reports(run))
+        if run.is_main:
+            self._reporter.update(checkpoints=reports(run))
 
 
 def reports(run: Run) -> list[CheckpointReport]:

@@ -37,7 +37,7 @@ from trl_trainer.stages import dpo, grpo, reward, sft
 from trl_trainer.termination import Termination
 from trl_trainer.watchdog import Watchdog
 from trl_trainer.world import Run
-from trl_trainer.writer import Writer
+from trl_trainer.writer import Writer, plain_errors
 
 STAGES: dict[str, ModuleType] = {"SFTJob": sft, "RewardJob": reward, "DPOJob": dpo, "GRPOJob": grpo}
 
@@ -47,19 +47,21 @@ def main(job: JobFile, termination: Termination) -> int:
     rank = int(os.environ.get("RANK", "0"))
     sender = Sender(os.environ if rank == 0 else {})
     work = Path(job.paths.storage) / job.uid
-    scores = Rewards([])
+    scores, writer = Rewards([]), Writer()
     reporter = Reporter(job.attempt, work / "metrics.jsonl", sender, lambda: scores.report())
     try:
         # Child processes of rewards come before the process group's threads.
         if job.kind == "GRPOJob":
             scores = rewards.build(job)
-        record = train(job, scores, reporter, termination)
+        record = train(job, scores, reporter, termination, writer)
         termination.watched = True
     except (Exception, Preempted) as error:
         # From here on SIGTERM only sets a flag: it comes when another rank has ended, and must not take the record.
         termination.watched = True
+        failed = records.now()
         traceback.print_exception(error)
-        record = records.failure(error, attempt=job.attempt, rank=rank, progress=reporter.state)
+        writer.settle()
+        record = records.failure(error, time=failed, attempt=job.attempt, rank=rank, progress=reporter.state)
     folder = os.environ.get("TRL_RECORDS")
     if folder is not None:
         records.write(Path(folder), rank, record)
@@ -72,7 +74,7 @@ def main(job: JobFile, termination: Termination) -> int:
     return records.exit_code(record)
 
 
-def train(job: JobFile, scores: Rewards, reporter: Reporter, termination: Termination) -> ExitRecord:
+def train(job: JobFile, scores: Rewards, reporter: Reporter, termination: Termination, writer: Writer) -> ExitRecord:
     """Load, train, evaluate, export; return the SUCCEEDED record. What goes wrong is raised."""
     cpu_fsdp.enable()
     run = world.start(job)
@@ -83,7 +85,7 @@ def train(job: JobFile, scores: Rewards, reporter: Reporter, termination: Termin
     tracking.configure(job, run.work)
     trainer = build(run, tokenizer, rows, scores)
     before = evaluation.Before(run, trainer, tokenizer, prompts(job), rows.report.conversational)
-    fit(run, trainer, before, reporter, termination)
+    fit(run, trainer, before, reporter, termination, writer)
 
     reporter.activity("exporting")
     folder = export.weights(run, trainer, tokenizer)
@@ -134,31 +136,42 @@ def build(run: Run, tokenizer: Any, rows: data.Data, scores: Rewards) -> Trainer
     return STAGES[run.job.kind].trainer(run, tokenizer, rows)
 
 
-def fit(run: Run, trainer: Trainer, before: evaluation.Before, reporter: Reporter, termination: Termination) -> None:
+def fit(
+    run: Run,
+    trainer: Trainer,
+    before: evaluation.Before,
+    reporter: Reporter,
+    termination: Termination,
+    writer: Writer,
+) -> None:
     """Train to the last step, from the newest checkpoint if there is one; Preempted if SIGTERM cut it short."""
     choice = publisher.choose(run)
     for line in choice.skipped:
         print(f"rank {run.rank}: {line}", flush=True)
     reporter.update(warnings=[*(line[:300] for line in choice.skipped), *reporter.state.warnings][:8])
-    guard, load_guard, writer = FiniteGuard(), LoadGuard(), Writer()
-    pace = Pace(run, trainer, termination)
-    watchdog = Watchdog(run.job.stall_timeout_seconds, run.job.attempt, run.rank)
+    guard, load_guard = FiniteGuard(), LoadGuard()
+    publishing = Publisher(run, guard, reporter, writer)
+    pace = Pace(run, trainer, termination, publishing)
+    watchdog = Watchdog(run.job.stall_timeout_seconds, run.work, run.job.attempt, run.rank)
     # In this order at every event: first what may end the run, then what saves, then what decides and reports.
     callbacks = [load_guard, ShardingCheck(trainer, run.world), guard, watchdog, before]
-    callbacks += [Publisher(run, guard, reporter, writer), *([reporter] if run.is_main else []), pace]
+    callbacks += [publishing, *([reporter] if run.is_main else []), pace]
     stopper = early_stopping.Stopper(run.job.spec.evaluation.early_stopping) if stops_early(run, trainer) else None
     callbacks += [stopper] if stopper is not None else []
     for callback in callbacks:
         trainer.add_callback(callback)
     try:
-        with writer.takes_shards():
+        with writer.takes_shards(), plain_errors():
             trainer.train(resume_from_checkpoint=choice.path)
     except AlreadyTrained:
+        termination.unwatch()
         print(f"rank {run.rank}: trained to the last step by an earlier attempt", flush=True)
     except Exception as error:
-        watchdog.stop()
-        writer.settle()
-        raise load_guard.explain(run, choice, error) from error
+        explained = load_guard.explain(run, choice, error)
+        if explained is error:
+            # Not `from` itself: that would cut off what caused it.
+            raise
+        raise explained from error
     finally:
         watchdog.stop()
     step, wanted = trainer.state.global_step, trainer.state.max_steps

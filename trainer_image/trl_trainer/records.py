@@ -91,8 +91,11 @@ def _first_line(error: BaseException) -> str:
     return lines[0][:800]
 
 
-def failure(error: BaseException, *, attempt: int, rank: int, progress: Progress | None = None) -> ExitRecord:
-    """Return the record of a rank that `error` ended, with the tail of its traceback and how far it had come."""
+def failure(
+    error: BaseException, *, time: str, attempt: int, rank: int, progress: Progress | None = None
+) -> ExitRecord:
+    """Return the record of a rank that `error` ended at `time`, with the tail of its traceback and how far it had
+    come."""
     reason, message = classify(error)
     return ExitRecord(
         outcome="Preempted" if reason == "Preempted" else "Failed",
@@ -100,7 +103,7 @@ def failure(error: BaseException, *, attempt: int, rank: int, progress: Progress
         reason=reason,
         message=mask(message, os.environ)[:1024],
         rank=rank,
-        time=now(),
+        time=time,
         step=None if progress is None else progress.step,
         progress=progress if rank == 0 else None,
         log=mask("".join(traceback.format_exception(error)), os.environ)[-2048:],

@@ -80,7 +80,9 @@ def main() -> int:
             outcome="Preempted", reason="Preempted", attempt=attempt, time=records.now(), message="stopped before start"
         )
     except Exception as error:
-        record = records.failure(error, attempt=attempt, rank=int(os.environ.get("PET_NODE_RANK", "0")))
+        record = records.failure(
+            error, time=records.now(), attempt=attempt, rank=int(os.environ.get("PET_NODE_RANK", "0"))
+        )
     # Kubernetes mounts the file; a plain `docker run` has none, and its user may not make one.
     path = os.environ.get("TRL_TERMINATION_LOG", TERMINATION_LOG)
     if path != TERMINATION_LOG or os.path.exists(path):

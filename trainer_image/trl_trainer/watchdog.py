@@ -11,7 +11,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trl_contract.report import EXIT_CODES, ExitRecord
-from trl_trainer import records
+from trl_trainer import checkpoint, records
 
 OTHERS_SECONDS = 5.0
 """Time for the other ranks, which stalled at about the same moment, to write their stacks too."""
@@ -28,10 +28,12 @@ def beat() -> None:
 
 class Watchdog(TrainerCallback):
     """Watches from the first step to the end of training: without a sign of life for `seconds`, the stacks of all
-    threads go to stderr, the rank's record says CommunicationTimeout, and the process ends."""
+    threads go to stderr, the rank's record says CommunicationTimeout, and the process ends. A checkpoint in the folder
+    `work` that grows is a sign of life."""
 
-    def __init__(self, seconds: float, attempt: int, rank: int) -> None:
+    def __init__(self, seconds: float, work: Path, attempt: int, rank: int) -> None:
         self._seconds = seconds
+        self._work = work
         self._attempt = attempt
         self._rank = rank
         self._step = 0
@@ -52,10 +54,23 @@ class Watchdog(TrainerCallback):
     on_step_begin = on_substep_end = on_step_end = on_prediction_step = on_evaluate = on_save = on_log = _alive
 
     def _watch(self) -> None:
+        size = None
         while not self._done.wait(min(1.0, self._seconds / 4)):
             silent = time.monotonic() - _last_beat
             if silent > self._seconds:
                 self._end(silent)
+            # Only when it looks bad: a storage that is slow should not be asked all the time.
+            before, size = size, self._checkpoint_size() if silent > self._seconds / 4 else None
+            if None not in (before, size) and before != size:
+                beat()
+
+    def _checkpoint_size(self) -> int | None:
+        """Return the bytes of the newest checkpoint, or None if they cannot be counted just now."""
+        try:
+            folders = checkpoint.folders(self._work)[:1]
+            return sum(path.stat().st_size for _, folder in folders for path in folder.rglob("*"))
+        except OSError:
+            return None
 
     def _end(self, silent: float) -> None:
         print(f"watchdog: rank {self._rank}: nothing for {silent:.0f} s; stacks of all threads:", file=sys.stderr)

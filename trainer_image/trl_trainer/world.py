@@ -74,10 +74,10 @@ def writers() -> Any:
     return _writers
 
 
-def barrier(run: Run) -> None:
-    """Return when every rank has called this."""
+def barrier(run: Run, group: Any = None) -> None:
+    """Return when every rank has called this. `group`: as in `broadcast`."""
     if run.world > 1:
-        dist.monitored_barrier(group=_gloo, timeout=_timeout)
+        dist.monitored_barrier(group=group or _gloo, timeout=_timeout)
 
 
 def gather(run: Run, value: T, group: Any = None) -> list[T]:

@@ -37,10 +37,13 @@ class Writer:
         save = dcp.save
 
         def copy(state_dict: dict[str, Any], *, storage_writer: Any, planner: Any) -> None:
-            # Never two checkpoints in memory.
-            self.wait()
             # Always a copy of our own: the optimizer's step counts are the live ones even after accelerate's.
-            staged = DefaultStager(StagingOptions(False, False, False, False)).stage(state_dict)
+            stager = DefaultStager(StagingOptions(False, False, False, False))
+            staged = stager.stage(state_dict)
+            # It keeps the copy alive otherwise, long after it is written.
+            stager.close()
+            # Copying ahead from a GPU makes no sense here, and would open the first GPU in every rank's thread.
+            storage_writer.per_thread_copy_ahead = 0
             where = {"storage_writer": storage_writer, "planner": planner, "process_group": writers()}
             self._shards.append(partial(save, staged, **where))
 
@@ -51,7 +54,8 @@ class Writer:
             dcp.save = save
 
     def start(self, publish: Callable[[], None]) -> None:
-        """In a thread, write the shards that were copied, then call `publish`."""
+        """In a thread, write the shards that were copied, then call `publish`. The one before must be waited for."""
+        assert self._written.done(), "one checkpoint at a time"
         shards, self._shards = self._shards, []
         future = self._written = Future()
 
@@ -80,3 +84,14 @@ class Writer:
     def settle(self) -> None:
         """Give the checkpoint that was started a while to be published, since this run has failed."""
         wait([self._written], SETTLE_SECONDS)
+
+
+@contextmanager
+def plain_errors() -> Iterator[None]:
+    """Raise RuntimeError from the first rank's failure for torch's CheckpointException, which no `except Exception`
+    sees and which hides its causes."""
+    try:
+        yield
+    except dcp.CheckpointException as error:
+        rank, (cause, _) = min(error.failures.items(), key=lambda failure: failure[0])
+        raise RuntimeError(f"checkpoint, rank {rank}: {type(cause).__name__}: {cause}") from cause
