@@ -45,6 +45,7 @@ async def run(settings: Settings) -> None:
         health = Health(queue.oldest_seconds, relist.age, settings.relist_seconds)
         metrics.gauge("trl_operator_queue_keys", lambda: len(queue))
         metrics.gauge("trl_operator_leader", lambda: float(lease.outlasts(0)))
+        metrics.gauge("trl_operator_refused_lists", lambda: float(relist.refused))
         await _serve(stack, health.application(metrics), settings.bind_address, settings.health_port, None)
         pem = await _first_certificate(kube, settings)
         tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -102,7 +103,7 @@ async def _renew(kube: Kube, settings: Settings, tls: ssl.SSLContext) -> None:
 async def _watch(
     cache: Cache, relist: Relist, settings: Settings, health: Health, filled: asyncio.Event, stop: asyncio.Event
 ) -> None:
-    """Fill the cache, then let kopf keep it; kopf starts anew when PyTorchJobs appear or go.
+    """Fill the cache, then let kopf keep it; kopf starts anew when kinds appear or go.
 
     kopf takes over the signals of the process: when it ends without being asked to, the process is to end.
     """

@@ -2,11 +2,16 @@
 
 import asyncio
 import logging
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 from trl_operator.cache import Cache
 from trl_operator.constants import LABEL_JOB_UID
 from trl_operator.errors import ApiError
-from trl_operator.kube import JOBS, PODS, PYTORCHJOBS, Kube
+from trl_operator.kube import JOBS, PODS, PYTORCHJOBS, Kube, Resource
+
+Obj = dict[str, Any]
 
 logger = logging.getLogger(__name__)
 
@@ -14,7 +19,10 @@ PAUSE_AFTER_FAILURE = 5.0
 
 
 class Relist:
-    """Keeps the cache true. `backend` says whether PyTorchJobs exist in this cluster."""
+    """Keeps the cache true, as far as it may and can list.
+
+    A namespace or a Role that is taken away, and a kind that is not installed, keep nothing else from going on.
+    """
 
     def __init__(self, kube: Kube, cache: Cache, namespaces: list[str], seconds: float) -> None:
         self._kube = kube
@@ -22,41 +30,77 @@ class Relist:
         self._namespaces = namespaces
         self._seconds = seconds
         self._done = 0.0
-        self.backend = False
+        self._refused: dict[tuple[str, Resource], ApiError] = {}
 
     def age(self) -> float:
         """Return the seconds since the last relist."""
         return asyncio.get_running_loop().time() - self._done if self._done else 0.0
 
+    @property
+    def refused(self) -> int:
+        """How many lists the last relist was refused: one is of one kind in one namespace."""
+        return len(self._refused)
+
+    @property
+    def missing(self) -> set[Resource]:
+        """Kinds that do not exist in this cluster."""
+        return {resource for (_, resource), error in self._refused.items() if error.status == 404}
+
+    @property
+    def backend(self) -> bool:
+        """Whether PyTorchJobs exist in this cluster; no before the first relist."""
+        return bool(self._done) and PYTORCHJOBS not in self.missing
+
     async def once(self) -> None:
-        """List everything and take it over."""
+        """List everything and take it over; raises ApiError if nothing can be listed."""
         started = asyncio.get_running_loop().time()
+        refused: dict[tuple[str, Resource], ApiError] = {}
+        lists = 0
         for namespace in self._namespaces or [""]:
-            scope = [namespace] if namespace else []
-            for kind, resource in JOBS.items():
-                self._cache.replace_jobs(kind, scope, *await self._kube.list(resource, namespace))
-            self._cache.replace_pods(scope, *await self._kube.list(PODS, namespace, LABEL_JOB_UID))
-            try:
-                self._cache.replace_children(scope, *await self._kube.list(PYTORCHJOBS, namespace, LABEL_JOB_UID))
-                self.backend = True
-            except ApiError as error:
-                if error.status != 404:
-                    raise
-                self.backend = False
-        self._done = started
+            for resource, selector, take in self._takers([namespace] if namespace else []):
+                lists += 1
+                try:
+                    listed = await self._kube.list(resource, namespace, selector)
+                except ApiError as error:
+                    if error.status not in (403, 404):
+                        raise
+                    refused[namespace, resource] = error
+                else:
+                    take(*listed)
+        if len(refused) == lists:
+            raise next(iter(refused.values()))
+        self._tell(refused)
+        self._refused, self._done = refused, started
+
+    def _takers(self, scope: list[str]) -> Iterator[tuple[Resource, str, Callable[[list[Obj], int], None]]]:
+        """What is listed, with its label selector, and where it goes."""
+        for kind, resource in JOBS.items():
+            yield resource, "", partial(self._cache.replace_jobs, kind, scope)
+        yield PODS, LABEL_JOB_UID, partial(self._cache.replace_pods, scope)
+        yield PYTORCHJOBS, LABEL_JOB_UID, partial(self._cache.replace_children, scope)
+
+    def _tell(self, refused: dict[tuple[str, Resource], ApiError]) -> None:
+        """Log what has changed, once."""
+        for place in refused.keys() - self._refused.keys():
+            logger.warning("relist: going on without: %s", refused[place])
+        for namespace, resource in self._refused.keys() - refused.keys():
+            logger.warning("relist: %s can be listed again in %s", resource.plural, namespace or "all namespaces")
 
     async def first(self) -> None:
-        """Return once everything was listed."""
+        """Return once everything was listed that can be."""
         while not await self._try():
             await asyncio.sleep(PAUSE_AFTER_FAILURE)
 
-    async def keep(self, backend_changed: asyncio.Event) -> None:
-        """List everything again and again; tell when PyTorchJobs have appeared or gone: kopf has to watch anew."""
+    async def keep(self, kinds_changed: asyncio.Event) -> None:
+        """List everything again and again; tell when kinds have appeared or gone: kopf has to watch anew.
+
+        kopf itself asks again and again for what it may not watch.
+        """
         while True:
-            await asyncio.sleep(self._seconds if self.backend else min(self._seconds, PAUSE_AFTER_FAILURE))
-            before = self.backend
-            if await self._try() and self.backend != before:
-                backend_changed.set()
+            await asyncio.sleep(min(self._seconds, PAUSE_AFTER_FAILURE) if self.missing else self._seconds)
+            before = self.missing
+            if await self._try() and self.missing != before:
+                kinds_changed.set()
 
     async def _try(self) -> bool:
         try:

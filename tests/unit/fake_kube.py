@@ -13,7 +13,8 @@ Place = tuple[str, str, str]
 class FakeKube:
     """Keeps objects by plural, namespace and name.
 
-    `refuse` may raise an ApiError for a status that is applied, `refuse_object` for an object that is created.
+    `refuse` may raise an ApiError for a status that is applied, `refuse_object` for an object that is created, and
+    `refuse_list` for a list of a resource in a namespace.
     """
 
     def __init__(self) -> None:
@@ -22,6 +23,7 @@ class FakeKube:
         """Manager or verb, and plural, of every write that was accepted."""
         self.refuse: Callable[[Obj], None] = lambda _: None
         self.refuse_object: Callable[[Obj], None] = lambda _: None
+        self.refuse_list: Callable[[str, str | None], None] = lambda *_: None
         self.version = 100
 
     def put(self, plural: str, obj: Obj) -> Obj:
@@ -38,7 +40,8 @@ class FakeKube:
     async def list(
         self, resource: Resource, namespace: str | None = None, selector: str = "", fields: str = ""
     ) -> tuple[list[Obj], int]:
-        wanted = dict(term.split("=", 1) for term in selector.split(",") if term)
+        self.refuse_list(resource.plural, namespace)
+        wanted = dict(term.split("=", 1) for term in selector.split(",") if "=" in term)
         found = [
             obj for (plural, place, _), obj in self.objects.items() if (plural, place) == (resource.plural, namespace)
         ]

@@ -91,6 +91,33 @@ def test_the_chart_grants_exactly_what_a_full_life_uses(
     assert used(control_plane, operator.user) == grants
 
 
+def test_a_namespace_without_a_role_stops_no_other_and_is_served_once_it_has_one(
+    make_operator: Callable[..., Any],
+    control_plane: ControlPlane,
+    render_chart: Callable[..., list[dict[str, Any]]],
+    other_namespace: str,
+    jobs: Any,
+    node: FakeNode,
+    dpo: Callable[..., Any],
+) -> None:
+    operator = make_operator(WATCH_NAMESPACES=f"{jobs.namespace},{other_namespace}")
+    operator.start()
+    assert "trl_operator_refused_lists 6" in operator.metrics()
+    elsewhere = dpo()
+    elsewhere["metadata"]["namespace"] = other_namespace
+    jobs.apply(dpo())
+    control_plane.apply(elsewhere)
+    node.wait_for_pods(1, "tune-dpo-0")
+    roles = render_chart(jobs.namespace, f"scope.namespaces={{{other_namespace}}}")
+    control_plane.apply(*[obj for obj in roles if obj["metadata"].get("namespace") == other_namespace])
+
+    def is_started() -> bool:
+        found = control_plane.kubectl("get", "pytorchjobs", f"--namespace={other_namespace}", "--output=name")
+        return "tune-dpo-0" in found
+
+    wait_for("the other namespace's job starts too, long before the next relist", is_started, 60)
+
+
 def send_report(node: FakeNode, pod: Any) -> None:
     """Have a token reviewed."""
     env = {variable["name"]: variable.get("value") for variable in pod["spec"]["containers"][0]["env"]}
