@@ -14,6 +14,8 @@ Quantity = Annotated[
             "x-kubernetes-int-or-string": True,
             "pattern": r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$",
             "maxLength": 32,
+            # Pattern and length hold for strings, this for integers.
+            "minimum": 0,
         },
     ),
 ]
@@ -77,6 +79,15 @@ class Storage(Model):
                 cel(
                     "has(self.size) || !(has(self.storageClassName) || has(self.accessModes) || has(self.retain))",
                     "storageClassName, accessModes and retain go with size: remove them",
+                ),
+                cel(
+                    "!has(self.size) || quantity(string(self.size)).isGreaterThan(quantity('0'))",
+                    "size must be above 0, like 100Gi",
+                ),
+                cel(
+                    "!has(self.accessModes) || !('ReadWriteOncePod' in self.accessModes)"
+                    " || self.accessModes.size() == 1",
+                    "accessModes: ReadWriteOncePod must stand alone: remove the others",
                 ),
             ]
         }

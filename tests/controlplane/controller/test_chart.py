@@ -87,7 +87,15 @@ def test_values_reach_the_operator(render_chart: Render) -> None:
 
 @pytest.mark.parametrize(
     "value",
-    ["replicas=2", "image.tga=x", "replicaCount=0", "image.digest=latest", "receiver.port=80", "crds.keep=maybe"],
+    [
+        "replicas=2",
+        "image.tga=x",
+        "replicaCount=0",
+        "image.digest=latest",
+        "receiver.port=80",
+        "receiver.port=8080",
+        "crds.keep=maybe",
+    ],
 )
 def test_a_wrong_value_is_refused(value: str) -> None:
     done = subprocess.run(
