@@ -64,6 +64,27 @@ def test_a_blocked_job_creates_nothing_and_looks_again_soon(make_job: Make, now:
     assert decision.requeue <= 5
 
 
+@pytest.mark.parametrize("kind", ["Accepted", "UpstreamReady"])
+def test_a_job_that_stays_blocked_looks_again_less_and_less_often(make_job: Make, now: datetime, kind: Any) -> None:
+    view = View(blocker=Blocker("ConfigMapNotFound", "create it", condition=kind))
+    status: dict[str, Any] = {}
+    found = []
+    for waited in (0, 10, 60, 300, 9000):
+        decision = decide(make_job(), status, view, now + timedelta(seconds=waited))
+        status = decision.status
+        found.append(decision.requeue)
+    assert found == [2, 2, 6, 30, 30]
+
+
+def test_a_blocked_job_is_on_time_for_its_deadline(make_job: Make, now: datetime) -> None:
+    job = make_job(runPolicy={"activeDeadlineSeconds": 905})
+    started = decide(job, {}, View(), now).status
+    for final, expected in ((False, 5), (True, 5)):
+        view = View(blocker=Blocker("ConfigMapNotFound", "gone again", final=final))
+        status = decide(job, started, view, now).status
+        assert decide(job, status, view, now + timedelta(seconds=900)).requeue == expected
+
+
 def test_an_attempt_runs_when_all_its_pods_do(make_job: Make, make_child: Make, make_pod: Make, now: datetime) -> None:
     storage = {"size": "1Gi", "accessModes": ["ReadWriteMany"]}
     job, status = running(make_job, make_child, now, numNodes=2, storage=storage)

@@ -17,7 +17,8 @@ from trl_operator.status.starting import REFUSAL_REASONS, refusal, waiting_reaso
 LOST_NODE_SECONDS = 60
 """A pod on a lost node that is still there so long after its grace period counts as gone."""
 REFERENCE_POLL_SECONDS = 2.0
-"""A job that waits for another object looks again after so long."""
+MAX_REFERENCE_POLL_SECONDS = 30.0
+"""A job that waits for another object looks again after a tenth of the time that it has waited, within these bounds."""
 DENIAL_POLL_SECONDS = 5.0
 """While pods are missing, the events that may say why are looked at after so long."""
 BACKOFF_SECONDS = 10
@@ -135,7 +136,8 @@ class _Machine:
                 return self._fail(Cause(blocker.reason, blocker.message))
             waiting = "Pending" if blocker.condition == "Accepted" else "Blocked"
             self.status["phase"] = "Suspended" if policy.suspend else waiting
-            decision.requeue = None if blocker.final else REFERENCE_POLL_SECONDS
+            if not blocker.final:
+                decision.requeue = min(self._poll(blocker), decision.requeue or float("inf"))
             return decision
         if upstreams(self.job):
             self.condition("UpstreamReady", True, "Succeeded", "the jobs whose results are used have succeeded")
@@ -157,6 +159,13 @@ class _Machine:
             self._show_starting()
         decision.create = True
         return decision
+
+    def _poll(self, blocker: Blocker) -> float:
+        """Return the seconds until a blocked job looks again: soon at first, and seldom if nobody mends it."""
+        since = parse_time(condition(self.status, blocker.condition)["lastTransitionTime"])
+        assert since is not None
+        waited = (self.now - since).total_seconds()
+        return min(max(waited / 10, REFERENCE_POLL_SECONDS), MAX_REFERENCE_POLL_SECONDS)
 
     def alive(self) -> Decision:
         """The attempt has a PyTorchJob, or had one."""
