@@ -17,7 +17,8 @@ class Cache:
     """The newest known state of each object.
 
     Of jobs only identity and status are kept: a spec may be big, and whoever decides reads the live object.
-    A pod that is gone stays while its job is known and its attempt is not over: its last words say why it failed.
+    A pod that is gone stays while its job is known and has not ended, and its attempt is not over: its last words say
+    why it failed.
     """
 
     def __init__(self) -> None:
@@ -111,11 +112,16 @@ class Cache:
             del self._pods_of[pod.job_uid]
 
     def _is_wanted(self, pod: Pod) -> bool:
-        """Whether the pod is of its job's attempt or a later one; a pod that is there may be known before its job."""
+        """Whether the pod is of its job's attempt, or of the next one, of which the job's watch has yet to tell.
+
+        A pod that is there may be known before its job, and may report once more after its job has ended.
+        """
         job = self.jobs.get(pod.job)
         if job is None or job["metadata"]["uid"] != pod.job_uid:
             return not pod.gone
-        return bool(pod.attempt >= job["status"].get("attempt", 0))
+        current = job["status"].get("attempt", 0)
+        ended = "completionTime" in job["status"]
+        return current <= pod.attempt <= current + 1 and not (pod.gone and ended)
 
     def children(self, job_uid: str, namespace: str) -> list[Child]:
         return [c for c in self._children.values() if c.owner_uid == job_uid and c.job[1] == namespace]

@@ -236,6 +236,35 @@ def test_pods_of_an_attempt_that_is_over_are_not_kept_though_they_stay_for_their
     assert forgotten(cache)
 
 
+def test_pods_that_are_gone_are_forgotten_with_the_end_of_their_job() -> None:
+    cache = Cache()
+    cache.put_job(job(1))
+    cache.put_pod(pod(2, "Succeeded"))
+    ended = job(3)
+    ended["status"]["completionTime"] = "2026-11-21T12:00:00Z"
+    cache.put_job(ended)
+    assert len(cache.pods(ATTEMPT)) == 1, "it may still report"
+    cache.drop_pod(pod(4, "Succeeded"))
+    assert forgotten(cache)
+    cache.put_job(job(5))
+    cache.put_pod(pod(6))
+    cache.drop_pod(pod(7))
+    assert not forgotten(cache)
+    cache.put_job({**ended, "metadata": job(8)["metadata"]})
+    assert forgotten(cache)
+
+
+def test_only_the_next_attempts_pods_are_known_before_their_job_tells_of_it() -> None:
+    cache = Cache()
+    cache.put_job(job(1, attempt=3))
+    for attempt in (2, 3, 4, 5, 999):
+        found = pod(2)
+        found["metadata"]["uid"] = f"pod-{attempt}"
+        found["metadata"]["labels"]["trl-operator.io/attempt"] = str(attempt)
+        cache.put_pod(found)
+    assert sorted(cache._pods) == ["pod-3", "pod-4"]
+
+
 def test_a_pod_that_is_known_before_its_job_is_kept() -> None:
     cache = Cache()
     cache.put_pod(pod(2))
