@@ -51,7 +51,7 @@ class Lease:
         """Let another replica lead at once."""
         if not self.outlasts(WRITE_SECONDS):
             return
-        lease = await self._kube.get(LEASES, self._settings.namespace, self._settings.lease_name)
+        lease = await self._read()
         if lease and lease["spec"].get("holderIdentity") == self._settings.identity:
             self._renewed = None
             lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1}
@@ -68,10 +68,18 @@ class Lease:
         self._renewed = started
         return True
 
+    async def _read(self) -> dict[str, Any] | None:
+        """Return the lease; a read that hangs must end before the lease does."""
+        try:
+            async with asyncio.timeout(WRITE_SECONDS):
+                return await self._kube.get(LEASES, self._settings.namespace, self._settings.lease_name)
+        except TimeoutError as error:
+            raise ApiError(0, f"not read within {WRITE_SECONDS:g} s") from error
+
     async def _take(self) -> bool:
         """Create, renew or take over the lease; raises ApiError 409 if another replica was faster."""
         settings = self._settings
-        lease = await self._kube.get(LEASES, settings.namespace, settings.lease_name)
+        lease = await self._read()
         if lease is None:
             metadata = {"name": settings.lease_name, "namespace": settings.namespace}
             body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata}
