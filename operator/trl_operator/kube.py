@@ -155,6 +155,6 @@ class Kube:
         answer: Obj = json.loads(data) if data.startswith(b"{") else {"message": data.decode(errors="replace")[:300]}
         if response.status >= 400:
             wait = response.headers.get("Retry-After", "0")
-            seconds = float(wait) if wait.isdigit() else 0.0
-            raise ApiError(response.status, answer.get("message", ""), seconds, request=f"{method} {path}")
+            retry_after = float(wait) if wait.isdigit() else 0.0
+            raise ApiError(response.status, answer.get("message", ""), retry_after, request=f"{method} {path}")
         return answer
