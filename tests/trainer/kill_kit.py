@@ -72,8 +72,10 @@ def reasons(fault: str, activity: str) -> tuple[str | None, ...]:
     """What the termination message may say, if it is there and no success."""
     if not fault.startswith("term"):
         return (None, "Unknown", "PeerLost")
-    # A rank that is hit before it has a handler ends as if it were killed.
-    return (None, "Preempted", "Unknown") if fault == "term-rank" and activity == "starting" else (None, "Preempted")
+    # A rank that is hit before it has a handler ends as if it were killed; so does one that waits for it in native
+    # code when the processes meet, which the launcher ends after a while.
+    early = fault == "term-rank" and activity in ("starting", "loading")
+    return (None, "Preempted", "Unknown") if early else (None, "Preempted")
 
 
 @contextmanager
