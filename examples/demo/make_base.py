@@ -19,7 +19,7 @@ from pathlib import Path
 
 import data
 
-STEPS = 720
+STEPS = 1300
 ROWS_PER_STEP = 8
 LEARNING_RATE = 8e-3
 MOMENTUM = 0.95
