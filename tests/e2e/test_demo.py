@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,27 +33,34 @@ MASKS = (
 )
 
 
-def start() -> subprocess.Popen[str]:
-    """`make demo`, in a process group of its own."""
-    return subprocess.Popen(
+@contextmanager
+def make_demo(seconds: float) -> Iterator[subprocess.Popen[str]]:
+    """`make demo`, in a process group of its own, for at most so long."""
+    with subprocess.Popen(
         [sys.executable, str(ROOT / "hack/demo.py")],
         env={**os.environ, "PYTHONPATH": str(ROOT / "hack")},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         start_new_session=True,
-    )
+        # A shell that starts the tests in the background has it ignored, and so would the demo.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    ) as running:
+        limit = threading.Timer(seconds, running.kill)
+        limit.start()
+        try:
+            yield running
+        finally:
+            limit.cancel()
+            running.kill()
 
 
 @pytest.fixture(scope="module")
 def transcript(cluster: None) -> str:
     """What `make demo` prints after one that was interrupted in the middle of the training."""
     interrupt_while_training()
-    with start() as running:
-        limit = threading.Timer(WARM_SECONDS, running.kill)
-        limit.start()
+    with make_demo(WARM_SECONDS) as running:
         said = running.communicate()[0]
-        limit.cancel()
     assert running.returncode == 0, said
     return said
 
@@ -59,9 +68,7 @@ def transcript(cluster: None) -> str:
 def interrupt_while_training() -> None:
     """`make demo` has run until the job trained, and then ended by Ctrl-C."""
     said = ""
-    with start() as running:
-        limit = threading.Timer(COLD_SECONDS, running.kill)
-        limit.start()
+    with make_demo(COLD_SECONDS) as running:
         assert running.stdout is not None
         for line in running.stdout:
             said += line
@@ -69,7 +76,6 @@ def interrupt_while_training() -> None:
                 os.killpg(running.pid, signal.SIGINT)
                 break
         said += running.communicate(timeout=60)[0]
-        limit.cancel()
     assert running.returncode == 130, said
     assert said.endswith("demo: interrupted; `make demo` again takes up what is there\n"), said
 
