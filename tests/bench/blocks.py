@@ -144,6 +144,7 @@ def compare(job: Any, modes: list[str], steps: int) -> dict[str, Any]:
     from trl_trainer import cpu_fsdp, evaluation, fence, model, rank, world
     from trl_trainer.progress import Reporter, Sender
     from trl_trainer.rewards import Rewards
+    from trl_trainer.writer import Writer
 
     termination = Termination()
     cpu_fsdp.enable()
@@ -160,7 +161,7 @@ def compare(job: Any, modes: list[str], steps: int) -> dict[str, Any]:
     trainer.add_callback(blocks)
     if run.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    rank.fit(run, trainer, before, reporter, termination)
+    rank.fit(run, trainer, before, reporter, termination, Writer())
 
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
     assert len(set(losses)) > 1, f"the losses do not move: {losses}"
