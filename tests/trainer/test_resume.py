@@ -156,6 +156,8 @@ def test_a_run_that_fails_still_publishes_what_it_was_writing(warm: Warm, model_
     broken = at_step(4, "raise RuntimeError('broken')", rank=0) + at_step(4, "raise RuntimeError('broken')")
     ended = warm.run(start(tmp_path / "job", model_folder, case), prelude=[SLOW_DISK, *broken])
     assert ended.codes == [1, 1], ended.logs
-    assert (tmp_path / "job/storage/uid-1/checkpoint-3/MANIFEST.json").exists()
+    published = (tmp_path / "job/storage/uid-1/checkpoint-3/MANIFEST.json").stat().st_mtime
+    failed = [datetime.fromisoformat(record.time).timestamp() for record in ended.records.values()]
+    assert max(failed) < published, "the first cause is told by when it happened"
     assert ended.records[0].progress is not None
     assert [report.step for report in ended.records[0].progress.checkpoints] == [3]

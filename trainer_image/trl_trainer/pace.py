@@ -29,9 +29,9 @@ class Pace(TrainerCallback):
 
     def __init__(self, run: Run, trainer: Trainer, termination: Termination, publisher: Publisher) -> None:
         checkpoint = run.job.spec.checkpoint
-        self._publisher = publisher
         self._run = run
         self._termination = termination
+        self._publisher = publisher
         self._every_steps: int | None = checkpoint.every_steps
         self._every_seconds = None if checkpoint.every_minutes is None else 60 * checkpoint.every_minutes
         # GRPO's completions are used for numIterations steps and are not saved: only between two batches of them.
