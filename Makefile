@@ -2,7 +2,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 
-CACHE ?= $(or $(TRL_OPERATOR_CACHE),$(HOME)/.cache/trl-operator)
+CACHE := $(or $(TRL_DEV_CACHE),$(HOME)/.cache/trl-operator)
 UV_VERSION := 0.13.8
 UV := $(CACHE)/uv-$(UV_VERSION)/bin/uv
 PY := .venv/bin/python

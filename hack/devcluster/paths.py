@@ -7,7 +7,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 TOOLS = REPOSITORY / "hack" / "tools"
 
 # Survives `down` and is shared by all checkouts: built tools, Go's caches, wheels, image bases.
-CACHE = Path(os.environ.get("TRL_OPERATOR_CACHE") or Path.home() / ".cache" / "trl-operator")
+CACHE = Path(os.environ.get("TRL_DEV_CACHE") or Path.home() / ".cache" / "trl-operator")
 BIN = CACHE / "bin"
 
 # The cluster itself. The image store in STATE survives `down`; RUN holds sockets and pid files.

@@ -56,7 +56,7 @@ def check_disk(*, building: bool, images: bool) -> None:
             purposes = ", ".join(f"{size} GB for {purpose} in {folder}" for folder, size, purpose in parts)
             raise DevClusterError(
                 f"{needed} GB of free disk are needed ({purposes}), {free / GB:.1f} GB are free: "
-                "free some, or move the cache with TRL_OPERATOR_CACHE=/another/disk"
+                "free some, or move the cache with TRL_DEV_CACHE=/another/disk"
             )
 
 

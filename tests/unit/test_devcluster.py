@@ -121,7 +121,7 @@ def test_linux_on_x86_64_as_root_is_not_refused() -> None:
 
 def test_a_full_disk_is_refused_with_what_is_needed_for_what(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(preflight, "BUILDING", 10**6)
-    with pytest.raises(DevClusterError, match=r"GB of free disk are needed \(1000000 GB for tools.*TRL_OPERATOR_CACHE"):
+    with pytest.raises(DevClusterError, match=r"GB of free disk are needed \(1000000 GB for tools.*TRL_DEV_CACHE"):
         preflight.check_disk(building=True, images=False)
     preflight.check_disk(building=False, images=False)
 

@@ -68,11 +68,14 @@ class Operator:
         return f"system:serviceaccount:{self.namespace}:{RELEASE}"
 
     def start(self, wait: bool = True) -> None:
-        environment = {f"TRL_OPERATOR_{name}": value for name, value in self.settings.items()}
+        # Nothing of the developer's environment, as in a pod: a variable that is no setting ends the operator. Its
+        # temporary files go away with the control plane's, also when it is killed.
+        environment = {"PATH": os.environ["PATH"], "TMPDIR": str(self.plane.folder), "KUBECONFIG": str(self.kubeconfig)}
+        environment |= {f"TRL_OPERATOR_{name}": value for name, value in self.settings.items()}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 ["setpriv", "--pdeathsig=KILL", sys.executable, "-m", "trl_operator"],
-                env={**os.environ, **environment, "KUBECONFIG": str(self.kubeconfig)},
+                env=environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
