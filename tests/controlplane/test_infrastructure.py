@@ -401,9 +401,9 @@ def test_nothing_is_left_of_a_control_plane() -> None:
     assert not folder.exists()
 
 
-def test_no_process_outlives_a_killed_test_run() -> None:
+def test_no_process_outlives_a_killed_test_run(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HOLDER]
-    env = {**os.environ, "PYTHONPATH": str(REPOSITORY / "hack")}
+    env = {**os.environ, "PYTHONPATH": str(REPOSITORY / "hack"), "TMPDIR": str(tmp_path)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as holder:
         assert holder.stdout
         folder = holder.stdout.readline().strip()
