@@ -108,4 +108,4 @@ kill-test: $(VENV) ## Kill jobs at 200 random instants; each must end as if noth
 	@$(PY) tests/trainer/kill_test.py --kills 200 --report docs/kill-test.md
 
 bench-trainer: $(VENV) ## Ours against plain TRL: speed, start-up, checkpoints (about 10 minutes on 2 quiet cores)
-	@$(PY) tests/bench/bench_trainer.py --output docs/bench-trainer.json
+	@PYTHONPATH=$(CURDIR)/tests/bench $(PY) tests/bench/bench_trainer.py --output docs/bench-trainer.json
