@@ -107,5 +107,5 @@ images: $(VENV) ## Build the images of trainer and operator into the running dev
 kill-test: $(VENV) ## Kill jobs at 200 random instants; each must end as if nothing had happened (about 20 minutes)
 	@$(PY) tests/trainer/kill_test.py --kills 200 --report docs/kill-test.md
 
-bench-trainer: $(VENV) ## Ours against plain TRL: speed, start-up, checkpoints (about 10 minutes on 2 quiet cores)
+bench-trainer: $(VENV) ## Ours against plain TRL: speed, start-up, checkpoints (about 20 minutes on 2 quiet cores)
 	@PYTHONPATH=$(CURDIR)/tests/bench $(PY) tests/bench/bench_trainer.py --output docs/bench-trainer.json
