@@ -11,6 +11,7 @@ PYTEST := $(PY) -m pytest -q --durations=5
 DEVCLUSTER := PYTHONPATH=hack $(PY) -m devcluster
 export UV_CACHE_DIR := $(CACHE)/uv
 export WANDB_CACHE_DIR := $(CACHE)/wandb
+# The folder operator/ must not hide Python's module of that name.
 export PYTHONSAFEPATH := 1
 
 .PHONY: $(shell grep -oE '^[a-z0-9-]+:' $(firstword $(MAKEFILE_LIST)) | tr -d :)

@@ -284,8 +284,9 @@ def test_go_writes_below_our_cache_and_reads_the_settings_of_its_user(monkeypatc
 
 def make(cache: Path, *targets: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """`make -s` of this checkout with its cache elsewhere."""
-    command = ["make", "-s", f"--directory={paths.REPOSITORY}", f"CACHE={cache}", *targets]
-    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True)
+    command = ["make", "-s", f"--directory={paths.REPOSITORY}", *targets]
+    variables = {**os.environ, "TRL_DEV_CACHE": str(cache), **environment}
+    return subprocess.run(command, env=variables, capture_output=True, text=True)
 
 
 def test_a_python_without_ensurepip_is_refused_with_the_package_to_install(tmp_path: Path) -> None:
@@ -303,3 +304,21 @@ def test_make_kubeconfig_prints_its_path_alone_also_when_it_installs_packages_fi
     done = make(tmp_path, "kubeconfig", "UV=/bin/true", f"VENV={tmp_path}/installed", CLUSTER="")
     assert done.stdout == f"{paths.KUBECONFIG}\n"
     assert "setup: installing" in done.stderr
+
+
+@pytest.mark.parametrize("target", ["kill-test", "bench-trainer"])
+def test_what_make_test_does_not_run_starts(target: str, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@" --help\n')
+    python.chmod(0o755)
+    done = make(tmp_path, target, f"PY={python}", "UV=/bin/true", f"VENV={tmp_path}")
+    assert done.stdout.startswith("usage: "), done.stderr
+
+
+def test_make_and_the_dev_cluster_move_the_same_cache(tmp_path: Path) -> None:
+    done = make(tmp_path, "setup", "--dry-run", f"VENV={tmp_path}/installed")
+    assert f"{tmp_path}/uv-" in done.stdout
+    environment = {**os.environ, "TRL_DEV_CACHE": str(tmp_path), "PYTHONPATH": str(paths.REPOSITORY / "hack")}
+    command = [sys.executable, "-c", "from devcluster.paths import CACHE; print(CACHE)"]
+    there = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert there.stdout == f"{tmp_path}\n"
