@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from trl_contract.resolve import resolve
-from trl_trainer.supervisor import library_settings, read_job
-from trl_trainer.termination import Termination
+from trl_trainer.launch.job import library_settings, read_job
+from trl_trainer.launch.termination import Termination
 
 MODES = {
     "ours": "everything that ours adds",
@@ -141,17 +141,21 @@ def compare(job: Any, modes: list[str], steps: int) -> dict[str, Any]:
     """Train to the end; return the samples of each mode, the losses and what our callbacks cost."""
     import torch
 
-    from trl_trainer import cpu_fsdp, evaluation, fence, model, rank, world
-    from trl_trainer.progress import Reporter, Sender
+    from trl_trainer import rank
+    from trl_trainer.checkpoints import fence
+    from trl_trainer.checkpoints.writer import Writer
+    from trl_trainer.distributed import cpu_fsdp, world
+    from trl_trainer.models.tokenizer import load_tokenizer
+    from trl_trainer.reports.progress import Reporter, Sender
+    from trl_trainer.results import evaluation
     from trl_trainer.rewards import Rewards
-    from trl_trainer.writer import Writer
 
     termination = Termination()
     cpu_fsdp.enable()
     run = world.start(job)
     fence.claim(run.work, job.attempt)
     reporter = Reporter(job.attempt, run.work / "metrics.jsonl", Sender(os.environ if run.is_main else {}))
-    tokenizer = model.tokenizer(job)
+    tokenizer = load_tokenizer(job)
     rows = rank.load_data(run, tokenizer, Rewards([]), reporter)
     bare = bare_losses(run, tokenizer, rows, 2 * steps)
     trainer = rank.build(run, tokenizer, rows, Rewards([]))
@@ -193,7 +197,7 @@ def bare_losses(run: Any, tokenizer: Any, rows: Any, steps: int) -> list[float]:
     from transformers import TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
-    from trl_trainer import model
+    from trl_trainer.models import source
     from trl_trainer.stages import dpo
 
     class Stop(TrainerCallback):
@@ -201,9 +205,9 @@ def bare_losses(run: Any, tokenizer: Any, rows: Any, steps: int) -> list[float]:
             control.should_training_stop |= state.global_step >= steps
 
     config = dpo.config(run.job, output_dir=str(run.work / "bare"), world=run.world, device=run.device,
-                        gradient_checkpointing=model.gradient_checkpointing(run.job))  # fmt: skip
+                        gradient_checkpointing=source.gradient_checkpointing(run.job))  # fmt: skip
     trainer = DPOTrainer(
-        model=model.path(run.job), args=DPOConfig(**config), train_dataset=rows.train, processing_class=tokenizer
+        model=source.path(run.job), args=DPOConfig(**config), train_dataset=rows.train, processing_class=tokenizer
     )
     trainer.add_callback(Stop())
     trainer.train()

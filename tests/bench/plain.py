@@ -8,9 +8,11 @@ from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from trl_contract.resolve import resolve
-from trl_trainer import cpu_fsdp, model, world
+from trl_trainer.distributed import cpu_fsdp, world
+from trl_trainer.launch.job import read_job
+from trl_trainer.models import source
+from trl_trainer.models.tokenizer import load_tokenizer
 from trl_trainer.stages import dpo
-from trl_trainer.supervisor import read_job
 
 
 class FirstLog(TrainerCallback):
@@ -26,12 +28,12 @@ def main() -> None:
     # accelerate alone would train DDP on CPU, which is another thing.
     cpu_fsdp.enable()
     run = world.start(job)
-    tokenizer = model.tokenizer(job)
+    tokenizer = load_tokenizer(job)
     train = load(job)
     config = dpo.config(job, output_dir=f"{run.work}-plain", world=run.world, device=run.device,
-                        gradient_checkpointing=model.gradient_checkpointing(job))  # fmt: skip
+                        gradient_checkpointing=source.gradient_checkpointing(job))  # fmt: skip
     trainer = DPOTrainer(
-        model=model.path(job), args=DPOConfig(**config), train_dataset=train, processing_class=tokenizer
+        model=source.path(job), args=DPOConfig(**config), train_dataset=train, processing_class=tokenizer
     )
     trainer.add_callback(FirstLog())
     trainer.train()

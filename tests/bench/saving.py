@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from trl_contract.resolve import resolve
-from trl_trainer.supervisor import library_settings, read_job
-from trl_trainer.termination import Termination
+from trl_trainer.launch.job import library_settings, read_job
+from trl_trainer.launch.termination import Termination
 
 
 def main() -> None:
@@ -35,19 +35,21 @@ def measure(job: Any, rounds: int) -> dict[str, Any]:
     """Train two steps, save `rounds` times in each way, and return the seconds of each."""
     from transformers import TrainerCallback
 
-    from trl_trainer import cpu_fsdp, fence, rank, world
-    from trl_trainer.model import tokenizer
-    from trl_trainer.progress import Reporter, Sender
-    from trl_trainer.publisher import FiniteGuard, Publisher
+    from trl_trainer import rank
+    from trl_trainer.checkpoints import fence
+    from trl_trainer.checkpoints.publisher import FiniteGuard, Publisher
+    from trl_trainer.checkpoints.writer import Writer
+    from trl_trainer.distributed import cpu_fsdp, world
+    from trl_trainer.models.tokenizer import load_tokenizer
+    from trl_trainer.reports.progress import Reporter, Sender
     from trl_trainer.rewards import Rewards
-    from trl_trainer.writer import Writer
 
     Termination()
     cpu_fsdp.enable()
     run = world.start(job)
     fence.claim(run.work, job.attempt)
     reporter = Reporter(job.attempt, run.work / "metrics.jsonl", Sender({}))
-    words = tokenizer(job)
+    words = load_tokenizer(job)
     trainer = rank.build(run, words, rank.load_data(run, words, Rewards([]), reporter), Rewards([]))
     names = ("ours", "ours_durable", "transformers", "dcp_async", "dcp_durable")
     found: dict[str, Any] = {"seconds": {name: [] for name in names}}
@@ -70,7 +72,7 @@ def measure(job: Any, rounds: int) -> dict[str, Any]:
 
 
 def measure_round(run: Any, trainer: Any, publisher: Any, writer: Any, seconds: dict[str, list[float]]) -> None:
-    from trl_trainer.world import barrier
+    from trl_trainer.distributed.world import barrier
 
     folder = run.work / "checkpoint-2"
 

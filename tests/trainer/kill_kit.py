@@ -19,7 +19,7 @@ from typing import Any
 from trainer_kit import conversations, free_port, job_file, metrics, preference_pairs, prompts, wait_for, write_jsonl
 
 from trl_contract.report import ExitRecord
-from trl_trainer import records
+from trl_trainer.launch import records
 
 VOLATILE = {"time", "num_tokens", "step_time"}
 STEPS = 6

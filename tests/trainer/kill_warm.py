@@ -114,7 +114,7 @@ def rank_main(command: dict[str, Any]) -> None:
 
 
 def note_activity(path: Path) -> None:
-    from trl_trainer.progress import Reporter
+    from trl_trainer.reports.progress import Reporter
 
     publish = Reporter._publish
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from trl_trainer import checkpoint
+from trl_trainer.checkpoints import checkpoint
 
 UID = "uid-1"
 

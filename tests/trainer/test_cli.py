@@ -12,11 +12,12 @@ import pytest
 import yaml
 from trainer_kit import preference_pairs, wait_for
 
-from trl_trainer import local, local_resource
-from trl_trainer.cli import main
-from trl_trainer.cli_run import user_variables
+from trl_trainer import local
 from trl_trainer.errors import UserError
 from trl_trainer.local import Places
+from trl_trainer.local.cli import main
+from trl_trainer.local.resource import read
+from trl_trainer.local.run import user_variables
 
 JOB: dict[str, Any] = {
     "apiVersion": "trl-operator.io/v1alpha1",
@@ -116,7 +117,7 @@ def test_explain_prints_config_plan_and_findings_and_trains_nothing(
 def test_explain_does_not_take_this_machine_for_the_cluster(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trl_trainer.memory.host_memory", lambda: 1_000_000)
+    monkeypatch.setattr("trl_trainer.preflight.memory.host_memory", lambda: 1_000_000)
     assert main(command("explain", write(tmp_path, JOB), volumes(model_folder, tmp_path), tmp_path / "out")) == 0
     assert "- this machine has too little for it: the job needs" in capsys.readouterr().out
 
@@ -181,7 +182,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_file_that_the_api_server_would_refuse_is_refused(name: str, tmp_path: Path) -> None:
     job, expected = BAD[name]
     with pytest.raises(UserError, match=expected) as caught:
-        local_resource.read(write(tmp_path, job))
+        read(write(tmp_path, job))
     assert caught.value.reason == "InvalidSpec"
 
 
@@ -198,12 +199,12 @@ def test_a_user_error_exits_10_and_starts_nothing(tmp_path: Path, capsys: pytest
 def test_yaml_is_read_as_kubectl_reads_it(tmp_path: Path) -> None:
     text = yaml.safe_dump(JOB).replace("0.002", "1e-6").replace("polite", "a-2026-01-31")
     (tmp_path / "job.yaml").write_text(text + "---\n")
-    resource = local_resource.read(tmp_path / "job.yaml")
+    resource = read(tmp_path / "job.yaml")
     assert resource.training.training.learning_rate == 1e-6  # type: ignore[attr-defined]
     assert resource.name == "a-2026-01-31"
     (tmp_path / "job.yaml").write_text(text.replace("kind: DPOJob", "kind: SFTJob\nkind: DPOJob"))
     with pytest.raises(UserError, match="key 'kind' is there twice"):
-        local_resource.read(tmp_path / "job.yaml")
+        read(tmp_path / "job.yaml")
 
 
 def test_a_changed_file_is_another_job_and_the_same_file_is_the_next_attempt(tmp_path: Path) -> None:
@@ -212,7 +213,7 @@ def test_a_changed_file_is_another_job_and_the_same_file_is_the_next_attempt(tmp
     places = Places(tmp_path / "out", {"models": claim})
 
     def here(job: dict[str, Any]) -> Any:
-        return local.here(local_resource.read(write(tmp_path, job)), places, gpus=0)
+        return local.here(read(write(tmp_path, job)), places, gpus=0)
 
     first = here(JOB)
     (tmp_path / "out" / first.uid / "attempt").mkdir(parents=True)
@@ -226,7 +227,7 @@ def test_a_changed_file_is_another_job_and_the_same_file_is_the_next_attempt(tmp
 
 def test_a_gpu_machine_uses_all_its_gpus_and_a_cpu_machine_what_the_file_says(tmp_path: Path) -> None:
     job = changed(model={"hub": {"repo": "some/model"}}, numProcPerNode=2, resources={"limits": {"nvidia.com/gpu": 2}})
-    resource = local_resource.read(write(tmp_path, job))
+    resource = read(write(tmp_path, job))
     places = Places(tmp_path)
     on_cpu, on_gpus = local.here(resource, places, gpus=0), local.here(resource, places, gpus=4)
     assert (on_cpu.num_nodes, on_cpu.num_proc_per_node, on_cpu.has_gpus) == (1, 2, False)
@@ -246,13 +247,13 @@ def test_places_come_from_claims_config_maps_and_the_file(tmp_path: Path) -> Non
         (tmp_path / folder).mkdir(parents=True)
     (tmp_path / "maps" / "mine.py").touch()
     claims = {"models": tmp_path / "models", "out": tmp_path / "out"}
-    job = local.here(local_resource.read(path), Places(None, claims, {"rewards": tmp_path / "maps"}), gpus=0)
+    job = local.here(read(path), Places(None, claims, {"rewards": tmp_path / "maps"}), gpus=0)
     assert job.paths.storage == str(tmp_path / "out" / "grpo")
     assert job.paths.rewards == {"mine": str(tmp_path / "maps" / "mine.py"), "judge": str(tmp_path / "models/judge")}
     assert job.paths.train is not None
     assert Path(job.paths.train).read_text() == '{"prompt": "ü"}\n'
     with pytest.raises(UserError, match=r"ConfigMap rewards is not in the file.*--config-map rewards=DIR"):
-        local.here(local_resource.read(path), Places(None, claims), gpus=0)
+        local.here(read(path), Places(None, claims), gpus=0)
 
 
 def test_a_reward_model_from_a_job_is_the_newest_that_was_made_here(tmp_path: Path) -> None:
@@ -260,7 +261,7 @@ def test_a_reward_model_from_a_job_is_the_newest_that_was_made_here(tmp_path: Pa
     path = write(tmp_path, {**JOB, "kind": "GRPOJob", "spec": {**GRPO_SPEC, "grpo": {"rewards": rewards}}})
     places = Places(tmp_path / "out")
     with pytest.raises(UserError, match=r"rewardModel.fromJob: RewardJob judge has no model in .*run its file first"):
-        local.here(local_resource.read(path), places, gpus=0)
+        local.here(read(path), places, gpus=0)
     for number, name in enumerate(("judge-0000000b", "judge-0000000a", "judge-other-0000000c")):
         (tmp_path / "out" / name / "final").mkdir(parents=True)
         os.utime(tmp_path / "out" / name / "final", (number, number))
@@ -269,9 +270,9 @@ def test_a_reward_model_from_a_job_is_the_newest_that_was_made_here(tmp_path: Pa
     for lines in ("", '{"eval_accuracy": 0.9}\n{"eval_accuracy": 0.59}\n'):
         metrics.write_text(lines)
         with pytest.raises(UserError, match=r"rewardModel.minAccuracy: .*judge-0000000a/final has accuracy"):
-            local.here(local_resource.read(path), places, gpus=0)
+            local.here(read(path), places, gpus=0)
     metrics.write_text('{"eval_accuracy": 0.5}\n{"loss": 1.0}\n{"eval_accuracy": 0.6}\n')
-    job = local.here(local_resource.read(path), places, gpus=0)
+    job = local.here(read(path), places, gpus=0)
     assert job.paths.rewards == {"judge": str(tmp_path / "out" / "judge-0000000a" / "final")}
 
 
@@ -279,7 +280,7 @@ def test_variables_of_the_file_reach_the_run_and_those_of_secrets_must_be_export
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     secret = {"name": "JUDGE_TOKEN", "valueFrom": {"secretKeyRef": {"name": "judge"}}}
-    resource = local_resource.read(write(tmp_path, changed(env=[{"name": "TRL_LOG", "value": "$HOME"}, secret])))
+    resource = read(write(tmp_path, changed(env=[{"name": "TRL_LOG", "value": "$HOME"}, secret])))
     with pytest.raises(UserError, match=r"spec.env: from Secrets, not set here: JUDGE_TOKEN; export first"):
         user_variables(resource)
     monkeypatch.setenv("JUDGE_TOKEN", "x")
@@ -288,13 +289,13 @@ def test_variables_of_the_file_reach_the_run_and_those_of_secrets_must_be_export
 
 def test_groups_must_fit_the_processes_of_this_machine(tmp_path: Path) -> None:
     spec = {**GRPO_SPEC, "training": {"perDeviceBatchSize": 3, "gradientAccumulationSteps": 1}}
-    resource = local_resource.read(write(tmp_path, {**JOB, "kind": "GRPOJob", "spec": spec}))
+    resource = read(write(tmp_path, {**JOB, "kind": "GRPOJob", "spec": spec}))
     with pytest.raises(UserError, match=r"3 x 1 processes x gradientAccumulationSteps 1 = 3 must be a multiple of"):
         local.here(resource, Places(tmp_path), gpus=0)
     assert local.here(resource, Places(tmp_path), gpus=4).num_proc_per_node == 4
 
 
 def test_qlora_needs_a_gpu_here_too(tmp_path: Path) -> None:
-    resource = local_resource.read(write(tmp_path, changed(peft={"method": "qlora"})))
+    resource = read(write(tmp_path, changed(peft={"method": "qlora"})))
     with pytest.raises(UserError, match=r"spec.peft.method: qlora needs a GPU"):
         local.here(resource, Places(tmp_path), gpus=0)

@@ -17,8 +17,9 @@ from trl_contract.base import Kind
 from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
 from trl_contract.training import SPECS
-from trl_trainer import arguments, model, supervisor
+from trl_trainer import supervisor
 from trl_trainer.errors import UserError
+from trl_trainer.models import adapter, arguments, source
 from trl_trainer.stages import dpo, grpo, reward, sft
 
 STAGES: dict[Kind, tuple[Any, Any]] = {
@@ -103,7 +104,7 @@ ELSEWHERE = {
     "evaluation.earlyStopping.patience",  # early_stopping.py
     "evaluation.enabled", "evaluation.maxExamples",  # data/: how many rows are held out
     "evaluation.samplePrompts",  # evaluation.py
-    "checkpoint.everyMinutes", "checkpoint.everySteps", "checkpoint.keep",  # pace.py, publisher.py
+    "checkpoint.everyMinutes", "checkpoint.everySteps", "checkpoint.keep",  # schedule.py, publisher.py
     "tracking.tensorboard", "tracking.wandb",  # tracking.py
     "peft.method", "peft.r", "peft.alpha", "peft.targetModules", "peft.targetParameters",  # below
     "peft.modulesToSave", "peft.useDora",
@@ -140,7 +141,7 @@ def build(folder: Path, kind: Kind, fields: dict[str, Any], *, world: int = 1) -
             output_dir=str(folder),
             world=world,
             device="cpu",
-            gradient_checkpointing=model.gradient_checkpointing(job),
+            gradient_checkpointing=source.gradient_checkpointing(job),
         )
     )
 
@@ -220,26 +221,28 @@ def test_every_peft_field_is_found_in_the_adapter(tmp_path: Path) -> None:
         "peft.r": 5, "peft.alpha": 7, "peft.targetModules": ["q_proj"], "peft.modulesToSave": ["embed_tokens"],
         "peft.useDora": True, "peft.useRslora": True,
     }  # fmt: skip
-    given = arguments.lora(resolved(tmp_path, "DPOJob", fields), "CAUSAL_LM")
+    given = adapter.lora_arguments(resolved(tmp_path, "DPOJob", fields), "CAUSAL_LM")
     assert given is not None
-    adapter = LoraConfig(**given)
-    assert (adapter.r, adapter.lora_alpha, adapter.lora_dropout) == (5, 7, 0)
-    assert (adapter.target_modules, adapter.modules_to_save) == ({"q_proj"}, ["embed_tokens"])
-    assert (adapter.use_dora, adapter.use_rslora) == (True, True)
-    found = arguments.lora(resolved(tmp_path, "DPOJob", {"peft.targetParameters": ["mlp.experts.w"]}), "CAUSAL_LM")
+    lora = LoraConfig(**given)
+    assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (5, 7, 0)
+    assert (lora.target_modules, lora.modules_to_save) == ({"q_proj"}, ["embed_tokens"])
+    assert (lora.use_dora, lora.use_rslora) == (True, True)
+    found = adapter.lora_arguments(
+        resolved(tmp_path, "DPOJob", {"peft.targetParameters": ["mlp.experts.w"]}), "CAUSAL_LM"
+    )
     assert found is not None
     assert LoraConfig(**found).target_parameters == ["mlp.experts.w"]
-    assert arguments.lora(resolved(tmp_path, "DPOJob", {}), "CAUSAL_LM")["target_modules"] == "all-linear"  # type: ignore[index]
-    assert arguments.lora(resolved(tmp_path, "DPOJob", {"peft.method": "none"}), "CAUSAL_LM") is None
+    assert adapter.lora_arguments(resolved(tmp_path, "DPOJob", {}), "CAUSAL_LM")["target_modules"] == "all-linear"  # type: ignore[index]
+    assert adapter.lora_arguments(resolved(tmp_path, "DPOJob", {"peft.method": "none"}), "CAUSAL_LM") is None
 
 
 def test_qlora_stores_its_weights_so_that_they_shard(tmp_path: Path) -> None:
     import torch
 
-    found = model.quantization(resolved(tmp_path, "DPOJob", {"peft.method": "qlora"}))
+    found = adapter.quantization(resolved(tmp_path, "DPOJob", {"peft.method": "qlora"}))
     assert found is not None
     assert found.bnb_4bit_quant_storage == torch.bfloat16
-    assert model.quantization(resolved(tmp_path, "DPOJob", {"peft.method": "lora"})) is None
+    assert adapter.quantization(resolved(tmp_path, "DPOJob", {"peft.method": "lora"})) is None
 
 
 @pytest.mark.parametrize(
@@ -249,8 +252,8 @@ def test_qlora_stores_its_weights_so_that_they_shard(tmp_path: Path) -> None:
 def test_what_needs_a_gpu_is_refused_without_one(field: str, value: str, needs: str, tmp_path: Path) -> None:
     job = resolved(tmp_path, "DPOJob", {field: value, "training.precision": "bf16"})
     with pytest.raises(UserError, match=f"{needs} needs a GPU"):
-        model.check_extras(job, "cpu")
-    model.check_extras(resolved(tmp_path, "DPOJob", {}), "cpu")
+        adapter.check_extras(job, "cpu")
+    adapter.check_extras(resolved(tmp_path, "DPOJob", {}), "cpu")
 
 
 @pytest.mark.parametrize(
@@ -303,7 +306,7 @@ def test_losses_are_all_that_trl_has() -> None:
 
 
 def test_job_file_of_another_world_size_is_refused_by_the_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from trl_trainer import world
+    from trl_trainer.distributed import world
 
     monkeypatch.setenv("WORLD_SIZE", "3")
     job = supervisor.read_job(str(job_file(tmp_path, tmp_path, spec={})))

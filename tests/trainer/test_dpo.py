@@ -12,7 +12,8 @@ import pytest
 from trainer_kit import Supervised, Warm, conversations, job_file, metrics, preference_pairs, supervise, write_jsonl
 
 from trl_contract.report import ProgressReport
-from trl_trainer import checkpoint, export
+from trl_trainer.checkpoints import checkpoint
+from trl_trainer.results import export
 
 TOKEN = "a-projected-token"
 

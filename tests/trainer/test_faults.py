@@ -25,7 +25,7 @@ from trainer_kit import (
 )
 
 from trl_contract.report import ExitRecord
-from trl_trainer import checkpoint
+from trl_trainer.checkpoints import checkpoint
 
 SIGTERM = "os.kill(os.getpid(), signal.SIGTERM)"
 
@@ -87,7 +87,7 @@ def in_evaluation(step: int) -> list[str]:
         f"""
 if rank == 1:
     import os, signal
-    from trl_trainer.publisher import FiniteGuard
+    from trl_trainer.checkpoints.publisher import FiniteGuard
     def on_prediction_step(self, args, state, control, **kwargs):
         if state.global_step == {step}:
             os.kill(os.getpid(), signal.SIGTERM)
@@ -142,7 +142,7 @@ def test_hanging_rank_is_found_and_every_stack_is_written(warm: Warm, folder: Pa
 
 def test_training_without_sharding_is_refused(warm: Warm, folder: Path, model_folder: Path) -> None:
     """Without cpu_fsdp.py accelerate trains DDP; should it shard one day by itself, that file can go."""
-    ended = run(warm, folder, model_folder, prelude=["import trl_trainer.cpu_fsdp as c; c.enable = lambda: None"])
+    ended = run(warm, folder, model_folder, prelude=["import trl_trainer.rank as r; r.cpu_fsdp.enable = lambda: None"])
     assert ended.codes == [1, 1], ended.logs
     assert "not sharded: FSDP is off" in ended.records[0].message
     assert metrics(folder) == []
@@ -210,7 +210,7 @@ def test_another_number_of_processes_is_refused(warm: Warm, folder: Path, model_
 def test_finished_training_is_not_repeated_and_export_runs(warm: Warm, folder: Path, model_folder: Path) -> None:
     """Killed between the last checkpoint and the export."""
     prelude = [
-        "import os, signal, trl_trainer.export as e; e.weights = lambda *a: os.kill(os.getpid(), signal.SIGKILL)"
+        "import os, signal; from trl_trainer.results import export as e; e.weights = lambda *a: os.kill(os.getpid(), 9)"
     ]
     ended = run(warm, folder, model_folder, prelude=prelude)
     assert -signal.SIGKILL in ended.codes
@@ -239,7 +239,7 @@ def test_older_attempt_that_wakes_up_publishes_nothing(warm: Warm, folder: Path,
 @pytest.mark.parametrize("call", ["weights", "publish"])
 def test_older_attempt_that_wakes_up_exports_nothing(call: str, warm: Warm, folder: Path, model_folder: Path) -> None:
     prelude = f"""
-import trl_trainer.export as e
+import trl_trainer.results.export as e
 original = e.{call}
 def late(run, *args):
     open(str(run.work / 'attempt' / '1'), 'w').close()
@@ -327,7 +327,7 @@ def test_full_disk_while_exporting_leaves_no_half_model(warm: Warm, folder: Path
     assert os.system(f"mount -t tmpfs -o size=6m none {storage}") == 0
     try:
         fill = """
-import trl_trainer.export as e
+import trl_trainer.results.export as e
 original = e.weights
 def weights(run, *args):
     open(str(run.work / 'ballast'), 'wb').write(bytes(STORAGE - 100_000))
@@ -351,7 +351,7 @@ def test_a_hang_outside_training_ends_after_twice_the_stall_timeout(
     warm: Warm, folder: Path, model_folder: Path
 ) -> None:
     """The watchdog watches steps; before them our own process group's timeout holds, on CPU too."""
-    sleep = "import time, trl_trainer.model as m\nif rank == 1: m.tokenizer = lambda job: time.sleep(1000)"
+    sleep = "import time, trl_trainer.rank as r\nif rank == 1: r.load_tokenizer = lambda job: time.sleep(1000)"
     started = time.monotonic()
     ended = run(warm, folder, model_folder, job={"stallTimeoutSeconds": 2}, prelude=[sleep])
     assert ended.codes[0] == 137, ended.logs
@@ -362,10 +362,10 @@ def test_a_hang_outside_training_ends_after_twice_the_stall_timeout(
 def test_rank_zero_takes_the_clock_and_all_save_with_it(warm: Warm, folder: Path, model_folder: Path) -> None:
     clock = """
 import types
-import trl_trainer.pace as pace
-from trl_trainer.publisher import FiniteGuard
+import trl_trainer.checkpoints.schedule as schedule
+from trl_trainer.checkpoints.publisher import FiniteGuard
 clock = types.SimpleNamespace(now=0.0, monotonic=lambda: clock.now)
-pace.time = clock
+schedule.time = clock
 def on_step_begin(self, args, state, control, **kwargs):
     clock.now += 0.5 if rank == 0 else 100
 FiniteGuard.on_step_begin = on_step_begin
@@ -408,7 +408,7 @@ def test_grpo_saves_only_between_two_batches_of_completions(
 
 
 def test_a_clock_that_jumps_back_changes_nothing(warm: Warm, folder: Path, model_folder: Path) -> None:
-    back = "import types, datetime as d, trl_trainer.records as r; r.datetime = types.SimpleNamespace("
+    back = "import types, datetime as d, trl_trainer.launch.records as r; r.datetime = types.SimpleNamespace("
     back += "now=lambda zone: d.datetime(2001, 1, 31, tzinfo=zone))"
     ended = run(warm, folder, model_folder, world=1, prelude=at_step(4, back, rank=0))
     assert ended.codes == [0], ended.logs
@@ -441,7 +441,9 @@ def test_a_memory_limit_that_kills_a_rank_is_named(folder: Path, model_folder: P
         code = f"""
 import functools, os, sys
 from pathlib import Path
-from trl_trainer import fence, records, supervisor
+from trl_trainer import supervisor
+from trl_trainer.checkpoints import fence
+from trl_trainer.launch import records
 open({str(group / "cgroup.procs")!r}, "w").write(str(os.getpid()))
 job = supervisor.read_job({str(job_file(folder, model_folder, spec={}, numProcPerNode=1))!r})
 fence.claim(Path(job.paths.storage) / job.uid, 0)
@@ -462,7 +464,9 @@ def supervise_stand_in(folder: Path, model: Path, rank: str) -> ExitRecord:
     code = f"""
 import sys
 from pathlib import Path
-from trl_trainer import fence, records, supervisor
+from trl_trainer import supervisor
+from trl_trainer.checkpoints import fence
+from trl_trainer.launch import records
 sys.path.insert(0, {str(folder)!r})
 job = supervisor.read_job({str(job_file(folder, model, spec={}))!r})
 fence.claim(Path(job.paths.storage) / job.uid, 0)

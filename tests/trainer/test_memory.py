@@ -4,8 +4,8 @@ import pytest
 
 from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
-from trl_trainer.memory import Sizes, estimate, host_memory
 from trl_trainer.preflight import host_memory_findings
+from trl_trainer.preflight.memory import Sizes, estimate, host_memory
 
 M = 1_000_000
 BIG = 10**15

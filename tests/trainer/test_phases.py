@@ -11,22 +11,22 @@ from typing import Any
 import pytest
 from trainer_kit import Ended, Warm, job_file, metrics, preference_pairs, write_jsonl
 
-from trl_trainer import checkpoint
+from trl_trainer.checkpoints import checkpoint
 
 STEPS = 4
 PHASES = {
     # What is wrapped, and which of its calls is hit: before it does anything, or after.
-    "start": ("trl_trainer.fence", "claim", "before"),
-    "load": ("trl_trainer.model", "tokenizer", "before"),
+    "start": ("trl_trainer.checkpoints.fence", "claim", "before"),
+    "load": ("trl_trainer.rank", "load_tokenizer", "before"),
     "build": ("trl_trainer.rank", "build", "after"),
-    "step": ("trl_trainer.pace", "start_max", "after"),
-    "save": ("trl_trainer.checkpoint", "own_files", "before"),
-    "publish": ("trl_trainer.checkpoint", "publish", "before"),
-    "retain": ("trl_trainer.checkpoint", "retain", "before"),
-    "export": ("trl_trainer.export", "weights", "before"),
-    "merge": ("trl_trainer.export", "weights", "after"),
-    "rename": ("trl_trainer.export", "publish", "after"),
-    "exit": ("trl_trainer.records", "write", "after"),
+    "step": ("trl_trainer.checkpoints.schedule", "start_max", "after"),
+    "save": ("trl_trainer.checkpoints.checkpoint", "own_files", "before"),
+    "publish": ("trl_trainer.checkpoints.checkpoint", "publish", "before"),
+    "retain": ("trl_trainer.checkpoints.checkpoint", "retain", "before"),
+    "export": ("trl_trainer.results.export", "weights", "before"),
+    "merge": ("trl_trainer.results.export", "weights", "after"),
+    "rename": ("trl_trainer.results.export", "publish", "after"),
+    "exit": ("trl_trainer.launch.records", "write", "after"),
 }
 HIT = """
 import importlib, os, signal

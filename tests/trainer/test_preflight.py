@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
-import trl_trainer.model
 from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
 from trl_trainer import data, preflight
 from trl_trainer.errors import UserError
+from trl_trainer.models.tokenizer import load_tokenizer
 
 USER = [{"role": "user", "content": "where is my order"}]
 PAIRS = [
@@ -159,15 +159,15 @@ def test_a_model_without_a_sound_tokenizer_is_refused(copied):
     spec = {"model": {"volume": {"claimName": "m", "path": "m"}}, "dataset": {"train": {"inline": PAIRS[:1]}}}
     wire = {"kind": "DPOJob", "namespace": "a", "name": "b", "uid": "u", "paths": paths, "spec": spec}
     job = JobFile.model_validate(wire)
-    assert trl_trainer.model.tokenizer(job).pad_token == "<|pad|>"
+    assert load_tokenizer(job).pad_token == "<|pad|>"
     whole = (copied / "tokenizer.json").read_text()
     (copied / "tokenizer.json").write_text(whole[:-100])
     with pytest.raises(UserError, match=f"model: the tokenizer of {copied} cannot be read") as caught:
-        trl_trainer.model.tokenizer(job)
+        load_tokenizer(job)
     assert caught.value.reason == "ModelNotFound"
     (copied / "tokenizer.json").unlink()
     with pytest.raises(UserError, match=f"model: {copied} has no tokenizer") as caught:
-        trl_trainer.model.tokenizer(job)
+        load_tokenizer(job)
     assert caught.value.reason == "ModelNotFound"
 
 
@@ -263,7 +263,7 @@ def test_too_few_prompts_for_one_step_are_refused_with_the_arithmetic(run):
 
 
 def test_a_job_that_does_not_fit_is_refused_with_the_smallest_change_that_does(run, monkeypatch):
-    monkeypatch.setattr("trl_trainer.memory.host_memory", lambda: 1_000_000)
+    monkeypatch.setattr("trl_trainer.preflight.memory.host_memory", lambda: 1_000_000)
     with pytest.raises(
         UserError, match=r"the job needs .* per process.*smallest change that fits: peft.method: lora"
     ) as c:
@@ -272,7 +272,7 @@ def test_a_job_that_does_not_fit_is_refused_with_the_smallest_change_that_does(r
 
 
 def test_tight_memory_is_a_finding(run, monkeypatch):
-    monkeypatch.setattr("trl_trainer.memory.host_memory", lambda: 1_500_000)
+    monkeypatch.setattr("trl_trainer.preflight.memory.host_memory", lambda: 1_500_000)
     assert run(PAIRS).findings[0].startswith("memory is tight: ")
 
 

@@ -15,12 +15,13 @@ CONFIG = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "vocab_s
 
 READ = """
 import contextlib, io, json, sys
-from trl_trainer import cli, model
+from trl_trainer.local import cli
+from trl_trainer.models import source
 from trl_trainer.errors import UserError
 folder, *repos = sys.argv[1:]
 for repo in repos:
     try:
-        read = model.read_config(repo, None, "model").hidden_size
+        read = source.read_config(repo, None, "model").hidden_size
     except UserError as error:
         read = [error.reason, error.message]
     said = io.StringIO()

@@ -16,8 +16,8 @@ import pytest
 from trainer_kit import KILL, Warm, at_step, free_port, job_file, metrics, preference_pairs, wait_for, write_jsonl
 
 from trl_contract.report import Progress, ProgressReport, TrainerStatus
-from trl_trainer import progress, tracking
-from trl_trainer.progress import Reporter, Sender, StepClock, TokenRate, keep_metrics_until, metrics_of
+from trl_trainer.reports import progress, tracking
+from trl_trainer.reports.progress import Reporter, Sender, StepClock, TokenRate, keep_metrics_until, metrics_of
 
 
 @contextmanager
@@ -148,7 +148,7 @@ def test_eta_after_a_restart_is_from_this_attempts_steps(warm: Warm, model_folde
     def slow(seconds: float) -> list[str]:
         code = f"""
 import time
-from trl_trainer.publisher import FiniteGuard
+from trl_trainer.checkpoints.publisher import FiniteGuard
 FiniteGuard.on_pre_optimizer_step = lambda self, *a, **k: time.sleep({seconds})
 """
         return [code]
@@ -178,7 +178,7 @@ FiniteGuard.on_pre_optimizer_step = lambda self, *a, **k: time.sleep({seconds})
 def _record_etas(path: Path) -> str:
     return f"""
 import json
-from trl_trainer.progress import Reporter
+from trl_trainer.reports.progress import Reporter
 original = Reporter.on_step_end
 etas = []
 def on_step_end(self, *args, **kwargs):

@@ -14,8 +14,8 @@ from trl_contract.report import (
     Metric,
     Progress,
 )
-from trl_trainer import records
 from trl_trainer.errors import Preempted, TrainerError, UserError
+from trl_trainer.launch import records
 
 
 class OutOfMemoryError(RuntimeError):

@@ -23,8 +23,8 @@ from trainer_kit import (
 
 from trl_contract.report import ExitRecord
 from trl_contract.training import EarlyStopping
-from trl_trainer import checkpoint
-from trl_trainer.early_stopping import no_better
+from trl_trainer.checkpoints import checkpoint
+from trl_trainer.checkpoints.early_stopping import no_better
 
 REWARDS = [
     {"name": "short", "length": {"min": 0, "max": 5}},
@@ -191,7 +191,7 @@ def test_training_that_does_not_get_better_ends_early_and_is_not_taken_up_again(
     warm: Warm, model_folder: Path, tmp_path: Path
 ) -> None:
     write_jsonl(tmp_path / "train.jsonl", preference_pairs(60))
-    kill = ["import os, signal, trl_trainer.export as e; e.weights = lambda *a: os.kill(os.getpid(), signal.SIGKILL)"]
+    kill = ["import os; from trl_trainer.results import export as e; e.weights = lambda *a: os.kill(os.getpid(), 9)"]
     ended = warm.run(job_file(tmp_path, model_folder, spec=STOPPING), prelude=kill)
     assert -signal.SIGKILL in ended.codes, ended.logs
     # Evaluated at 2, then no better at 4 and 6.

@@ -13,7 +13,8 @@ import pytest
 from trainer_kit import job_file, wait_for, write_jsonl
 
 from trl_contract.report import ExitRecord
-from trl_trainer import fence, supervisor
+from trl_trainer import supervisor
+from trl_trainer.checkpoints import fence
 from trl_trainer.errors import TrainerError
 
 
@@ -92,12 +93,12 @@ def test_no_process_is_left_and_no_zombie(tmp_path: Path) -> None:
     code = f"""
 import ctypes, os, sys
 from trl_trainer import supervisor
-supervisor._libc.prctl(36, 1, 0, 0, 0)
+supervisor.adopt_orphans()
 script = "(setsid sleep 300 & echo $! > {tmp_path}/daemon) ; true & exit 3"
 pid = supervisor.launch(["sh", "-c", script], dict(os.environ))
 supervisor.wait(pid)
 supervisor.kill_descendants()
-print(supervisor._children(os.getpid()))
+print(supervisor.children(os.getpid()))
 """
     out, _ = python(code).communicate(timeout=30)
     assert out == "[]\n"

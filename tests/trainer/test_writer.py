@@ -10,7 +10,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
 
-from trl_trainer.writer import Writer
+from trl_trainer.checkpoints.writer import Writer
 
 SIZE = 64 << 20
 

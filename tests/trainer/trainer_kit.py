@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_contract.report import ExitRecord
-from trl_trainer import records
+from trl_trainer.launch import records
 
 SEED = 7
 PROMPTS = ("where is my order", "cancel my plan", "refund this item", "reset the password", "change my address")
@@ -199,7 +199,7 @@ def at_step(step: int, action: str, rank: int = 1, saved: int | None = None) -> 
 if rank == {rank}:
     import os, signal, time
     from transformers import TrainerCallback
-    from trl_trainer.pace import Pace
+    from trl_trainer.checkpoints.schedule import Schedule
     def on_step_begin(self, args, state, control, **kwargs):
         if state.global_step + 1 == {step}:
             end = time.monotonic() + 60
@@ -207,7 +207,7 @@ if rank == {rank}:
                 assert time.monotonic() < end, "checkpoint {saved} is not published"
                 time.sleep(0.01)
             {action}
-    Pace.on_step_begin = on_step_begin
+    Schedule.on_step_begin = on_step_begin
 """
     ]
 

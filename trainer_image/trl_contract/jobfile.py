@@ -44,6 +44,11 @@ class JobFile(Model):
     spec: Any
     """An instance of SPECS[kind]."""
 
+    @property
+    def world_size(self) -> int:
+        """Processes of the job, on all nodes."""
+        return self.num_nodes * self.num_proc_per_node
+
     @model_validator(mode="before")
     @classmethod
     def _parse_spec(cls, data: Any) -> Any:

@@ -62,6 +62,6 @@ def _evaluation(job: JobFile, evaluation: EvaluationBase) -> EvaluationBase:
     if job.kind == "GRPOJob":
         # TRL evaluates whole groups: batch x processes must be a multiple of numGenerations.
         generations: int = job.spec.grpo.num_generations
-        step = generations // gcd(generations, job.num_nodes * job.num_proc_per_node)
+        step = generations // gcd(generations, job.world_size)
         size = -(-size // step) * step
     return evaluation.model_copy(update={"per_device_batch_size": size})

@@ -69,6 +69,11 @@ class ModelSource(Model):
         exactly_one(self, ("hub", "volume"), "model")
         return self
 
+    @property
+    def revision(self) -> str | None:
+        """Of the hub's repository; None: its default branch, or a volume."""
+        return self.hub.revision if self.hub else None
+
 
 class HubDataset(Model):
     repo: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\w.-]+(/[\w.-]+)?$")]

@@ -8,9 +8,9 @@ import os
 import sys
 
 from trl_contract.resolve import resolve
-from trl_trainer import cli
-from trl_trainer.supervisor import JOB_FILE, library_settings, read_job
-from trl_trainer.termination import Termination
+from trl_trainer.launch.job import JOB_FILE, library_settings, read_job
+from trl_trainer.launch.termination import Termination
+from trl_trainer.local import cli
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import traceback
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -11,33 +12,25 @@ from transformers import Trainer
 
 from trl_contract.jobfile import JobFile
 from trl_contract.report import Artifact, EvaluationReport, ExitRecord
-from trl_trainer import (
-    card,
-    cpu_fsdp,
-    data,
-    early_stopping,
-    evaluation,
-    export,
-    fence,
-    model,
-    preflight,
-    publisher,
-    records,
-    rewards,
-    tracking,
-    world,
-)
+from trl_trainer import data, preflight, rewards
+from trl_trainer.checkpoints import checkpoint, early_stopping, fence, publisher
+from trl_trainer.checkpoints.publisher import FiniteGuard, LoadGuard, Publisher
+from trl_trainer.checkpoints.schedule import AlreadyTrained, Schedule
+from trl_trainer.checkpoints.writer import Writer, plain_errors
+from trl_trainer.distributed import cpu_fsdp, world
+from trl_trainer.distributed.sharding import ShardingCheck
+from trl_trainer.distributed.world import Run
 from trl_trainer.errors import Preempted, UserError
-from trl_trainer.pace import AlreadyTrained, Pace
-from trl_trainer.progress import Reporter, Sender, metrics_of
-from trl_trainer.publisher import FiniteGuard, LoadGuard, Publisher
+from trl_trainer.launch import records
+from trl_trainer.launch.termination import Termination
+from trl_trainer.launch.watchdog import Watchdog
+from trl_trainer.models import adapter
+from trl_trainer.models.tokenizer import load_tokenizer
+from trl_trainer.reports import tracking
+from trl_trainer.reports.progress import Reporter, Sender, metrics_of
+from trl_trainer.results import card, evaluation, export
 from trl_trainer.rewards import Rewards
-from trl_trainer.sharding import ShardingCheck
 from trl_trainer.stages import dpo, grpo, reward, sft
-from trl_trainer.termination import Termination
-from trl_trainer.watchdog import Watchdog
-from trl_trainer.world import Run
-from trl_trainer.writer import Writer, plain_errors
 
 STAGES: dict[str, ModuleType] = {"SFTJob": sft, "RewardJob": reward, "DPOJob": dpo, "GRPOJob": grpo}
 
@@ -62,7 +55,7 @@ def main(job: JobFile, termination: Termination) -> int:
         traceback.print_exception(error)
         writer.settle()
         record = records.failure(error, time=failed, attempt=job.attempt, rank=rank, progress=reporter.state)
-    folder = os.environ.get("TRL_RECORDS")
+    folder = os.environ.get(records.FOLDER)
     if folder is not None:
         records.write(Path(folder), rank, record)
     reporter.close(done=record.outcome == "Succeeded")
@@ -79,8 +72,8 @@ def train(job: JobFile, scores: Rewards, reporter: Reporter, termination: Termin
     cpu_fsdp.enable()
     run = world.start(job)
     fence.claim(run.work, job.attempt)
-    model.check_extras(job, run.device)
-    tokenizer = model.tokenizer(job)
+    adapter.check_extras(job, run.device)
+    tokenizer = load_tokenizer(job)
     rows = load_data(run, tokenizer, scores, reporter)
     tracking.configure(job, run.work)
     trainer = build(run, tokenizer, rows, scores)
@@ -151,11 +144,13 @@ def fit(
     reporter.update(warnings=[*(line[:300] for line in choice.skipped), *reporter.state.warnings][:8])
     guard, load_guard = FiniteGuard(), LoadGuard()
     publishing = Publisher(run, guard, reporter, writer)
-    pace = Pace(run, trainer, termination, publishing)
-    watchdog = Watchdog(run.job.stall_timeout_seconds, run.work, run.job.attempt, run.rank)
+    schedule = Schedule(run, trainer, termination, publishing)
+    watchdog = Watchdog(
+        run.job.stall_timeout_seconds, partial(checkpoint.newest_bytes, run.work), run.job.attempt, run.rank
+    )
     # In this order at every event: first what may end the run, then what saves, then what decides and reports.
     callbacks = [load_guard, ShardingCheck(trainer, run.world), guard, watchdog, before]
-    callbacks += [publishing, *([reporter] if run.is_main else []), pace]
+    callbacks += [publishing, *([reporter] if run.is_main else []), schedule]
     stopper = early_stopping.Stopper(run.job.spec.evaluation.early_stopping) if stops_early(run, trainer) else None
     callbacks += [stopper] if stopper is not None else []
     for callback in callbacks:
@@ -175,7 +170,7 @@ def fit(
     finally:
         watchdog.stop()
     step, wanted = trainer.state.global_step, trainer.state.max_steps
-    if pace.preempted:
+    if schedule.preempted:
         raise Preempted(f"stopped by SIGTERM; step {step} is saved")
     if step < max(1, wanted) and not (stopper is not None and stopper.stopped):
         raise UserError(

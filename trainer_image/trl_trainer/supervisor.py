@@ -5,7 +5,6 @@ termination message and an exit code by class. It does not import torch: it must
 """
 
 import argparse
-import ctypes
 import os
 import signal
 import socket
@@ -17,20 +16,23 @@ from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
-from pydantic import ValidationError
-
 from trl_contract.jobfile import JobFile
 from trl_contract.report import ExitRecord
-from trl_trainer import checkpoint, fence, records
+from trl_trainer.checkpoints import checkpoint, fence
+from trl_trainer.launch import records
+from trl_trainer.launch.job import JOB_FILE, library_settings, read_job
+from trl_trainer.launch.processes import (
+    adopt_orphans,
+    children,
+    cpus,
+    kill_descendants,
+    kill_tree,
+    launch,
+    oom_kills,
+    wait,
+)
 
-JOB_FILE = "/etc/trl/job.json"
 TERMINATION_LOG = "/dev/termination-log"
-RECORDS = "TRL_RECORDS"
-"""Variable with the folder where ranks leave their records."""
-
-_PR_SET_PDEATHSIG = 1
-_PR_SET_CHILD_SUBREAPER = 36
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Stop:
@@ -56,8 +58,8 @@ class Stop:
             os.kill(self.launcher, signal.SIGTERM)
 
     def _on_deadline(self, number: int, frame: FrameType | None) -> None:
-        for child in _children(os.getpid()):
-            _kill_tree(child)
+        for child in children(os.getpid()):
+            kill_tree(child)
 
 
 def main() -> int:
@@ -90,20 +92,6 @@ def main() -> int:
     code = records.exit_code(record)
     print(f"supervisor: {record.outcome} {record.reason or ''} {record.message} (exit {code})", flush=True)
     return code
-
-
-def read_job(path: str) -> JobFile:
-    """Return the job file; UserError(InvalidSpec) names the field that is wrong."""
-    from trl_trainer.errors import UserError
-
-    try:
-        return JobFile.model_validate_json(Path(path).read_text())
-    except FileNotFoundError:
-        raise UserError("InvalidSpec", f"{path}: no such file; give the job file with --job") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError("InvalidSpec", f"{path}: {where}: {first['msg']}") from None
 
 
 def wait_for_peers(environment: Mapping[str, str]) -> None:
@@ -140,7 +128,7 @@ def _resolves(name: str) -> bool:
 
 def supervise(job: JobFile, path: str, stop: Stop) -> ExitRecord:
     """Run this node's ranks and return how they ended."""
-    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+    adopt_orphans()
     nproc, work = job.num_proc_per_node, Path(job.paths.storage) / job.uid
     world = nproc * int(os.environ.get("PET_NNODES", "1"))
     first = nproc * int(os.environ.get("PET_NODE_RANK", "0"))
@@ -198,101 +186,12 @@ def environment(job: JobFile, folder: Path, nproc: int) -> dict[str, str]:
     found = {
         **os.environ,
         **library_settings(job),
-        RECORDS: str(folder),
+        records.FOLDER: str(folder),
         "PYTHONUNBUFFERED": "1",
         "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": "[rank${rank}] ",
     }
     found.setdefault("OMP_NUM_THREADS", str(max(1, cpus() // nproc)))
     return found
-
-
-def library_settings(job: JobFile) -> dict[str, str]:
-    """Return what the libraries must be told before they are imported."""
-    work = Path(job.paths.storage) / job.uid
-    return {
-        # Our own reporter posts from a thread of its own; transformers' would post from the training thread.
-        "DISABLE_KUBEFLOW_INTEGRATION": "TRUE",
-        # On the shared volume, or the reference log-probabilities that rank 0 caches are unknown to other nodes.
-        "HF_DATASETS_CACHE": str(work / "cache" / "datasets"),
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-
-
-def launch(argv: list[str], variables: dict[str, str]) -> int:
-    """Start the launcher in a session of its own and return its pid, with SIGTERM and SIGINT blocked here until the
-    caller has noted it; the launcher is told to stop should we die."""
-    signals = (signal.SIGTERM, signal.SIGINT)
-    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    pid = os.fork()
-    if pid == 0:
-        os.setsid()
-        end_with_parent()
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
-        os.execvpe(argv[0], argv, variables)
-    return pid
-
-
-def end_with_parent() -> None:
-    """Have the kernel send SIGTERM to this process when the thread that forked it is gone."""
-    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-
-
-def wait(pid: int) -> None:
-    """Reap children until `pid` is among them."""
-    while os.waitpid(-1, 0)[0] != pid:
-        pass
-
-
-def kill_descendants() -> None:
-    """Kill and reap every process that is left below this one; orphans have become our children."""
-    while children := _children(os.getpid()):
-        for child in children:
-            _kill_tree(child)
-        for child in children:
-            os.waitpid(child, 0)
-
-
-def _kill_tree(pid: int) -> None:
-    below = _children(pid)
-    try:
-        os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-    for child in below:
-        _kill_tree(child)
-
-
-def _children(pid: int) -> list[int]:
-    found: list[int] = []
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        try:
-            found.extend(int(child) for child in task.read_text().split())
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-    return found
-
-
-def oom_kills(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return how many processes of this container the kernel has killed for memory (cgroup v2, else v1)."""
-    for name in ("memory.events", "memory/memory.oom_control"):
-        path = root / name
-        if path.exists():
-            fields = dict(line.split() for line in path.read_text().splitlines())
-            return int(fields.get("oom_kill", 0))
-    return 0
-
-
-def cpus(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the CPUs that this container may use: its quota rounded up, or the affinity if that is less."""
-    allowed = len(os.sched_getaffinity(0))
-    path = root / "cpu.max"
-    if path.exists():
-        quota, period = path.read_text().split()
-        if quota != "max":
-            return max(1, min(allowed, -(-int(quota) // int(period))))
-    return allowed
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from trl_trainer.data import rows, sources, template
 from trl_trainer.data.report import ColumnType, DataReport
 from trl_trainer.data.rows import BadRow, Row
 from trl_trainer.errors import UserError
+from trl_trainer.files import write_whole
 
 
 def prepare(job: JobFile, tokenizer: Any, folder: Path) -> DataReport:
@@ -36,9 +37,7 @@ def prepare(job: JobFile, tokenizer: Any, folder: Path) -> DataReport:
         changed=before is not None and before.digest != digest,
         fingerprint=fingerprint,
     )
-    temporary = folder / "report.tmp"
-    temporary.write_text(report.model_dump_json(by_alias=True, indent=2))
-    os.replace(temporary, folder / "report.json")
+    write_whole(folder / "report.json", report.model_dump_json(by_alias=True, indent=2))
     return report
 
 

@@ -11,13 +11,13 @@ from trl import get_training_chat_template
 from trl_contract.base import Model
 from trl_contract.jobfile import JobFile
 from trl_contract.report import FailureReason
-from trl_trainer import memory, model
 from trl_trainer.data import Data, DataReport
 from trl_trainer.errors import UserError
-from trl_trainer.memory import GIB, MemoryEstimate
-from trl_trainer.preflight import architecture, lengths, steps
+from trl_trainer.models import source
+from trl_trainer.preflight import architecture, lengths, memory, steps
 from trl_trainer.preflight.architecture import Architecture
 from trl_trainer.preflight.lengths import Lengths
+from trl_trainer.preflight.memory import GIB, MemoryEstimate
 
 
 class Preflight(Model):
@@ -195,13 +195,13 @@ def sizes(job: JobFile, base: Architecture, seen: Lengths) -> memory.Sizes:
 def _explicit_reference(job: JobFile, base: Architecture) -> int:
     if job.kind != "DPOJob" or job.spec.dpo.reference_model.mode != "explicit":
         return 0
-    hub = job.spec.dpo.reference_model.source.hub
-    where = job.paths.reference_model or hub.repo
+    given = job.spec.dpo.reference_model.source
+    where = job.paths.reference_model or given.hub.repo
     field = "dpo.referenceModel.source"
     if job.paths.reference_model is not None:
-        model.check_folder(where, field)
+        source.check_folder(where, field)
         architecture.check_weights(Path(where), field)
-    config = model.read_config(where, hub.revision if hub else None, field)
+    config = source.read_config(where, given.revision, field)
     if config.get_text_config().vocab_size < base.vocabulary:
         raise UserError("InvalidSpec", f"{field}: {where} knows fewer tokens than the model that is trained")
     return int(architecture.build(config, classifier=False).num_parameters())
@@ -233,14 +233,14 @@ def checkpoint_bytes(job: JobFile, base: Architecture) -> int:
     )
     # The full form holds the weights twice when all are trained: transformers' own file beside accelerate's.
     whole = job.spec.fsdp.state_dict_type == "full" and job.spec.peft.method == "none"
-    twice = 4 if whole and job.num_nodes * job.num_proc_per_node > 1 else 0
+    twice = 4 if whole and job.world_size > 1 else 0
     return round(base.trainable * (4 + twice + optimizer))
 
 
 def host_memory_findings(job: JobFile, checkpoint: int, limit: int) -> list[str]:
     """Return what to say when the pod's memory, `limit` bytes, may not hold the copy of the GPUs' state from which a
     sharded checkpoint is written (writer.py)."""
-    sharded = job.num_nodes * job.num_proc_per_node > 1 and job.spec.fsdp.state_dict_type == "sharded"
+    sharded = job.world_size > 1 and job.spec.fsdp.state_dict_type == "sharded"
     # accelerate's own copy of one part is there while ours is made.
     wanted = 2 * checkpoint // job.num_nodes if sharded else 0
     if wanted <= limit:

@@ -18,8 +18,8 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from trl_contract.jobfile import JobFile
-from trl_trainer import model
 from trl_trainer.errors import UserError
+from trl_trainer.models import adapter, source
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,10 @@ class Architecture:
 
 def inspect(job: JobFile) -> Architecture:
     """Return what the base model is. UserError when it is not there, of the wrong kind, or not in safetensors."""
-    where = model.path(job)
+    where = source.path(job)
     if Path(where).is_absolute():
         check_weights(Path(where), "model")
-    hub = job.spec.model.hub
-    config = model.read_config(where, hub.revision if hub else None, "model")
+    config = source.read_config(where, job.spec.model.revision, "model")
     reward = job.kind == "RewardJob"
     _check_kind(config, where, reward)
     skeleton = build(config, reward)
@@ -97,9 +96,9 @@ def _check_kind(config: Any, where: str, reward: bool) -> None:
 
 def classifier_config(folder: str, field: str) -> Any:
     """Return the config of a reward model's folder; UserError unless it is a classifier with one label, sound."""
-    model.check_folder(folder, field)
+    source.check_folder(folder, field)
     check_weights(Path(folder), field)
-    config = model.read_config(folder, None, field)
+    config = source.read_config(folder, None, field)
     known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     if type(config) not in known or not set(config.architectures or []) & set(_names(known[type(config)])):
         found = ", ".join(config.architectures or []) or config.model_type
@@ -131,7 +130,7 @@ def _linear(skeleton: Any) -> int:
 def _adapter(job: JobFile, skeleton: Any) -> int:
     """Return the number of parameters of the adapter, made by peft itself; UserError if it cannot be put on."""
     task = "SEQ_CLS" if job.kind == "RewardJob" else "CAUSAL_LM"
-    config = model.lora(job, task) or LoraConfig(r=job.spec.peft.r, target_modules="all-linear", task_type=task)
+    config = adapter.lora(job, task) or LoraConfig(r=job.spec.peft.r, target_modules="all-linear", task_type=task)
     try:
         adapted = get_peft_model(skeleton, config, low_cpu_mem_usage=True)
     except ValueError as error:

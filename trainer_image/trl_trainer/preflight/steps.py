@@ -12,7 +12,7 @@ def total(job: JobFile, rows: int) -> int | None:
     UserError when the job would train 0 steps or has fewer rows than ranks.
     """
     training = job.spec.training
-    world = job.num_nodes * job.num_proc_per_node
+    world = job.world_size
     batch = training.per_device_batch_size * world
     if job.kind == "GRPOJob":
         # TRL takes whole batches of prompts and drops the rest.

@@ -6,9 +6,9 @@ from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
 
 from trl_contract.jobfile import JobFile
-from trl_trainer import arguments, model
 from trl_trainer.data import Data
-from trl_trainer.world import Run
+from trl_trainer.distributed.world import Run
+from trl_trainer.models import adapter, arguments, reference, source
 
 
 def config(job: JobFile, *, output_dir: str, world: int, device: str, gradient_checkpointing: bool) -> dict[str, Any]:
@@ -37,16 +37,16 @@ def trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Data) -> DPOTrai
             output_dir=str(run.work),
             world=run.world,
             device=run.device,
-            gradient_checkpointing=model.gradient_checkpointing(run.job),
+            gradient_checkpointing=source.gradient_checkpointing(run.job),
         )
     )
     return DPOTrainer(
-        model=model.path(run.job),
-        ref_model=model.explicit_reference(run),
+        model=source.path(run.job),
+        ref_model=reference.explicit_reference(run),
         args=args,
         train_dataset=data.train,
         eval_dataset=data.eval,
         processing_class=tokenizer,
-        peft_config=model.lora(run.job),
-        quantization_config=model.quantization(run.job),
+        peft_config=adapter.lora(run.job),
+        quantization_config=adapter.quantization(run.job),
     )

@@ -6,10 +6,10 @@ from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_contract.jobfile import JobFile
-from trl_trainer import arguments, model
 from trl_trainer.data import Data
+from trl_trainer.distributed.world import Run
+from trl_trainer.models import adapter, arguments, source
 from trl_trainer.rewards import Rewards
-from trl_trainer.world import Run
 
 
 def config(job: JobFile, *, output_dir: str, world: int, device: str, gradient_checkpointing: bool) -> dict[str, Any]:
@@ -49,18 +49,18 @@ def trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Data, rewards: R
             output_dir=str(run.work),
             world=run.world,
             device=run.device,
-            gradient_checkpointing=model.gradient_checkpointing(run.job),
+            gradient_checkpointing=source.gradient_checkpointing(run.job),
         )
     )
     made = GRPOTrainer(
-        model=model.path(run.job),
+        model=source.path(run.job),
         reward_funcs=rewards.functions,
         args=args,
         train_dataset=data.train,
         eval_dataset=data.eval,
         processing_class=tokenizer,
-        peft_config=model.lora(run.job),
-        quantization_config=model.quantization(run.job),
+        peft_config=adapter.lora(run.job),
+        quantization_config=adapter.quantization(run.job),
     )
     for function in rewards.functions:
         function.is_counted = lambda: made.model.training

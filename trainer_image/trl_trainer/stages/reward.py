@@ -6,9 +6,9 @@ from transformers import PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer
 
 from trl_contract.jobfile import JobFile
-from trl_trainer import arguments, model
 from trl_trainer.data import Data
-from trl_trainer.world import Run
+from trl_trainer.distributed.world import Run
+from trl_trainer.models import adapter, arguments, source
 
 
 def config(job: JobFile, *, output_dir: str, world: int, device: str, gradient_checkpointing: bool) -> dict[str, Any]:
@@ -32,16 +32,16 @@ def trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Data) -> RewardT
             output_dir=str(run.work),
             world=run.world,
             device=run.device,
-            gradient_checkpointing=model.gradient_checkpointing(run.job),
+            gradient_checkpointing=source.gradient_checkpointing(run.job),
         )
     )
     return RewardTrainer(
-        model=model.path(run.job),
+        model=source.path(run.job),
         args=args,
         train_dataset=data.train,
         eval_dataset=data.eval,
         processing_class=tokenizer,
         # SEQ_CLS makes peft train and save the new head beside the adapter.
-        peft_config=model.lora(run.job, "SEQ_CLS"),
-        quantization_config=model.quantization(run.job),
+        peft_config=adapter.lora(run.job, "SEQ_CLS"),
+        quantization_config=adapter.quantization(run.job),
     )

@@ -1,7 +1,6 @@
 """What the model is worth before and after training, measured alike, on the held-out rows."""
 
 import json
-import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,8 +11,9 @@ import numpy
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from trl_trainer import watchdog
-from trl_trainer.world import Run, broadcast
+from trl_trainer.distributed.world import Run, broadcast
+from trl_trainer.files import write_whole
+from trl_trainer.launch import watchdog
 
 MAX_NEW_TOKENS = 128
 """Length of the sample answers."""
@@ -145,9 +145,7 @@ class Before(TrainerCallback):
 
 def _remember(path: Path, found: dict[str, Any]) -> None:
     """Store `found`, whole or not at all: a later attempt must not measure a trained model in its place."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(found, indent=1))
-    os.replace(part, path)
+    write_whole(path, json.dumps(found, indent=1))
 
 
 def _recall(path: Path) -> dict[str, Any] | None:

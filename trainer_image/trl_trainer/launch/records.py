@@ -11,6 +11,9 @@ from pathlib import Path
 from trl_contract.report import EXIT_CODES, USER_ERROR_EXIT_CODE, ExitRecord, FailureReason, Progress
 from trl_trainer.errors import Preempted, TrainerError
 
+FOLDER = "TRL_RECORDS"
+"""Variable with the folder where ranks leave their records."""
+
 MAX_BYTES = 4096
 """What Kubernetes keeps of a termination message."""
 

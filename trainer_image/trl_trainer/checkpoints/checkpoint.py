@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError
 
 from trl_contract.base import Model
 from trl_trainer.errors import UserError
+from trl_trainer.files import fsync, write_whole
 
 MANIFEST = "MANIFEST.json"
 BAD = "BAD."
@@ -61,7 +62,7 @@ def own_files(folder: Path, rank: int) -> list[File]:
     for path in _files(folder):
         match = _RANK_FILE.search(path.name)
         if (int(match[1]) if match else 0) == rank:
-            _fsync(path)
+            fsync(path)
             found.append(describe(folder, path))
     return found
 
@@ -88,13 +89,9 @@ def publish(folder: Path, manifest: Manifest) -> None:
     if json.loads((folder / "trainer_state.json").read_text())["global_step"] != manifest.step:
         raise ValueError(f"{folder}: trainer_state.json is not of step {manifest.step}")
     for directory in {path.parent for path in _files(folder)}:
-        _fsync(directory)
-    part = folder / f"{MANIFEST}.part"
-    part.write_text(manifest.model_dump_json(by_alias=True, indent=1))
-    _fsync(part)
-    os.replace(part, folder / MANIFEST)
-    _fsync(folder)
-    _fsync(folder.parent)
+        fsync(directory)
+    write_whole(folder / MANIFEST, manifest.model_dump_json(by_alias=True, indent=1))
+    fsync(folder.parent)
 
 
 @cache
@@ -200,6 +197,14 @@ def folders(work: Path) -> list[tuple[int, Path]]:
     return sorted(found, reverse=True)
 
 
+def newest_bytes(work: Path) -> int | None:
+    """Return the bytes of the newest folder, whole or not; None if they cannot be counted just now."""
+    try:
+        return sum(path.stat().st_size for _, folder in folders(work)[:1] for path in folder.rglob("*"))
+    except OSError:
+        return None
+
+
 def published_paths(work: Path) -> Sequence[tuple[int, Path]]:
     """Return (step, folder) of the published checkpoints, newest first."""
     return [(step, folder) for step, folder in folders(work) if (folder / MANIFEST).exists()]
@@ -208,11 +213,3 @@ def published_paths(work: Path) -> Sequence[tuple[int, Path]]:
 def _files(folder: Path) -> Iterator[Path]:
     ours = (MANIFEST, BAD)
     return (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith(ours))
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,7 +7,6 @@ result does not depend on it: the termination message carries the last state as 
 import http.client
 import json
 import math
-import os
 import ssl
 import statistics
 import threading
@@ -22,7 +21,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trl_contract.report import Activity, Metric, Progress, ProgressReport, RewardReport, TrainerStatus
-from trl_trainer.records import now
+from trl_trainer.files import write_whole
+from trl_trainer.launch.records import now
 
 INTERVAL_SECONDS = 5.0
 """Least time between two reports."""
@@ -253,9 +253,7 @@ def keep_metrics_until(path: Path, step: int) -> None:
     if not path.exists():
         return
     lines = [line for line in path.read_text().splitlines(keepends=True) if _step(line) <= step]
-    part = path.with_suffix(".part")
-    part.write_text("".join(lines))
-    os.replace(part, path)
+    write_whole(path, "".join(lines))
 
 
 def _step(line: str) -> float:

@@ -17,7 +17,7 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
-from trl_trainer.world import writers
+from trl_trainer.distributed.world import writers
 
 SETTLE_SECONDS = 60.0
 """How long a run that has failed waits for the checkpoint that is being written."""

@@ -11,9 +11,12 @@ import yaml
 
 from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
-from trl_trainer import arguments, data, local, local_resource, memory, model, preflight, rewards
+from trl_trainer import data, local, preflight, rewards
 from trl_trainer.data import Data
-from trl_trainer.preflight import Preflight, architecture, lengths, steps
+from trl_trainer.local.resource import read
+from trl_trainer.models import adapter, source
+from trl_trainer.models.tokenizer import load_tokenizer
+from trl_trainer.preflight import Preflight, architecture, lengths, memory, steps
 from trl_trainer.preflight.architecture import Architecture
 from trl_trainer.preflight.lengths import Lengths
 from trl_trainer.stages import dpo, grpo, reward, sft
@@ -28,12 +31,12 @@ def explain(path: Path, places: local.Places) -> int:
 
     UserError if it cannot work anywhere; what is known comes first.
     """
-    resource = local_resource.read(path)
+    resource = read(path)
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory(prefix="trl-") as folder:
         given = local.here(resource, dataclasses.replace(places, storage=Path(folder)), local.num_gpus())
         here, there = resolve(given), resolve(local.as_written(given, resource))
-        tokenizer = model.tokenizer(here)
+        tokenizer = load_tokenizer(here)
         _print_config(there, here)
         rows = data.load(here, tokenizer, Path(folder) / here.uid, 0)
         _print_plan(there, here, rows, tokenizer)
@@ -64,13 +67,13 @@ def _nearest(folder: Path) -> Path:
 
 
 def _config(job: JobFile) -> dict[str, Any]:
-    world = job.num_nodes * job.num_proc_per_node
+    world = job.world_size
     found = CONFIGS[job.kind](
         job,
         output_dir="",
         world=world,
         device=_device(job),
-        gradient_checkpointing=model.gradient_checkpointing(job),
+        gradient_checkpointing=source.gradient_checkpointing(job),
     )
     return {name: value for name, value in found.items() if name not in UNTOLD}
 
@@ -79,9 +82,9 @@ def _print_config(there: JobFile, here: JobFile) -> None:
     wanted, local_one = _config(there), _config(here)
     changed = {n: local_one.get(n) for n in (wanted | local_one) if wanted.get(n) != local_one.get(n)}
     print(f"# TRL config of {there.kind} {there.name}\n{_yaml(wanted)}")
-    adapter = arguments.lora(there, "SEQ_CLS" if there.kind == "RewardJob" else "CAUSAL_LM")
-    if adapter is not None:
-        print(f"# peft's LoraConfig\n{_yaml(adapter)}")
+    lora = adapter.lora_arguments(there, "SEQ_CLS" if there.kind == "RewardJob" else "CAUSAL_LM")
+    if lora is not None:
+        print(f"# peft's LoraConfig\n{_yaml(lora)}")
     if changed:
         print(f"# On this machine instead\n{_yaml(changed)}")
 
@@ -128,7 +131,7 @@ _NAMES = (
 
 
 def _column(job: JobFile, base: Architecture, seen: Lengths) -> list[str]:
-    world = job.num_nodes * job.num_proc_per_node
+    world = job.world_size
     training = job.spec.training
     total = steps.total(job, seen.kept)
     device = _device(job)

@@ -13,10 +13,12 @@ from tqdm import tqdm
 
 from trl_contract.jobfile import JobFile
 from trl_contract.report import ExitRecord, Metric, Progress
-from trl_trainer import checkpoint, local, local_resource
+from trl_trainer import local
+from trl_trainer.checkpoints import checkpoint
 from trl_trainer.errors import UserError
-from trl_trainer.local_receiver import Receiver
-from trl_trainer.supervisor import end_with_parent
+from trl_trainer.launch.processes import end_with_parent
+from trl_trainer.local.receiver import Receiver
+from trl_trainer.local.resource import Resource, read
 
 REFRESH_SECONDS = 0.3
 UNTOLD = re.compile(r"runtime|per_second|^num_tokens$|^epoch$")
@@ -27,7 +29,7 @@ QUIET_REFRESH_SECONDS = 30.0
 
 def run(path: Path, places: local.Places) -> int:
     """Train the job of `path` to its end and return the supervisor's exit code. UserError before it starts."""
-    resource = local_resource.read(path)
+    resource = read(path)
     job = local.here(resource, places, local.num_gpus())
     variables = user_variables(resource)
     work = Path(job.paths.storage) / job.uid
@@ -59,7 +61,7 @@ def _start(work: Path, variables: dict[str, str]) -> subprocess.Popen[bytes]:
         )
 
 
-def user_variables(resource: local_resource.Resource) -> dict[str, str]:
+def user_variables(resource: Resource) -> dict[str, str]:
     """Return the variables of spec.env; UserError for one that comes from a Secret and is not exported here."""
     given = resource.cluster.env
     missing = [variable.name for variable in given if variable.value is None and variable.name not in os.environ]

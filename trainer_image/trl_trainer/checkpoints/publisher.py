@@ -8,17 +8,17 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trl_contract.report import CheckpointReport
-from trl_trainer import checkpoint, fence
+from trl_trainer.checkpoints import checkpoint, fence
+from trl_trainer.checkpoints.writer import Writer
+from trl_trainer.distributed.world import Run, barrier, broadcast, gather, writers
 from trl_trainer.errors import TrainerError
-from trl_trainer.progress import Reporter, metrics_of
-from trl_trainer.records import classify, now
-from trl_trainer.world import Run, barrier, broadcast, gather, writers
-from trl_trainer.writer import Writer
+from trl_trainer.launch.records import classify, now
+from trl_trainer.reports.progress import Reporter, metrics_of
 
 
 class FiniteGuard(TrainerCallback):
     """Ends the run when the loss or the gradient norm is no number. Every checkpoint's step is logged before it is
-    saved (Pace sees to it), so none with such weights is ever published. Both values are the same on all ranks."""
+    saved (Schedule sees to it), so none with such weights is ever published. Both values are the same on all ranks."""
 
     def __init__(self) -> None:
         self.last: dict[str, float] = {}
@@ -45,7 +45,7 @@ class FiniteGuard(TrainerCallback):
 
 class Publisher(TrainerCallback):
     """Publishes every checkpoint that transformers has saved, then removes what is too old; all that in the writer's
-    thread. Training waits for it only before the next checkpoint (Pace does), and at its end."""
+    thread. Training waits for it only before the next checkpoint (Schedule does), and at its end."""
 
     def __init__(self, run: Run, guard: FiniteGuard, reporter: Reporter, writer: Writer) -> None:
         self._run = run

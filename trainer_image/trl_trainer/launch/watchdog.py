@@ -5,13 +5,14 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trl_contract.report import EXIT_CODES, ExitRecord
-from trl_trainer import checkpoint, records
+from trl_trainer.launch import records
 
 OTHERS_SECONDS = 5.0
 """Time for the other ranks, which stalled at about the same moment, to write their stacks too."""
@@ -28,12 +29,12 @@ def beat() -> None:
 
 class Watchdog(TrainerCallback):
     """Watches from the first step to the end of training: without a sign of life for `seconds`, the stacks of all
-    threads go to stderr, the rank's record says CommunicationTimeout, and the process ends. A checkpoint in the folder
-    `work` that grows is a sign of life."""
+    threads go to stderr, the rank's record says CommunicationTimeout, and the process ends. So is a change of what
+    `written` returns: the bytes of the checkpoint under way, or None if they cannot be counted just now."""
 
-    def __init__(self, seconds: float, work: Path, attempt: int, rank: int) -> None:
+    def __init__(self, seconds: float, written: Callable[[], int | None], attempt: int, rank: int) -> None:
         self._seconds = seconds
-        self._work = work
+        self._written = written
         self._attempt = attempt
         self._rank = rank
         self._step = 0
@@ -60,23 +61,15 @@ class Watchdog(TrainerCallback):
             if silent > self._seconds:
                 self._end(silent)
             # Only when it looks bad: a storage that is slow should not be asked all the time.
-            before, size = size, self._checkpoint_size() if silent > self._seconds / 4 else None
+            before, size = size, self._written() if silent > self._seconds / 4 else None
             if None not in (before, size) and before != size:
                 beat()
-
-    def _checkpoint_size(self) -> int | None:
-        """Return the bytes of the newest checkpoint, or None if they cannot be counted just now."""
-        try:
-            folders = checkpoint.folders(self._work)[:1]
-            return sum(path.stat().st_size for _, folder in folders for path in folder.rglob("*"))
-        except OSError:
-            return None
 
     def _end(self, silent: float) -> None:
         print(f"watchdog: rank {self._rank}: nothing for {silent:.0f} s; stacks of all threads:", file=sys.stderr)
         faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
         sys.stderr.flush()
-        folder = os.environ.get("TRL_RECORDS")
+        folder = os.environ.get(records.FOLDER)
         if folder is not None:
             records.write(Path(folder), self._rank, self._record(silent))
         time.sleep(OTHERS_SECONDS)

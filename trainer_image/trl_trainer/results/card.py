@@ -37,7 +37,7 @@ def text(
         "training data": f"{data.train} rows, {data.form}, {data.digest}",
         "held-out data": f"{data.eval} rows, {data.eval_digest}",
         "steps": str(step),
-        "processes": str(job.num_nodes * job.num_proc_per_node),
+        "processes": str(job.world_size),
         "versions": ", ".join(f"{name} {version(name)}" for name in PACKAGES),
     }
     parts = ["\n".join([*head, "---"]), f"# {job.name}", _table(("", ""), list(origin.items()))]

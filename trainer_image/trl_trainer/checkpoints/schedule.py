@@ -9,10 +9,10 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from trl_trainer import fence
-from trl_trainer.publisher import Publisher
-from trl_trainer.termination import Termination
-from trl_trainer.world import Pending, Run, start_max
+from trl_trainer.checkpoints import fence
+from trl_trainer.checkpoints.publisher import Publisher
+from trl_trainer.distributed.world import Pending, Run, start_max
+from trl_trainer.launch.termination import Termination
 
 
 class AlreadyTrained(Exception):
@@ -23,7 +23,7 @@ class _StopEvaluation(Exception):
     """SIGTERM during an evaluation, on all ranks at the same prediction step."""
 
 
-class Pace(TrainerCallback):
+class Schedule(TrainerCallback):
     """Sets should_save and should_training_stop, on all ranks alike. Saves every so often, when told to stop, and
     always after the last step."""
 
@@ -104,7 +104,7 @@ class Pace(TrainerCallback):
             self._end(control)
 
 
-def _make_stoppable(trainer: Trainer, pace: Pace) -> None:
+def _make_stoppable(trainer: Trainer, schedule: Schedule) -> None:
     """Let `trainer.evaluate` return early on SIGTERM: transformers has no flag for it."""
     evaluate = trainer.evaluate
 
@@ -112,7 +112,7 @@ def _make_stoppable(trainer: Trainer, pace: Pace) -> None:
         try:
             return dict(evaluate(*args, **kwargs))
         except _StopEvaluation:
-            pace.cut_evaluation(trainer.state, trainer.control)
+            schedule.cut_evaluation(trainer.state, trainer.control)
             return {}
 
     trainer.evaluate = stoppable

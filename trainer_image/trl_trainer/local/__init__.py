@@ -12,7 +12,7 @@ from trl_contract.jobfile import JobFile, Paths
 from trl_contract.rewards import RewardFunction
 from trl_contract.sources import ConfigMapKey, DataSource, ModelSource, Volume
 from trl_trainer.errors import UserError
-from trl_trainer.local_resource import Resource
+from trl_trainer.local.resource import Resource
 
 GPU_DEVICES = ("nvidia[0-9]*", "kfd", "dxg")
 """Device files without which no GPU can be used."""

@@ -105,7 +105,7 @@ def estimate(job: JobFile, sizes: Sizes, available: int, device: str) -> MemoryE
 
 
 def _estimate(job: JobFile, sizes: Sizes, available: int, device: str) -> MemoryEstimate:
-    spec, world = job.spec, job.num_nodes * job.num_proc_per_node
+    spec, world = job.spec, job.world_size
     method = spec.peft.method
     compute = 2 if spec.training.precision == "bf16" else 4
     trained = sizes.parameters if method == "none" else sizes.adapter
@@ -141,7 +141,7 @@ def _reference(job: JobFile, sizes: Sizes, compute: int) -> int:
         if mode == "auto":
             return compute * sizes.parameters
         # Under FSDP TRL 1.16 precomputes with a copy of its own, in the policy's fp32, whole on every process.
-        return 4 * sizes.parameters if job.num_nodes * job.num_proc_per_node > 1 else 0
+        return 4 * sizes.parameters if job.world_size > 1 else 0
     if job.kind == "GRPOJob":
         return compute * sizes.parameters if job.spec.grpo.beta > 0 and job.spec.peft.method == "none" else 0
     return 0

@@ -6,8 +6,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trl_contract.training import EarlyStopping
+from trl_trainer.checkpoints.schedule import AlreadyTrained
 from trl_trainer.errors import UserError
-from trl_trainer.pace import AlreadyTrained
 
 
 class Stopper(TrainerCallback):

@@ -3,7 +3,7 @@
 from typing import Any
 
 from trl_contract.jobfile import JobFile
-from trl_trainer import tracking
+from trl_trainer.reports import tracking
 
 
 def common(job: JobFile, *, output_dir: str, world: int, device: str, gradient_checkpointing: bool) -> dict[str, Any]:
@@ -78,26 +78,6 @@ def model_init(job: JobFile, *, frozen: bool) -> dict[str, Any]:
     }
     if source.attn_implementation is not None:
         arguments["attn_implementation"] = source.attn_implementation
-    if source.hub is not None and source.hub.revision is not None:
-        arguments["revision"] = source.hub.revision
+    if source.revision is not None:
+        arguments["revision"] = source.revision
     return arguments
-
-
-def lora(job: JobFile, task_type: str) -> dict[str, Any] | None:
-    """Return the keyword arguments of peft.LoraConfig, or None for full fine-tuning."""
-    peft = job.spec.peft
-    if peft.method == "none":
-        return None
-    targets = peft.target_modules
-    return {
-        "task_type": task_type,
-        "r": peft.r,
-        "lora_alpha": peft.alpha,
-        "lora_dropout": 0.0,
-        # peft's own word for "all linear layers" is a string, not a list of one.
-        "target_modules": "all-linear" if targets == ["all-linear"] else targets,
-        "target_parameters": peft.target_parameters,
-        "modules_to_save": peft.modules_to_save,
-        "use_dora": peft.use_dora,
-        "use_rslora": peft.use_rslora,
-    }

@@ -20,10 +20,10 @@ def main(arguments: Sequence[str]) -> int:
     try:
         # Each command imports what it needs: `explain` needs torch, whose import takes seconds.
         if given.command == "run":
-            from trl_trainer.cli_run import run
+            from trl_trainer.local.run import run
 
             return run(given.file, places)
-        from trl_trainer.cli_explain import explain
+        from trl_trainer.local.explain import explain
 
         return explain(given.file, places)
     except TrainerError as error:

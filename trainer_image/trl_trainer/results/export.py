@@ -11,9 +11,10 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Trainer
 
 from trl_contract.report import Artifact
-from trl_trainer import checkpoint, fence
-from trl_trainer import model as models
-from trl_trainer.world import Run
+from trl_trainer.checkpoints import checkpoint, fence
+from trl_trainer.distributed.world import Run
+from trl_trainer.files import fsync
+from trl_trainer.models import source
 
 
 def weights(run: Run, trainer: Trainer, tokenizer: Any) -> Path | None:
@@ -49,17 +50,15 @@ def _save_full(run: Run, trained: Any, state: dict[str, torch.Tensor], folder: P
 def _save_merged(run: Run, folder: Path) -> None:
     kind = AutoModelForSequenceClassification if run.job.kind == "RewardJob" else AutoModelForCausalLM
     extra = {"num_labels": 1} if run.job.kind == "RewardJob" else {}
-    hub = run.job.spec.model.hub
     base = kind.from_pretrained(
-        models.path(run.job), revision=hub.revision if hub else None, dtype="auto", use_safetensors=True, **extra
+        source.path(run.job), revision=run.job.spec.model.revision, dtype="auto", use_safetensors=True, **extra
     )
     PeftModel.from_pretrained(base, folder / "adapter").merge_and_unload().save_pretrained(folder)
 
 
 def _base_dtype(run: Run) -> torch.dtype:
     """The base model's own precision: what is trained in fp32 for the optimizer's sake is not stored so."""
-    hub = run.job.spec.model.hub
-    config = models.read_config(models.path(run.job), hub.revision if hub else None, "model")
+    config = source.read_config(source.path(run.job), run.job.spec.model.revision, "model")
     return config.dtype or torch.float32
 
 
@@ -67,13 +66,13 @@ def publish(run: Run, folder: Path) -> list[Artifact]:
     """Make `folder` the job's `final/` in one rename, durable, and return what it holds."""
     final = run.work / "final"
     for path in (*sorted(folder.rglob("*")), folder):
-        _fsync(path)
+        fsync(path)
     fence.check(run.work, run.job.attempt)
     if final.exists():
         # Left by an attempt that died after this point: its weights are those of the same last step.
         checkpoint.remove(final)
     os.rename(folder, final)
-    _fsync(run.work)
+    fsync(run.work)
     found = [Artifact(type="model", uri=f"{run.job.uid}/final", digest=digest(final))]
     if (final / "adapter").is_dir():
         found.append(Artifact(type="adapter", uri=f"{run.job.uid}/final/adapter", digest=digest(final / "adapter")))
@@ -87,11 +86,3 @@ def digest(folder: Path) -> str:
         with path.open("rb") as file:
             total.update(f"{path.relative_to(folder)}\n{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
     return f"sha256:{total.hexdigest()}"
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -48,7 +48,7 @@ def start(job: JobFile) -> Run:
     on CPU, twice stallTimeoutSeconds, so that the watchdog speaks first.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
-    wanted = job.num_nodes * job.num_proc_per_node
+    wanted = job.world_size
     if world != wanted:
         raise UserError(
             "InvalidSpec", f"WORLD_SIZE is {world}, but numNodes x numProcPerNode is {wanted}: start {wanted}"

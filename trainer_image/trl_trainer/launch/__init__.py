@@ -1,0 +1,1 @@
+"""How an attempt starts and ends: records, signals, the watchdog."""

@@ -1,0 +1,92 @@
+"""Processes below this one: started, told to end with it, reaped and killed; and what the container may use."""
+
+import ctypes
+import os
+import signal
+from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def adopt_orphans() -> None:
+    """Make this process the parent of every descendant whose own parent ends."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def launch(argv: list[str], variables: dict[str, str]) -> int:
+    """Start the launcher in a session of its own and return its pid, with SIGTERM and SIGINT blocked here until the
+    caller has noted it; the launcher is told to stop should we die."""
+    signals = (signal.SIGTERM, signal.SIGINT)
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    pid = os.fork()
+    if pid == 0:
+        os.setsid()
+        end_with_parent()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, signals)
+        os.execvpe(argv[0], argv, variables)
+    return pid
+
+
+def end_with_parent() -> None:
+    """Have the kernel send SIGTERM to this process when the thread that forked it is gone."""
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+
+
+def wait(pid: int) -> None:
+    """Reap children until `pid` is among them."""
+    while os.waitpid(-1, 0)[0] != pid:
+        pass
+
+
+def kill_descendants() -> None:
+    """Kill and reap every process that is left below this one; orphans have become our children."""
+    while below := children(os.getpid()):
+        for child in below:
+            kill_tree(child)
+        for child in below:
+            os.waitpid(child, 0)
+
+
+def kill_tree(pid: int) -> None:
+    below = children(pid)
+    try:
+        os.kill(pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return
+    for child in below:
+        kill_tree(child)
+
+
+def children(pid: int) -> list[int]:
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            found.extend(int(child) for child in task.read_text().split())
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def oom_kills(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return how many processes of this container the kernel has killed for memory (cgroup v2, else v1)."""
+    for name in ("memory.events", "memory/memory.oom_control"):
+        path = root / name
+        if path.exists():
+            fields = dict(line.split() for line in path.read_text().splitlines())
+            return int(fields.get("oom_kill", 0))
+    return 0
+
+
+def cpus(root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Return the CPUs that this container may use: its quota rounded up, or the affinity if that is less."""
+    allowed = len(os.sched_getaffinity(0))
+    path = root / "cpu.max"
+    if path.exists():
+        quota, period = path.read_text().split()
+        if quota != "max":
+            return max(1, min(allowed, -(-int(quota) // int(period))))
+    return allowed

@@ -1,0 +1,1 @@
+"""The base model, its tokenizer, the adapter and the reference."""

@@ -1,0 +1,67 @@
+"""The adapter that a job trains, and the quantization of the weights below it."""
+
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from transformers import BitsAndBytesConfig
+
+from trl_contract.jobfile import JobFile
+from trl_trainer.errors import UserError
+
+
+def lora(job: JobFile, task_type: str = "CAUSAL_LM") -> LoraConfig | None:
+    """Return the adapter to train, or None for full fine-tuning."""
+    given = lora_arguments(job, task_type)
+    return None if given is None else LoraConfig(**given)
+
+
+def lora_arguments(job: JobFile, task_type: str) -> dict[str, Any] | None:
+    """Return the keyword arguments of peft.LoraConfig, or None for full fine-tuning."""
+    peft = job.spec.peft
+    if peft.method == "none":
+        return None
+    targets = peft.target_modules
+    return {
+        "task_type": task_type,
+        "r": peft.r,
+        "lora_alpha": peft.alpha,
+        "lora_dropout": 0.0,
+        # peft's own word for "all linear layers" is a string, not a list of one.
+        "target_modules": "all-linear" if targets == ["all-linear"] else targets,
+        "target_parameters": peft.target_parameters,
+        "modules_to_save": peft.modules_to_save,
+        "use_dora": peft.use_dora,
+        "use_rslora": peft.use_rslora,
+    }
+
+
+def check_extras(job: JobFile, device: str) -> None:
+    """Raise UserError if the job needs bitsandbytes or a GPU and there is none."""
+    wants = [f"training.optimizer {job.spec.training.optimizer}"] if "8bit" in job.spec.training.optimizer else []
+    wants += ["peft.method qlora"] if job.spec.peft.method == "qlora" else []
+    if wants and device == "cpu":
+        raise UserError("InvalidSpec", f"{' and '.join(wants)} needs a GPU: ask for one in resources, or use another")
+    if wants and find_spec("bitsandbytes") is None:
+        raise UserError("InvalidSpec", f"{' and '.join(wants)} needs bitsandbytes, which this image does not have")
+    if job.spec.peft.method == "qlora" and job.spec.training.precision != "bf16":
+        raise UserError(
+            "InvalidSpec", f"peft.method qlora needs training.precision bf16, not {job.spec.training.precision}"
+        )
+
+
+def quantization(job: JobFile) -> BitsAndBytesConfig | None:
+    """Return the 4-bit quantization of qlora, or None.
+
+    The storage type is bf16: with bitsandbytes' own (uint8) accelerate leaves the weights unsharded on every GPU.
+    """
+    if job.spec.peft.method != "qlora":
+        return None
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_quant_storage=torch.bfloat16,
+    )

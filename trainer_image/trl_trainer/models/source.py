@@ -1,0 +1,83 @@
+"""The base model's files and config: found, and checked as far as that goes without weights."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import HfApi
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from trl_contract.jobfile import JobFile
+from trl_trainer.errors import UserError
+
+LARGE = 1_000_000_000
+"""From so many parameters on, gradient checkpointing is on by default on GPUs."""
+
+
+def path(job: JobFile) -> str:
+    """Return the folder or the hub repository of the base model; UserError if there is no model there."""
+    if job.paths.model is None:
+        assert job.spec.model.hub is not None, "a model is on a volume or on the hub"
+        return str(job.spec.model.hub.repo)
+    return check_folder(job.paths.model, "model")
+
+
+def check_folder(folder: str, field: str) -> str:
+    """Return `folder` if it holds a model in safetensors, else raise UserError that names `field`."""
+    names = os.listdir(folder) if os.path.isdir(folder) else []
+    if "config.json" not in names:
+        adapter = "; it holds an adapter: give the folder of the merged model" if "adapter_config.json" in names else ""
+        raise UserError("ModelNotFound", f"{field}: {folder} has no config.json, so it is no model folder{adapter}")
+    if not any(name.endswith(".safetensors") for name in names):
+        raise UserError(
+            "ModelNotFound", f"{field}: {folder} has no safetensors; convert the weights with save_pretrained"
+        )
+    return folder
+
+
+def check_hub(repo: str, revision: str | None, field: str) -> list[str] | None:
+    """Return the names of the repository's files; None if the hub does not answer, and the cache may have them.
+
+    UserError that names `field` if it is not there, or has only pickled weights: loading them runs foreign code.
+    """
+    try:
+        names = HfApi().list_repo_files(repo, revision=revision)
+    except GatedRepoError as error:
+        raise UserError("AccessDenied", f"{field}: {repo} is gated: give tokenSecretRef and ask for access") from error
+    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+        raise UserError("ModelNotFound", f"{field}: {repo} is not on the hub, or is private: {error}") from error
+    except (HfHubHTTPError, OSError):
+        return None
+    if not any(name.endswith(".safetensors") for name in names):
+        raise UserError("ModelNotFound", f"{field}: {repo} has no safetensors, and pickle weights are not loaded")
+    return names
+
+
+def read_config(where: str, revision: str | None, field: str) -> Any:
+    """Return the transformers config of a folder or hub repository. UserError names `field`."""
+    is_folder = Path(where).is_absolute()
+    if not is_folder:
+        check_hub(where, revision, field)
+    try:
+        return AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
+    except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+        if isinstance(error, OSError) and not is_folder:
+            raise  # the hub does not answer, which may pass
+        raise UserError("InvalidSpec", f"{field}: the config.json of {where} is of no known model: {error}") from error
+
+
+def gradient_checkpointing(job: JobFile) -> bool:
+    """Return training.gradientCheckpointing, or its default: on with GPUs and large models."""
+    given: bool | None = job.spec.training.gradient_checkpointing
+    if given is not None:
+        return given
+    return job.has_gpus and num_parameters(job) > LARGE
+
+
+def num_parameters(job: JobFile) -> int:
+    """Return the number of the base model's parameters, from its config alone."""
+    config = read_config(path(job), job.spec.model.revision, "model")
+    with torch.device("meta"):
+        return int(AutoModelForCausalLM.from_config(config).num_parameters())

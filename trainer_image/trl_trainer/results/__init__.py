@@ -1,0 +1,1 @@
+"""What training was worth, and the model that comes out of it."""
