@@ -22,8 +22,8 @@ MANAGER_STATUS: Final = "trl-operator-status"
 MANAGER_PROGRESS: Final = "trl-operator-progress"
 """Field manager of progress, rewards, checkpoints, evaluation and resumedFromStep."""
 
-GPU_PATTERN: Final = r"^(nvidia\.com/gpu|amd\.com/gpu|nvidia\.com/mig-[a-z0-9.]+|gpu\.intel\.com/[a-z0-9_]+)$"
-"""Resource names that count as GPUs."""
+GPU_PATTERN: Final = r"^(nvidia\.com/gpu|amd\.com/gpu|nvidia\.com/mig-[a-z0-9.]+)$"
+"""Resource names that count as GPUs: those that PyTorch calls cuda, AMD's (ROCm) included."""
 MAX_PROCESSES_PER_NODE: Final = 64
 MAX_CPU_PROCESSES_PER_NODE: Final = 8
 MAX_INLINE_BYTES: Final = 128 * 1024

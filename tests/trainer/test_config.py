@@ -246,17 +246,6 @@ def test_qlora_stores_its_weights_so_that_they_shard(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "needs"),
-    [("peft.method", "qlora", "peft.method qlora"), ("training.optimizer", "adamw_bnb_8bit", "adamw_bnb_8bit")],
-)
-def test_what_needs_a_gpu_is_refused_without_one(field: str, value: str, needs: str, tmp_path: Path) -> None:
-    job = resolved(tmp_path, "DPOJob", {field: value, "training.precision": "bf16"})
-    with pytest.raises(UserError, match=f"{needs} needs a GPU"):
-        adapter.check_extras(job, "cpu")
-    adapter.check_extras(resolved(tmp_path, "DPOJob", {}), "cpu")
-
-
-@pytest.mark.parametrize(
     ("method", "precision", "frozen", "dtype"),
     [
         ("none", "bf16", False, "float32"),

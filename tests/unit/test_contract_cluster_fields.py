@@ -20,7 +20,6 @@ SPEC_PARTS = [
     {"resources": {"limits": {"nvidia.com/gpu": 8, "memory": "1Gi"}}},
     {"resources": {"limits": {"nvidia.com/mig-1g.10gb": "2"}}},
     {"resources": {"limits": {"amd.com/gpu": 2}}},
-    {"resources": {"limits": {"gpu.intel.com/i915": "1"}}},
     {"resources": {"limits": {"cpu": 2, "memory": "1Gi"}}},
 ]
 

@@ -20,7 +20,7 @@ CLUSTER_FIELDS = frozenset(
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 MAX_NAME_LENGTH = 40
 
-_GPU = re.compile(r"^(nvidia\.com/gpu|amd\.com/gpu|nvidia\.com/mig-[a-z0-9.]+|gpu\.intel\.com/[a-z0-9_]+)$")
+_GPU = re.compile(r"^(nvidia\.com/gpu|amd\.com/gpu|nvidia\.com/mig-[a-z0-9.]+)$")
 
 
 class _Part(Model):

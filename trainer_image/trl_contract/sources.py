@@ -60,7 +60,7 @@ class ModelSource(Model):
     volume: Volume | None = None
     """A model folder (config.json, safetensors, tokenizer) in a claim."""
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] | None = None
-    """Attention kernel; unset: the library chooses."""
+    """Attention kernel; unset: the library chooses. The flash ones need GPUs, bf16 and an image that has them."""
     chat_template: Text | None = None
     """Jinja chat template that replaces the tokenizer's own."""
 

@@ -22,6 +22,8 @@ LrScheduler = Literal[
     "inverse_sqrt",
 ]
 Optimizer = Literal["adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adamw_bnb_8bit", "paged_adamw_8bit"]
+BITSANDBYTES_OPTIMIZERS: frozenset[Optimizer] = frozenset({"adamw_bnb_8bit", "paged_adamw_8bit"})
+"""They need a GPU, and a job of one process."""
 
 
 class GrpoTraining(Model):
@@ -57,7 +59,7 @@ class GrpoTraining(Model):
     max_grad_norm: Annotated[float, Field(gt=0, le=1000)] = 1.0
     """Gradients are clipped to this norm."""
     optimizer: Optimizer = "adamw_torch_fused"
-    """Optimizer, by transformers' name."""
+    """Optimizer, by transformers' name. The 8-bit ones need a GPU, and a job of one process."""
     precision: Literal["bf16", "fp32"] | None = None
     """Arithmetic of the forward pass. Default: bf16 with GPUs, fp32 without."""
     seed: Annotated[Int32, Field(ge=0)] = 42

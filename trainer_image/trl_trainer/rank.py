@@ -24,8 +24,8 @@ from trl_trainer.errors import Preempted, UserError
 from trl_trainer.launch import records
 from trl_trainer.launch.termination import Termination
 from trl_trainer.launch.watchdog import Watchdog
-from trl_trainer.models import adapter
 from trl_trainer.models.tokenizer import load_tokenizer
+from trl_trainer.preflight import image
 from trl_trainer.reports import tracking
 from trl_trainer.reports.progress import Reporter, Sender, metrics_of
 from trl_trainer.results import card, evaluation, export
@@ -72,7 +72,7 @@ def train(job: JobFile, scores: Rewards, reporter: Reporter, termination: Termin
     cpu_fsdp.enable()
     run = world.start(job)
     fence.claim(run.work, job.attempt)
-    adapter.check_extras(job, run.device)
+    image.check(job, run.device)
     tokenizer = load_tokenizer(job)
     rows = load_data(run, tokenizer, scores, reporter)
     tracking.configure(job, run.work)

@@ -38,7 +38,7 @@ class Resources(Model):
                     f"!has(self.limits) || self.limits.all(k, k in ['cpu', 'memory', 'ephemeral-storage']"
                     f" || k.matches('{_GPU}'))",
                     "limits may name cpu, memory, ephemeral-storage and GPUs (nvidia.com/gpu, nvidia.com/mig-*,"
-                    " amd.com/gpu, gpu.intel.com/*)",
+                    " amd.com/gpu)",
                 ),
                 cel(
                     "!has(self.requests) || self.requests.all(k, k in ['cpu', 'memory', 'ephemeral-storage'])",

@@ -3,6 +3,7 @@
 from pydantic import JsonValue
 
 from trl_contract.base import Kind, Model, cel
+from trl_contract.training import BITSANDBYTES_OPTIMIZERS
 from trl_operator.constants import GPU_PATTERN, MAX_CPU_PROCESSES_PER_NODE
 
 Rule = dict[str, JsonValue]
@@ -65,6 +66,20 @@ def _topology() -> list[Rule]:
             "peft.method qlora needs GPUs: name them in resources.limits, or use lora",
         )
         | {"fieldPath": ".peft"},
+        cel(
+            f"!(self.training.optimizer in {sorted(BITSANDBYTES_OPTIMIZERS)})"
+            f" || {_GPU_KEYS}.size() == 1 && self.numNodes * {PROCESSES} == 1",
+            "training.optimizer: adamw_bnb_8bit and paged_adamw_8bit need one GPU and one process: use"
+            " adamw_torch_fused, whose state is sharded, or adafactor",
+        )
+        | {"fieldPath": ".training"},
+        cel(
+            "!has(self.model.attnImplementation) || !self.model.attnImplementation.startsWith('flash')"
+            f" || {_GPU_KEYS}.size() == 1 && !(has(self.training.precision) && self.training.precision == 'fp32')",
+            "model.attnImplementation: flash_attention_2 and flash_attention_3 need GPUs and training.precision bf16:"
+            " remove it, and PyTorch's own kernels are used",
+        )
+        | {"fieldPath": ".model"},
     ]
 
 

@@ -1,6 +1,5 @@
 """The adapter that a job trains, and the quantization of the weights below it."""
 
-from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -8,7 +7,6 @@ from peft import LoraConfig
 from transformers import BitsAndBytesConfig
 
 from trl_contract.jobfile import JobFile
-from trl_trainer.errors import UserError
 
 
 def lora(job: JobFile, task_type: str = "CAUSAL_LM") -> LoraConfig | None:
@@ -35,20 +33,6 @@ def lora_arguments(job: JobFile, task_type: str) -> dict[str, Any] | None:
         "use_dora": peft.use_dora,
         "use_rslora": peft.use_rslora,
     }
-
-
-def check_extras(job: JobFile, device: str) -> None:
-    """Raise UserError if the job needs bitsandbytes or a GPU and there is none."""
-    wants = [f"training.optimizer {job.spec.training.optimizer}"] if "8bit" in job.spec.training.optimizer else []
-    wants += ["peft.method qlora"] if job.spec.peft.method == "qlora" else []
-    if wants and device == "cpu":
-        raise UserError("InvalidSpec", f"{' and '.join(wants)} needs a GPU: ask for one in resources, or use another")
-    if wants and find_spec("bitsandbytes") is None:
-        raise UserError("InvalidSpec", f"{' and '.join(wants)} needs bitsandbytes, which this image does not have")
-    if job.spec.peft.method == "qlora" and job.spec.training.precision != "bf16":
-        raise UserError(
-            "InvalidSpec", f"peft.method qlora needs training.precision bf16, not {job.spec.training.precision}"
-        )
 
 
 def quantization(job: JobFile) -> BitsAndBytesConfig | None:

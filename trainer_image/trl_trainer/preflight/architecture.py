@@ -49,7 +49,7 @@ def inspect(job: JobFile) -> Architecture:
         check_weights(Path(where), "model")
     config = source.read_config(where, job.spec.model.revision, "model")
     reward = job.kind == "RewardJob"
-    _check_kind(config, where, reward)
+    check_kind(config, where, reward)
     skeleton = build(config, reward)
     parameters, linear = skeleton.num_parameters(), _linear(skeleton)
     adapter = _adapter(job, skeleton)
@@ -83,8 +83,8 @@ def check_weights(folder: Path, field: str) -> None:
             raise UserError("ModelNotFound", f"{field}: {path} is not sound ({error}); copy it again") from error
 
 
-def _check_kind(config: Any, where: str, reward: bool) -> None:
-    """Only what was trained as a language model (or, for a reward model, as one or as a classifier) is a base."""
+def check_kind(config: Any, where: str, reward: bool) -> None:
+    """Raise UserError unless the model was trained as a language model or, for a reward model, also as a classifier."""
     families = [MODEL_FOR_CAUSAL_LM_MAPPING] + ([MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING] if reward else [])
     wanted = "causal language model" + (" or sequence classifier" if reward else "")
     known = {name for family in families if type(config) in family for name in _names(family[type(config)])}
@@ -112,13 +112,13 @@ def _names(classes: Any) -> list[str]:
     return [item.__name__ for item in (classes if isinstance(classes, list | tuple) else [classes])]
 
 
-def build(config: Any, classifier: bool) -> Any:
-    """Return the model without weights (on the meta device)."""
+def build(config: Any, classifier: bool, **options: Any) -> Any:
+    """Return the model without weights (on the meta device). `options` go to from_config."""
     with torch.device("meta"):
         if classifier:
             config.num_labels = 1
-            return AutoModelForSequenceClassification.from_config(config)
-        return AutoModelForCausalLM.from_config(config)
+            return AutoModelForSequenceClassification.from_config(config, **options)
+        return AutoModelForCausalLM.from_config(config, **options)
 
 
 def _linear(skeleton: Any) -> int:
