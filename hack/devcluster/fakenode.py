@@ -206,6 +206,11 @@ class FakeNode:
         while not self._stopped.is_set():
             try:
                 self._follow()
+            except ValueError as error:
+                # Watch.stop shuts the TLS socket down while it is read, and what is read then is no JSON but ciphertext.
+                if not self._stopped.is_set():
+                    self._error = error
+                return
             except urllib3.exceptions.HTTPError:
                 pass  # the API server is away; `wait_for_pods` has a deadline
             except client.ApiException as error:

@@ -141,7 +141,7 @@ def compare(job: Any, modes: list[str], steps: int) -> dict[str, Any]:
     """Train to the end; return the samples of each mode, the losses and what our callbacks cost."""
     import torch
 
-    from trl_trainer import rank
+    from trl_trainer import rank, stages
     from trl_trainer.checkpoints import fence
     from trl_trainer.checkpoints.writer import Writer
     from trl_trainer.distributed import cpu_fsdp, world
@@ -156,10 +156,10 @@ def compare(job: Any, modes: list[str], steps: int) -> dict[str, Any]:
     fence.claim(run.work, job.attempt)
     reporter = Reporter(job.attempt, run.work / "metrics.jsonl", Sender(os.environ if run.is_main else {}))
     tokenizer = load_tokenizer(job)
-    rows = rank.load_data(run, tokenizer, Rewards([]), reporter)
+    rows = rank.load_data(run, stages.of(job), tokenizer, Rewards([]), reporter)
     bare = bare_losses(run, tokenizer, rows, 2 * steps)
-    trainer = rank.build(run, tokenizer, rows, Rewards([]))
-    before = evaluation.Before(run, trainer, tokenizer, [], rows.report.conversational)
+    trainer = rank.build(run, stages.of(job), tokenizer, rows, Rewards([]))
+    before = evaluation.Before(run, stages.of(job), trainer, tokenizer, [], rows.report.conversational)
     switch = Switch()
     blocks = blocks_callback(trainer, switch, modes, steps, sync_of(run.device))
     trainer.add_callback(blocks)
@@ -197,15 +197,16 @@ def bare_losses(run: Any, tokenizer: Any, rows: Any, steps: int) -> list[float]:
     from transformers import TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
+    from trl_trainer import stages
     from trl_trainer.models import source
-    from trl_trainer.stages import dpo
+    from trl_trainer.models.arguments import arguments
 
     class Stop(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             control.should_training_stop |= state.global_step >= steps
 
-    config = dpo.config(run.job, output_dir=str(run.work / "bare"), world=run.world, device=run.device,
-                        gradient_checkpointing=source.gradient_checkpointing(run.job))  # fmt: skip
+    config = arguments(run.job, stages.of(run.job), output_dir=str(run.work / "bare"), world=run.world,
+                       device=run.device, gradient_checkpointing=source.gradient_checkpointing(run.job))  # fmt: skip
     trainer = DPOTrainer(
         model=source.path(run.job), args=DPOConfig(**config), train_dataset=rows.train, processing_class=tokenizer
     )

@@ -8,11 +8,12 @@ from transformers import TrainerCallback
 from trl import DPOConfig, DPOTrainer
 
 from trl_contract.resolve import resolve
+from trl_trainer import stages
 from trl_trainer.distributed import cpu_fsdp, world
 from trl_trainer.launch.job import read_job
 from trl_trainer.models import source
+from trl_trainer.models.arguments import arguments
 from trl_trainer.models.tokenizer import load_tokenizer
-from trl_trainer.stages import dpo
 
 
 class FirstLog(TrainerCallback):
@@ -30,7 +31,7 @@ def main() -> None:
     run = world.start(job)
     tokenizer = load_tokenizer(job)
     train = load(job)
-    config = dpo.config(job, output_dir=f"{run.work}-plain", world=run.world, device=run.device,
+    config = arguments(job, stages.of(job), output_dir=f"{run.work}-plain", world=run.world, device=run.device,
                         gradient_checkpointing=source.gradient_checkpointing(job))  # fmt: skip
     trainer = DPOTrainer(
         model=source.path(job), args=DPOConfig(**config), train_dataset=train, processing_class=tokenizer

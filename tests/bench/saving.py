@@ -35,7 +35,7 @@ def measure(job: Any, rounds: int) -> dict[str, Any]:
     """Train two steps, save `rounds` times in each way, and return the seconds of each."""
     from transformers import TrainerCallback
 
-    from trl_trainer import rank
+    from trl_trainer import rank, stages
     from trl_trainer.checkpoints import fence
     from trl_trainer.checkpoints.publisher import FiniteGuard, Publisher
     from trl_trainer.checkpoints.writer import Writer
@@ -50,7 +50,8 @@ def measure(job: Any, rounds: int) -> dict[str, Any]:
     fence.claim(run.work, job.attempt)
     reporter = Reporter(job.attempt, run.work / "metrics.jsonl", Sender({}))
     words = load_tokenizer(job)
-    trainer = rank.build(run, words, rank.load_data(run, words, Rewards([]), reporter), Rewards([]))
+    stage = stages.of(job)
+    trainer = rank.build(run, stage, words, rank.load_data(run, stage, words, Rewards([]), reporter), Rewards([]))
     names = ("ours", "ours_durable", "transformers", "dcp_async", "dcp_durable")
     found: dict[str, Any] = {"seconds": {name: [] for name in names}}
 

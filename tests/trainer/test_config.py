@@ -20,14 +20,7 @@ from trl_contract.training import SPECS
 from trl_trainer import supervisor
 from trl_trainer.errors import UserError
 from trl_trainer.models import adapter, arguments, source
-from trl_trainer.stages import dpo, grpo, reward, sft
-
-STAGES: dict[Kind, tuple[Any, Any]] = {
-    "SFTJob": (sft, trl.SFTConfig),
-    "RewardJob": (reward, trl.RewardConfig),
-    "DPOJob": (dpo, trl.DPOConfig),
-    "GRPOJob": (grpo, trl.GRPOConfig),
-}
+from trl_trainer.stages import STAGES
 
 # field: (value, attribute of the TRL config, value there)
 COMMON: dict[str, tuple[Any, str, Any]] = {
@@ -134,10 +127,10 @@ def leaves(given: type[BaseModel], prefix: str = "") -> set[str]:
 def build(folder: Path, kind: Kind, fields: dict[str, Any], *, world: int = 1) -> Any:
     """Return the TRL config of a job with these fields."""
     job = resolved(folder, kind, fields, world)
-    stage, config = STAGES[kind]
-    return config(
-        **stage.config(
+    return STAGES[kind].config(
+        **arguments.arguments(
             job,
+            STAGES[kind],
             output_dir=str(folder),
             world=world,
             device="cpu",

@@ -19,11 +19,11 @@ LOAD = """
 import json, sys
 from pathlib import Path
 from trl_contract.jobfile import JobFile
-from trl_trainer import data, errors
+from trl_trainer import data, errors, stages
 for spec in json.loads(sys.argv[2]):
     job = JobFile.model_validate(spec)
     try:
-        loaded = data.load(job, None, Path(sys.argv[1], job.uid), 0)
+        loaded = data.load(job, stages.of(job), None, Path(sys.argv[1], job.uid), 0)
         print(json.dumps([loaded.train.num_rows, loaded.eval.num_rows, loaded.train.column_names]))
     except errors.UserError as error:
         print(json.dumps([error.reason, error.message]))

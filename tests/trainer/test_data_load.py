@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from trl_contract.jobfile import JobFile
-from trl_trainer import data
+from trl_trainer import data, stages
 from trl_trainer.data.prepare import num_held_out
 from trl_trainer.errors import UserError
 
@@ -57,7 +57,7 @@ def job(tmp_path):
 
 @pytest.fixture
 def load(tmp_path, tokenizer):
-    return lambda job, rank=0: data.load(job, tokenizer, tmp_path / "u-1", rank)
+    return lambda job, rank=0: data.load(job, stages.of(job), tokenizer, tmp_path / "u-1", rank)
 
 
 def pairs(number):
@@ -209,7 +209,9 @@ def test_a_row_that_the_chat_template_refuses_is_a_bad_row(job, load):
 def test_conversations_without_a_chat_template_name_the_remedy(job, tmp_path, tokenizer):
     bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, unk_token="<unk>")
     with pytest.raises(UserError, match=r"no chat template: set model.chatTemplate") as caught:
-        data.load(job([{"messages": chat("a", "b")}], kind="SFTJob"), bare, tmp_path / "u-1", 0)
+        data.load(
+            job([{"messages": chat("a", "b")}], kind="SFTJob"), stages.STAGES["SFTJob"], bare, tmp_path / "u-1", 0
+        )
     assert caught.value.reason == "InvalidSpec"
 
 

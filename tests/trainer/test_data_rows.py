@@ -1,8 +1,13 @@
 """What each stage makes of one row, and which rows it refuses and why."""
 
+from typing import Any
+
 import pytest
 
-from trl_trainer.data.rows import BadRow, answers, conversational, is_blank, shape
+from trl_contract.base import Kind
+from trl_trainer.data import rows
+from trl_trainer.data.rows import BadRow, answers, conversational, is_blank
+from trl_trainer.stages import STAGES
 
 USER, HI, NO = (
     {"role": "user", "content": "Hello?"},
@@ -12,6 +17,10 @@ USER, HI, NO = (
 THANKS = {"role": "user", "content": "Thanks"}
 SYSTEM = {"role": "system", "content": "Be kind."}
 PAIR = {"prompt": [USER], "chosen": [HI], "rejected": [NO]}
+
+
+def shape(kind: Kind, *arguments: Any, **more: Any) -> dict[str, Any]:
+    return rows.shape(STAGES[kind].shape, *arguments, **more)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
 
 from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
-from trl_trainer import data, preflight
+from trl_trainer import data, preflight, stages
 from trl_trainer.errors import UserError
 from trl_trainer.models.tokenizer import load_tokenizer
 
@@ -50,8 +50,8 @@ def run(tmp_path, model_folder):
         }  # fmt: skip
         job = resolve(JobFile.model_validate(wire))
         tokenizer = AutoTokenizer.from_pretrained(model_folder)
-        found = data.load(job, tokenizer, tmp_path / "u", 0)
-        return preflight.run(job, tokenizer, found, tmp_path / "u", device)
+        found = data.load(job, stages.of(job), tokenizer, tmp_path / "u", 0)
+        return preflight.run(job, stages.of(job), tokenizer, found, tmp_path / "u", device)
 
     return go
 

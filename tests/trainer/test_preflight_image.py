@@ -9,7 +9,7 @@ from transformers import Qwen3ForCausalLM
 
 from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
-from trl_trainer import supervisor
+from trl_trainer import stages, supervisor
 from trl_trainer.errors import UserError
 from trl_trainer.preflight import image
 
@@ -26,14 +26,15 @@ def job(tmp_path: Path, model_folder: Path) -> Any:
 
 def refusal(job: JobFile, device: str) -> str:
     with pytest.raises(UserError) as caught:
-        image.check(job, device)
+        image.check(job, stages.of(job), device)
     assert caught.value.reason == "InvalidSpec"
     return str(caught.value)
 
 
 def test_a_plain_job_is_refused_nothing(job: Any) -> None:
     for attention in (None, "eager", "sdpa"):
-        image.check(job(processes=2, model={"attnImplementation": attention}), "cpu")
+        given = job(processes=2, model={"attnImplementation": attention})
+        image.check(given, stages.of(given), "cpu")
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,8 @@ def test_a_plain_job_is_refused_nothing(job: Any) -> None:
 )
 def test_what_needs_a_gpu_is_refused_without_one(job: Any, section: str, value: dict[str, str], needs: str) -> None:
     assert needs in refusal(job(**{section: value}), "cpu")
-    image.check(job(**{section: value}), "cuda")
+    given = job(**{section: value})
+    image.check(given, stages.of(given), "cuda")
 
 
 @pytest.mark.parametrize("optimizer", ["adamw_bnb_8bit", "paged_adamw_8bit"])

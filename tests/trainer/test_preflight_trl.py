@@ -19,6 +19,7 @@ from trl import (
 from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
 from trl_trainer import data, preflight
+from trl_trainer.stages import STAGES
 
 MAX_LENGTH = 14
 """Cuts some of the rows below, drops others, and leaves the rest."""
@@ -65,8 +66,8 @@ def test_rows_and_steps_are_those_of_trl(kind, tmp_path, model_folder):
     wire = {"kind": kind, "namespace": "a", "name": "b", "uid": "u", "paths": paths, "spec": spec}
     job = resolve(JobFile.model_validate(wire))
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    rows = data.load(job, tokenizer, tmp_path / "u", 0)
-    known = preflight.run(job, tokenizer, rows, tmp_path / "u", "cpu")
+    rows = data.load(job, STAGES[kind], tokenizer, tmp_path / "u", 0)
+    known = preflight.run(job, STAGES[kind], tokenizer, rows, tmp_path / "u", "cpu")
 
     trainer, config, options = TRAINERS[kind]
     arguments = config(

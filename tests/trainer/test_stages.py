@@ -191,12 +191,12 @@ def test_training_that_does_not_get_better_ends_early_and_is_not_taken_up_again(
     warm: Warm, model_folder: Path, tmp_path: Path
 ) -> None:
     write_jsonl(tmp_path / "train.jsonl", preference_pairs(60))
-    kill = ["import os; from trl_trainer.results import export as e; e.weights = lambda *a: os.kill(os.getpid(), 9)"]
-    ended = warm.run(job_file(tmp_path, model_folder, spec=STOPPING), prelude=kill)
+    fault = "import os, signal; from trl_trainer.results import export as e; e.weights = lambda *a: {}"
+    kill, stop = (fault.format(f"os.kill(os.getpid(), signal.{name})") for name in ("SIGKILL", "SIGTERM"))
+    ended = warm.run(job_file(tmp_path, model_folder, spec=STOPPING), prelude=[kill])
     assert -signal.SIGKILL in ended.codes, ended.logs
     # Evaluated at 2, then no better at 4 and 6.
     assert [step for step, _ in checkpoint.folders(tmp_path / "storage" / "uid-1")] == [6]
-    stop = kill[0].replace("SIGKILL", "SIGTERM")
     ended = warm.run(job_file(tmp_path, model_folder, spec=STOPPING, attempt=1), prelude=[stop])
     assert ended.codes == [143, 143], ended.logs
     ended = warm.run(job_file(tmp_path, model_folder, spec=STOPPING, attempt=2))

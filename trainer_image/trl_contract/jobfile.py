@@ -1,11 +1,14 @@
 """The job file: all that the trainer is told, written by the operator (or by `trl_trainer run`)."""
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Generic, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, model_validator
+from typing_extensions import TypeVar
 
 from trl_contract.base import CONTRACT_VERSION, Kind, Model
 from trl_contract.training import SPECS, TrainingSpec
+
+Spec = TypeVar("Spec", bound=TrainingSpec, default=TrainingSpec, covariant=True)
 
 
 class Paths(Model):
@@ -25,7 +28,7 @@ class Paths(Model):
     """For each reward that needs one, by its name: its Python file or its model's folder."""
 
 
-class JobFile(Model):
+class JobFile(Model, Generic[Spec]):
     """`/etc/trl/job.json`. `spec` is the training part of the resource, of the class that `kind` says."""
 
     contract_version: Literal[1] = CONTRACT_VERSION
@@ -41,7 +44,7 @@ class JobFile(Model):
     stall_timeout_seconds: Annotated[int, Field(ge=1)] = 1800
     termination_grace_period_seconds: Annotated[int, Field(ge=1)] = 300
     paths: Paths
-    spec: Any
+    spec: SerializeAsAny[Spec]
     """An instance of SPECS[kind]."""
 
     @property

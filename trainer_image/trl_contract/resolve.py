@@ -1,19 +1,9 @@
 """Defaults that depend on other fields, resolved once: the operator shows the result, the trainer runs it."""
 
-from math import gcd
 from typing import Any
 
-from trl_contract.base import Kind
 from trl_contract.jobfile import JobFile
 from trl_contract.training import EvaluationBase, GrpoTraining, Peft
-
-LEARNING_RATES: dict[Kind, tuple[float, float]] = {
-    "SFTJob": (2e-5, 2e-4),
-    "RewardJob": (1e-5, 1e-4),
-    "DPOJob": (1e-6, 1e-5),
-    "GRPOJob": (1e-6, 1e-5),
-}
-"""Peak learning rates of full fine-tuning and of adapters."""
 
 
 def resolve(job: JobFile) -> JobFile:
@@ -42,7 +32,7 @@ def _training(job: JobFile, training: GrpoTraining) -> GrpoTraining:
     if training.warmup_steps is None and training.warmup_ratio is None:
         changes["warmup_ratio"] = 0.1
     if training.learning_rate is None:
-        full, adapter = LEARNING_RATES[job.kind]
+        full, adapter = job.spec.learning_rates
         changes["learning_rate"] = full if job.spec.peft.method == "none" else adapter
     if training.precision is None:
         changes["precision"] = "bf16" if job.has_gpus else "fp32"
@@ -58,10 +48,4 @@ def _peft(peft: Peft) -> Peft:
 def _evaluation(job: JobFile, evaluation: EvaluationBase) -> EvaluationBase:
     if evaluation.per_device_batch_size is not None:
         return evaluation
-    size: int = job.spec.training.per_device_batch_size
-    if job.kind == "GRPOJob":
-        # TRL evaluates whole groups: batch x processes must be a multiple of numGenerations.
-        generations: int = job.spec.grpo.num_generations
-        step = generations // gcd(generations, job.world_size)
-        size = -(-size // step) * step
-    return evaluation.model_copy(update={"per_device_batch_size": size})
+    return evaluation.model_copy(update={"per_device_batch_size": job.spec.evaluation_batch_size(job.world_size)})

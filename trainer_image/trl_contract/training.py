@@ -4,7 +4,8 @@ The CRD schema is generated from these models, the operator copies the user's va
 reads them there. A name that TRL, transformers or peft has keeps that name and its values.
 """
 
-from typing import Annotated, Literal, Self
+from math import gcd
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -406,10 +407,16 @@ class Tracking(Model):
 
 
 class TrainingSpec(Model):
-    """What all four kinds have in common."""
+    """What all kinds have in common, and what every kind says of itself without torch."""
 
     model: ModelSource
     """The base model."""
+    dataset: Dataset
+    """Rows of the kind's form."""
+    training: GrpoTraining
+    """Hyper-parameters of the loop."""
+    evaluation: EvaluationBase
+    """Evaluation on held-out rows."""
     peft: Peft = Peft()
     """Adapter or full fine-tuning."""
     checkpoint: Checkpoint = Checkpoint()
@@ -418,6 +425,52 @@ class TrainingSpec(Model):
     """How the model is sharded over processes."""
     tracking: Tracking | None = None
     """Experiment trackers."""
+
+    learning_rates: ClassVar[tuple[float, float]]
+    """Default peak learning rates of full fine-tuning and of adapters."""
+    sequences_per_row: ClassVar[int] = 1
+    """Sequences that the model sees of one row."""
+
+    @property
+    def max_length(self) -> int | None:
+        """training.maxLength; None where a kind has none."""
+        return None
+
+    def sequence_length(self, longest: int) -> int:
+        """Return the tokens of the longest sequence that the model sees, where the longest row has `longest`."""
+        return longest if self.max_length is None else min(longest, self.max_length)
+
+    def evaluation_batch_size(self, world: int) -> int:
+        """Return the default of evaluation.perDeviceBatchSize."""
+        return self.training.per_device_batch_size
+
+    def check_world(self, world: int) -> None:
+        """Raise ValueError, from the field on, if so many processes cannot train this."""
+
+    @property
+    def reference(self) -> Literal["none", "base", "precompute", "explicit"]:
+        """The model beside the policy that it is compared with; none: there is none, or the policy itself serves."""
+        return "none"
+
+    @property
+    def explicit_reference(self) -> ModelSource | None:
+        """The source of an explicit reference model."""
+        return None
+
+    @property
+    def rewards(self) -> list[RewardFunction]:
+        """The reward functions of a kind that has any."""
+        return []
+
+    @property
+    def sample_prompts(self) -> list[str]:
+        """evaluation.samplePrompts of a kind that answers."""
+        return []
+
+    @property
+    def save_multiple(self) -> int:
+        """Steps whose multiples can be resumed from exactly."""
+        return 1
 
 
 class SFTSpec(TrainingSpec):
@@ -430,6 +483,16 @@ class SFTSpec(TrainingSpec):
     evaluation: Evaluation = Evaluation()
     """Evaluation on held-out rows."""
 
+    learning_rates = (2e-5, 2e-4)
+
+    @property
+    def max_length(self) -> int:
+        return self.training.max_length
+
+    @property
+    def sample_prompts(self) -> list[str]:
+        return self.evaluation.sample_prompts
+
 
 class RewardSpec(TrainingSpec):
     dataset: Dataset
@@ -440,6 +503,13 @@ class RewardSpec(TrainingSpec):
     """The loss."""
     evaluation: RewardEvaluation = RewardEvaluation()
     """Evaluation on held-out pairs."""
+
+    learning_rates = (1e-5, 1e-4)
+    sequences_per_row = 2
+
+    @property
+    def max_length(self) -> int:
+        return self.training.max_length
 
 
 class DPOSpec(TrainingSpec):
@@ -452,6 +522,30 @@ class DPOSpec(TrainingSpec):
     evaluation: Evaluation = Evaluation()
     """Evaluation on held-out pairs."""
 
+    learning_rates = (1e-6, 1e-5)
+    sequences_per_row = 2
+
+    @property
+    def max_length(self) -> int:
+        return self.training.max_length
+
+    @property
+    def reference(self) -> Literal["none", "base", "precompute", "explicit"]:
+        mode = self.dpo.reference_model.mode
+        if mode == "explicit":
+            return "explicit"
+        if self.peft.method != "none":
+            return "none"
+        return "base" if mode == "auto" else "precompute"
+
+    @property
+    def explicit_reference(self) -> ModelSource | None:
+        return self.dpo.reference_model.source
+
+    @property
+    def sample_prompts(self) -> list[str]:
+        return self.evaluation.sample_prompts
+
 
 class GRPOSpec(TrainingSpec):
     dataset: PromptDataset
@@ -462,6 +556,48 @@ class GRPOSpec(TrainingSpec):
     """Generation, rewards and loss."""
     evaluation: GrpoEvaluation = GrpoEvaluation()
     """Evaluation on held-out prompts."""
+
+    learning_rates = (1e-6, 1e-5)
+
+    def sequence_length(self, longest: int) -> int:
+        return longest + self.grpo.generation.max_completion_length
+
+    def evaluation_batch_size(self, world: int) -> int:
+        # TRL evaluates whole groups: batch x processes must be a multiple of numGenerations.
+        step = self.grpo.num_generations // gcd(self.grpo.num_generations, world)
+        return -(-self.training.per_device_batch_size // step) * step
+
+    def check_world(self, world: int) -> None:
+        training, groups, size = self.training, self.grpo.num_generations, self.evaluation.per_device_batch_size
+        batch = training.per_device_batch_size * world * training.gradient_accumulation_steps
+        if batch % groups:
+            raise ValueError(
+                f"training: perDeviceBatchSize {training.per_device_batch_size} x {world} processes x"
+                f" gradientAccumulationSteps {training.gradient_accumulation_steps} = {batch} must be a multiple of"
+                f" grpo.numGenerations {groups}: change one of them"
+            )
+        if size is not None and size * world % groups:
+            raise ValueError(
+                f"evaluation.perDeviceBatchSize: {size} x {world} processes must be a multiple of grpo.numGenerations"
+                f" {groups}: remove it, or use {groups}"
+            )
+
+    @property
+    def reference(self) -> Literal["none", "base", "precompute", "explicit"]:
+        return "base" if self.grpo.beta > 0 and self.peft.method == "none" else "none"
+
+    @property
+    def rewards(self) -> list[RewardFunction]:
+        return list(self.grpo.rewards)
+
+    @property
+    def sample_prompts(self) -> list[str]:
+        return self.evaluation.sample_prompts
+
+    @property
+    def save_multiple(self) -> int:
+        # The completions of a batch are used for numIterations steps and are not saved.
+        return self.grpo.num_iterations
 
 
 SPECS: dict[Kind, type[TrainingSpec]] = {

@@ -5,14 +5,13 @@ import os
 import traceback
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from transformers import Trainer
 
 from trl_contract.jobfile import JobFile
 from trl_contract.report import Artifact, EvaluationReport, ExitRecord
-from trl_trainer import data, preflight, rewards
+from trl_trainer import data, preflight, rewards, stages
 from trl_trainer.checkpoints import checkpoint, early_stopping, fence, publisher
 from trl_trainer.checkpoints.publisher import FiniteGuard, LoadGuard, Publisher
 from trl_trainer.checkpoints.schedule import AlreadyTrained, Schedule
@@ -24,15 +23,14 @@ from trl_trainer.errors import Preempted, UserError
 from trl_trainer.launch import records
 from trl_trainer.launch.termination import Termination
 from trl_trainer.launch.watchdog import Watchdog
+from trl_trainer.models import arguments, source
 from trl_trainer.models.tokenizer import load_tokenizer
 from trl_trainer.preflight import image
 from trl_trainer.reports import tracking
 from trl_trainer.reports.progress import Reporter, Sender, metrics_of
 from trl_trainer.results import card, evaluation, export
 from trl_trainer.rewards import Rewards
-from trl_trainer.stages import dpo, grpo, reward, sft
-
-STAGES: dict[str, ModuleType] = {"SFTJob": sft, "RewardJob": reward, "DPOJob": dpo, "GRPOJob": grpo}
+from trl_trainer.stage import Stage
 
 
 def main(job: JobFile, termination: Termination) -> int:
@@ -44,8 +42,7 @@ def main(job: JobFile, termination: Termination) -> int:
     reporter = Reporter(job.attempt, work / "metrics.jsonl", sender, lambda: scores.report())
     try:
         # Child processes of rewards come before the process group's threads.
-        if job.kind == "GRPOJob":
-            scores = rewards.build(job)
+        scores = rewards.build(job)
         record = train(job, scores, reporter, termination, writer)
         termination.watched = True
     except (Exception, Preempted) as error:
@@ -69,28 +66,29 @@ def main(job: JobFile, termination: Termination) -> int:
 
 def train(job: JobFile, scores: Rewards, reporter: Reporter, termination: Termination, writer: Writer) -> ExitRecord:
     """Load, train, evaluate, export; return the SUCCEEDED record. What goes wrong is raised."""
+    stage = stages.of(job)
     cpu_fsdp.enable()
     run = world.start(job)
     fence.claim(run.work, job.attempt)
-    image.check(job, run.device)
+    image.check(job, stage, run.device)
     tokenizer = load_tokenizer(job)
-    rows = load_data(run, tokenizer, scores, reporter)
+    rows = load_data(run, stage, tokenizer, scores, reporter)
     tracking.configure(job, run.work)
-    trainer = build(run, tokenizer, rows, scores)
-    before = evaluation.Before(run, trainer, tokenizer, prompts(job), rows.report.conversational)
+    trainer = build(run, stage, tokenizer, rows, scores)
+    before = evaluation.Before(run, stage, trainer, tokenizer, job.spec.sample_prompts, rows.report.conversational)
     fit(run, trainer, before, reporter, termination, writer)
 
     reporter.activity("exporting")
-    folder = export.weights(run, trainer, tokenizer)
+    folder = export.weights(run, stage, trainer, tokenizer)
     reporter.activity("evaluating")
-    after = evaluation.measure(run, trainer)
-    answers = evaluation.answers(run, trainer, tokenizer, prompts(job), rows.report.conversational)
+    after = evaluation.measure(stage, trainer)
+    answers = evaluation.answers(run, trainer, tokenizer, job.spec.sample_prompts, rows.report.conversational)
     reporter.update(
         activity="exporting",
         evaluation=EvaluationReport(before=metrics_of(before.metrics, 24), after=metrics_of(after, 24)),
     )
     step = trainer.state.global_step
-    artifacts = world.broadcast(run, lambda: finish(run, folder, rows, before, after, answers, step))
+    artifacts = world.broadcast(run, lambda: finish(run, stage, folder, rows, before, after, answers, step))
     world.barrier(run)
     return ExitRecord(
         outcome="Succeeded",
@@ -104,13 +102,13 @@ def train(job: JobFile, scores: Rewards, reporter: Reporter, termination: Termin
     )
 
 
-def load_data(run: Run, tokenizer: Any, scores: Rewards, reporter: Reporter) -> data.Data:
+def load_data(run: Run, stage: Stage, tokenizer: Any, scores: Rewards, reporter: Reporter) -> data.Data:
     """Return the rows, checked: rank 0 writes them and looks at everything that can be known before weights are
     loaded, the others read what it wrote. UserError when the job cannot work."""
 
     def prepare() -> None:
-        rows = data.load(run.job, tokenizer, run.work, run.rank)
-        seen = preflight.run(run.job, tokenizer, rows, run.work, run.device)
+        rows = data.load(run.job, stage, tokenizer, run.work, run.rank)
+        seen = preflight.run(run.job, stage, tokenizer, rows, run.work, run.device)
         findings = [*seen.findings, *scores.try_out(rows.train.select(range(min(3, len(rows.train)))).to_list())]
         for line in findings:
             print(f"preflight: {line}", flush=True)
@@ -119,14 +117,20 @@ def load_data(run: Run, tokenizer: Any, scores: Rewards, reporter: Reporter) -> 
         write_json(run.work / "resolved.json", run.job.to_wire())
 
     world.broadcast(run, prepare)
-    return data.load(run.job, tokenizer, run.work, run.rank)
+    return data.load(run.job, stage, tokenizer, run.work, run.rank)
 
 
-def build(run: Run, tokenizer: Any, rows: data.Data, scores: Rewards) -> Trainer:
+def build(run: Run, stage: Stage, tokenizer: Any, rows: data.Data, scores: Rewards) -> Trainer:
     """Return TRL's trainer for the job's kind, model loaded."""
-    if run.job.kind == "GRPOJob":
-        return grpo.trainer(run, tokenizer, rows, scores)
-    return STAGES[run.job.kind].trainer(run, tokenizer, rows)
+    found = arguments.arguments(
+        run.job,
+        stage,
+        output_dir=str(run.work),
+        world=run.world,
+        device=run.device,
+        gradient_checkpointing=source.gradient_checkpointing(run.job),
+    )
+    return stage.trainer(run, stage.config(**found), tokenizer, rows, scores)
 
 
 def fit(
@@ -151,7 +155,7 @@ def fit(
     # In this order at every event: first what may end the run, then what saves, then what decides and reports.
     callbacks = [load_guard, ShardingCheck(trainer, run.world), guard, watchdog, before]
     callbacks += [publishing, *([reporter] if run.is_main else []), schedule]
-    stopper = early_stopping.Stopper(run.job.spec.evaluation.early_stopping) if stops_early(run, trainer) else None
+    stopper = early_stopper(run, trainer)
     callbacks += [stopper] if stopper is not None else []
     for callback in callbacks:
         trainer.add_callback(callback)
@@ -178,17 +182,17 @@ def fit(
         )
 
 
-def stops_early(run: Run, trainer: Trainer) -> bool:
-    """Return whether the job asks for early stopping; UserError if there is nothing to look at."""
-    if run.job.spec.evaluation.early_stopping is None:
-        return False
-    if trainer.eval_dataset is None:
+def early_stopper(run: Run, trainer: Trainer) -> early_stopping.Stopper | None:
+    """Return what ends training early, if the job asks for it; UserError if there is nothing to look at."""
+    given = run.job.spec.evaluation.early_stopping
+    if given is not None and trainer.eval_dataset is None:
         raise UserError("InvalidSpec", "evaluation.earlyStopping needs held-out rows: give dataset.eval or evalSplit")
-    return True
+    return None if given is None else early_stopping.Stopper(given)
 
 
 def finish(
     run: Run,
+    stage: Stage,
     folder: Path | None,
     rows: data.Data,
     before: evaluation.Before,
@@ -198,7 +202,7 @@ def finish(
 ) -> list[Artifact]:
     """Put the samples, the settings and the card beside the weights and publish the folder. Rank 0 only."""
     assert folder is not None, "rank 0 has written the weights"
-    asked = prompts(run.job)
+    asked = run.job.spec.sample_prompts
     first = before.answers or [""] * len(asked)
     samples = [{"prompt": p, "before": b, "after": a} for p, b, a in zip(asked, first, answers, strict=True)]
     if samples:
@@ -207,6 +211,7 @@ def finish(
     write_json(folder / "resolved.json", run.job.to_wire())
     text = card.text(
         run.job,
+        stage,
         data=rows.report,
         parent=card.parent(run.job.paths.model),
         step=step,
@@ -216,11 +221,6 @@ def finish(
     )
     (folder / "README.md").write_text(text)
     return export.publish(run, folder)
-
-
-def prompts(job: JobFile) -> list[str]:
-    """Return evaluation.samplePrompts (a reward model answers nothing)."""
-    return list(getattr(job.spec.evaluation, "sample_prompts", []))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -34,8 +34,7 @@ class Schedule(TrainerCallback):
         self._publisher = publisher
         self._every_steps: int | None = checkpoint.every_steps
         self._every_seconds = None if checkpoint.every_minutes is None else 60 * checkpoint.every_minutes
-        # GRPO's completions are used for numIterations steps and are not saved: only between two batches of them.
-        self._align: int = run.job.spec.grpo.num_iterations if run.job.kind == "GRPOJob" else 1
+        self._align = run.job.spec.save_multiple
         self._saved_at = time.monotonic()
         self._pending: Pending | None = None
         self._stop = self._save = False

@@ -11,6 +11,7 @@ import datasets
 from trl_contract.jobfile import JobFile
 from trl_trainer.data.prepare import prepare
 from trl_trainer.data.report import ColumnType, DataReport
+from trl_trainer.stage import Stage
 
 __all__ = ["Data", "DataReport", "load"]
 
@@ -24,14 +25,14 @@ class Data:
     report: DataReport
 
 
-def load(job: JobFile, tokenizer: Any, work: Path, rank: int) -> Data:
+def load(job: JobFile, stage: Stage, tokenizer: Any, work: Path, rank: int) -> Data:
     """Return the job's rows in TRL's form. Rank 0 must come first: it writes `<work>/data`, the others read that.
 
     Raises UserError: DatasetNotFound, AccessDenied, InvalidSpec, or DataFormatError with the file, the row and why.
     """
     folder = work / "data"
     if rank == 0:
-        report = prepare(job, tokenizer, folder)
+        report = prepare(job, stage, tokenizer, folder)
     else:
         report = DataReport.model_validate_json((folder / "report.json").read_text())
     train = _dataset(folder, "train", report.digest, report.columns)

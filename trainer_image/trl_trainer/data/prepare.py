@@ -12,12 +12,13 @@ from typing import Any
 from trl_contract.jobfile import JobFile
 from trl_trainer.data import rows, sources, template
 from trl_trainer.data.report import ColumnType, DataReport
-from trl_trainer.data.rows import BadRow, Row
+from trl_trainer.data.rows import BadRow
 from trl_trainer.errors import UserError
 from trl_trainer.files import write_whole
+from trl_trainer.stage import Row, Stage
 
 
-def prepare(job: JobFile, tokenizer: Any, folder: Path) -> DataReport:
+def prepare(job: JobFile, stage: Stage, tokenizer: Any, folder: Path) -> DataReport:
     """Write train.jsonl, eval.jsonl (perhaps empty) and report.json into `folder` and return the report.
 
     What an earlier attempt wrote is kept when nothing that it depends on has changed, so that a branch that moves on
@@ -28,7 +29,7 @@ def prepare(job: JobFile, tokenizer: Any, folder: Path) -> DataReport:
     if before is not None and before.fingerprint == fingerprint and _is_whole(folder, before):
         return before
     folder.mkdir(parents=True, exist_ok=True)
-    counts = _write(job, tokenizer, folder)
+    counts = _write(job, stage, tokenizer, folder)
     digest = _digest(folder / "train.jsonl")
     report = DataReport(
         **counts,
@@ -65,10 +66,10 @@ def _digest(path: Path) -> str:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
-def _write(job: JobFile, tokenizer: Any, folder: Path) -> dict[str, Any]:
+def _write(job: JobFile, stage: Stage, tokenizer: Any, folder: Path) -> dict[str, Any]:
     """Write both files; return the report's counts."""
     dataset, evaluation = job.spec.dataset, job.spec.evaluation
-    rows_of = _Rows(job, tokenizer)
+    rows_of = _Rows(job, stage, tokenizer)
     everything, train, held = folder / "rows.tmp", folder / "train.jsonl", folder / "eval.jsonl"
     total = _write_lines(everything, islice(rows_of.train(folder), dataset.max_examples))
     held_out: set[int] = set()
@@ -115,8 +116,9 @@ def _lines(path: Path) -> Iterator[bytes]:
 class _Rows:
     """The usable rows of a job as JSON lines; counts on the way what is dropped."""
 
-    def __init__(self, job: JobFile, tokenizer: Any) -> None:
+    def __init__(self, job: JobFile, stage: Stage, tokenizer: Any) -> None:
         self._job = job
+        self._stage = stage
         self._dataset = job.spec.dataset
         self._tokenizer = tokenizer
         self._max_prompt_length: int | None = getattr(job.spec.dataset, "max_prompt_length", None)
@@ -139,6 +141,7 @@ class _Rows:
         return self._usable("train", *sources.open_source(self._dataset.train, self._job.paths.train, "train", folder))
 
     def eval(self, folder: Path) -> Iterator[bytes]:
+        assert self._dataset.eval is not None, "the job has held-out rows of its own"
         return self._usable("eval", *sources.open_source(self._dataset.eval, self._job.paths.eval, "test", folder))
 
     def _usable(self, field: str, name: str, numbered: Iterator[sources.Numbered]) -> Iterator[bytes]:
@@ -166,7 +169,7 @@ class _Rows:
         """Return the JSON line of a row; None if its prompt is too long. Raises BadRow."""
         if isinstance(row, BadRow):
             raise row
-        shaped = rows.shape(self._job.kind, row, self._dataset.columns, self._dataset.system_prompt)
+        shaped = rows.shape(self._stage.shape, row, self._dataset.columns, self._dataset.system_prompt)
         line = _encode(shaped)
         if self._form is not None and rows.form(shaped) != self._form:
             raise BadRow(f"has {rows.form(shaped)}, but the rows before have {self._form}")

@@ -1,12 +1,12 @@
 """One row of the user's data becomes one row of the form that TRL's trainer of that kind reads. Pure functions."""
 
 import json
+from collections.abc import Callable
 from itertools import takewhile
 from typing import Any
 
-from trl_contract.base import Kind
+from trl_trainer.stage import Row
 
-Row = dict[str, Any]
 Messages = list[dict[str, Any]]
 
 
@@ -14,24 +14,17 @@ class BadRow(ValueError):
     """Why this row cannot be used."""
 
 
-def shape(kind: Kind, row: Row, columns: dict[str, str] | None = None, system_prompt: str | None = None) -> Row:
-    """Return the row as TRL's trainer for `kind` expects it: with its columns renamed, the prompt made explicit and the
-    system prompt added.
-
-    sft: messages | prompt and completion | text. reward and dpo: prompt, chosen and rejected (reward: plain text
-    without a prompt stays so). grpo: prompt, and every other column for the rewards. Raises BadRow.
-    """
+def shape(
+    form: Callable[[Row], Row], row: Row, columns: dict[str, str] | None = None, system_prompt: str | None = None
+) -> Row:
+    """Return the row as `form` (sft, pair, prompted_pair or prompt) makes it, with its columns renamed before, and the
+    system prompt and the tools of a conversation added after. Raises BadRow."""
     # pandas writes NaN where a cell is empty.
     row = {name: value for name, value in _rename(row, columns or {}).items() if value is not None and value == value}
-    if kind == "SFTJob":
-        shaped = _sft(row)
-    elif kind == "GRPOJob":
-        shaped = _grpo(row)
-    else:
-        shaped = _pair(row, needs_prompt=kind == "DPOJob")
+    shaped = form(row)
     if system_prompt is not None:
         _add_system_prompt(shaped, system_prompt)
-    if kind != "GRPOJob" and "tools" in row and conversational(shaped):
+    if "tools" in row and "tools" not in shaped and conversational(shaped):
         shaped["tools"] = _tools(row["tools"])
     return shaped
 
@@ -82,7 +75,8 @@ def _missing(row: Row, needed: str) -> BadRow:
     return BadRow(f"needs {needed}, but has {_names(row)}; name the columns in dataset.columns")
 
 
-def _sft(row: Row) -> Row:
+def sft(row: Row) -> Row:
+    """Return messages | prompt and completion | text."""
     if "messages" in row:
         messages = _messages(row["messages"], "messages")
         if not any(message["role"] == "assistant" for message in messages):
@@ -98,21 +92,35 @@ def _sft(row: Row) -> Row:
     raise _missing(row, "messages, or prompt and completion, or text")
 
 
-def _grpo(row: Row) -> Row:
+def prompt(row: Row) -> Row:
+    """Return the prompt, and every other column for the rewards."""
     if "prompt" in row:
-        prompt = _content(row["prompt"], "prompt")
+        asked = _content(row["prompt"], "prompt")
     elif "messages" in row:
         messages = _messages(row["messages"], "messages")
         last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=len(messages))
-        prompt = messages[:last]
+        asked = messages[:last]
     else:
         raise _missing(row, "prompt, or messages")
-    _check_prompt(prompt)
+    _check_prompt(asked)
     # TRL takes any of these names for its own input, whatever the row's prompt looks like.
     taken = {
         "messages", "chosen", "rejected", "prompts", "completion", "completions", "completion_ids", "image", "images",
     }  # fmt: skip
-    return {"prompt": prompt, **{name: value for name, value in row.items() if name not in taken and name != "prompt"}}
+    return {"prompt": asked, **{name: value for name, value in row.items() if name not in taken and name != "prompt"}}
+
+
+def pair(row: Row) -> Row:
+    """Return chosen and rejected with their prompt; plain text without a prompt stays so."""
+    shaped = _pair(row, needs_prompt=False)
+    if "margin" in row:
+        shaped["margin"] = _number(row["margin"], "margin")
+    return shaped
+
+
+def prompted_pair(row: Row) -> Row:
+    """Return prompt, chosen and rejected."""
+    return _pair(row, needs_prompt=True)
 
 
 def _pair(row: Row, needs_prompt: bool) -> Row:
@@ -122,12 +130,8 @@ def _pair(row: Row, needs_prompt: bool) -> Row:
     if chosen == rejected:
         raise BadRow("chosen equals rejected")
     if isinstance(chosen, str):
-        shaped = _plain_pair(row, chosen, rejected, needs_prompt)
-    else:
-        shaped = _conversational_pair(row, chosen, rejected)
-    if "margin" in row and not needs_prompt:
-        shaped["margin"] = _number(row["margin"], "margin")
-    return shaped
+        return _plain_pair(row, chosen, rejected, needs_prompt)
+    return _conversational_pair(row, chosen, rejected)
 
 
 def _plain_pair(row: Row, chosen: str, rejected: str, needs_prompt: bool) -> Row:

@@ -15,8 +15,9 @@ from pyarrow import ArrowInvalid, parquet  # type: ignore[import-untyped]
 
 from trl_contract.report import FailureReason
 from trl_contract.sources import DataSource, HubDataset
-from trl_trainer.data.rows import BadRow, Row
+from trl_trainer.data.rows import BadRow
 from trl_trainer.errors import UserError
+from trl_trainer.stage import Row
 
 MAX_ROW_BYTES = 8 * 1024 * 1024
 """A longer row is a damaged file or a mistake: 8 MiB are about two million tokens."""

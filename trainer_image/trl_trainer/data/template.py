@@ -4,8 +4,9 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from trl_trainer.data.rows import BadRow, Row, conversational
+from trl_trainer.data.rows import BadRow, conversational
 from trl_trainer.errors import UserError
+from trl_trainer.stage import Row
 
 
 def check(tokenizer: Any, row: Row) -> None:

@@ -6,7 +6,6 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from trl_contract.jobfile import JobFile, Paths
 from trl_contract.rewards import RewardFunction
@@ -82,24 +81,10 @@ def _job(resource: Resource, *, per_node: int, has_gpus: bool) -> JobFile:
 
 def _check_groups(job: JobFile) -> None:
     """What CEL says of the cluster's processes, for those of this machine."""
-    if job.kind != "GRPOJob":
-        return
-    training, groups, world = job.spec.training, job.spec.grpo.num_generations, job.num_proc_per_node
-    batch = training.per_device_batch_size * world * training.gradient_accumulation_steps
-    if batch % groups:
-        raise UserError(
-            "InvalidSpec",
-            f"spec.training: perDeviceBatchSize {training.per_device_batch_size} x {world} processes x"
-            f" gradientAccumulationSteps {training.gradient_accumulation_steps} = {batch} must be a multiple of"
-            f" grpo.numGenerations {groups}: change one of them",
-        )
-    size = job.spec.evaluation.per_device_batch_size
-    if size is not None and size * world % groups:
-        raise UserError(
-            "InvalidSpec",
-            f"spec.evaluation.perDeviceBatchSize: {size} x {world} processes must be a multiple of grpo.numGenerations"
-            f" {groups}: remove it, or use {groups}",
-        )
+    try:
+        job.spec.check_world(job.world_size)
+    except ValueError as error:
+        raise UserError("InvalidSpec", f"spec.{error}") from None
 
 
 def _digest(job: JobFile) -> str:
@@ -124,17 +109,15 @@ def _next_attempt(work: Path) -> int:
 
 
 def _paths(resource: Resource, places: Places, work: Path) -> Paths:
-    spec: Any = resource.training
+    spec = resource.training
     found = _Finder(resource, places, work)
-    rewards = spec.grpo.rewards if resource.kind == "GRPOJob" else []
-    reference = spec.dpo.reference_model.source if resource.kind == "DPOJob" else None
     return Paths(
         storage=str(work.parent),
         model=found.model(spec.model, "model"),
-        reference_model=found.model(reference, "dpo.referenceModel.source"),
+        reference_model=found.model(spec.explicit_reference, "dpo.referenceModel.source"),
         train=found.rows(spec.dataset.train, "train"),
         eval=found.rows(spec.dataset.eval, "eval"),
-        rewards={reward.name: place for reward in rewards if (place := found.reward(reward)) is not None},
+        rewards={reward.name: place for reward in spec.rewards if (place := found.reward(reward)) is not None},
     )
 
 

@@ -11,17 +11,16 @@ import yaml
 
 from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
-from trl_trainer import data, local, preflight, rewards
+from trl_trainer import data, local, preflight, rewards, stages
 from trl_trainer.data import Data
 from trl_trainer.local.resource import read
-from trl_trainer.models import adapter, source
+from trl_trainer.models import adapter, arguments, source
 from trl_trainer.models.tokenizer import load_tokenizer
-from trl_trainer.preflight import Preflight, architecture, lengths, memory, steps
+from trl_trainer.preflight import Preflight, architecture, lengths, memory
 from trl_trainer.preflight.architecture import Architecture
 from trl_trainer.preflight.lengths import Lengths
-from trl_trainer.stages import dpo, grpo, reward, sft
+from trl_trainer.stage import Stage
 
-CONFIGS = {"SFTJob": sft.config, "RewardJob": reward.config, "DPOJob": dpo.config, "GRPOJob": grpo.config}
 UNTOLD = ("output_dir", "report_to", "disable_tqdm", "logging_nan_inf_filter", "save_strategy", "trust_remote_code")
 """What is the same for every job."""
 
@@ -36,20 +35,18 @@ def explain(path: Path, places: local.Places) -> int:
     with tempfile.TemporaryDirectory(prefix="trl-") as folder:
         given = local.here(resource, dataclasses.replace(places, storage=Path(folder)), local.num_gpus())
         here, there = resolve(given), resolve(local.as_written(given, resource))
-        tokenizer = load_tokenizer(here)
+        tokenizer, stage = load_tokenizer(here), stages.of(here)
         _print_config(there, here)
-        rows = data.load(here, tokenizer, Path(folder) / here.uid, 0)
-        _print_plan(there, here, rows, tokenizer)
+        rows = data.load(here, stage, tokenizer, Path(folder) / here.uid, 0)
+        _print_plan(there, here, stage, rows, tokenizer)
         storage = _nearest(local.storage_folder(resource, places))
-        known = preflight.inspect(here, tokenizer, rows, storage, _device(here))
+        known = preflight.inspect(here, stage, tokenizer, rows, storage, _device(here))
         _print_findings(known, _try_rewards(here, rows))
     return 0
 
 
 def _try_rewards(job: JobFile, rows: Data) -> list[str]:
     """Run the rewards on a few rows, as the trainer does before it loads weights."""
-    if job.kind != "GRPOJob":
-        return []
     scores = rewards.build(job)
     try:
         return scores.try_out(rows.train.select(range(min(3, len(rows.train)))).to_list())
@@ -68,8 +65,9 @@ def _nearest(folder: Path) -> Path:
 
 def _config(job: JobFile) -> dict[str, Any]:
     world = job.world_size
-    found = CONFIGS[job.kind](
+    found = arguments.arguments(
         job,
+        stages.of(job),
         output_dir="",
         world=world,
         device=_device(job),
@@ -82,7 +80,7 @@ def _print_config(there: JobFile, here: JobFile) -> None:
     wanted, local_one = _config(there), _config(here)
     changed = {n: local_one.get(n) for n in (wanted | local_one) if wanted.get(n) != local_one.get(n)}
     print(f"# TRL config of {there.kind} {there.name}\n{_yaml(wanted)}")
-    lora = adapter.lora_arguments(there, "SEQ_CLS" if there.kind == "RewardJob" else "CAUSAL_LM")
+    lora = adapter.lora_arguments(there, stages.of(there).task_type)
     if lora is not None:
         print(f"# peft's LoraConfig\n{_yaml(lora)}")
     if changed:
@@ -93,15 +91,14 @@ def _yaml(value: dict[str, Any]) -> str:
     return str(yaml.safe_dump(value, sort_keys=False, default_flow_style=False))
 
 
-def _print_plan(there: JobFile, here: JobFile, rows: Data, tokenizer: Any) -> None:
-    base, report = architecture.inspect(here), rows.report
-    max_length: int | None = getattr(here.spec.training, "max_length", None)
-    seen = lengths.measure(here.kind, rows.train, tokenizer, max_length, preflight.completion_only(here, report))
+def _print_plan(there: JobFile, here: JobFile, stage: Stage, rows: Data, tokenizer: Any) -> None:
+    base, report = architecture.inspect(here, stage), rows.report
+    seen = lengths.measure(here, stage, rows.train, report, tokenizer)
     print(f"# Model\n{base.name}, {base.parameters:,} parameters, {base.trainable:,} trained\n")
     print(f"# Data\n{report.form}: {report.train} rows to train on, {report.eval} held out")
     print(f"tokens per row: median {seen.p50}, 90 % {seen.p90}, 99 % {seen.p99}, longest {seen.longest}")
     print(f"histogram: {', '.join(f'{bound}: {count}' for bound, count in seen.histogram.items())}\n")
-    columns = [_column(job, base, seen) for job in (there, here)]
+    columns = [_column(job, stage, base, seen) for job in (there, here)]
     print(f"# Plan\n{'':<34}{'cluster':>14}{'here':>14}")
     for name, *values in zip(_NAMES, *columns, strict=True):
         print(f"{name:<34}{values[0]:>14}{values[1]:>14}")
@@ -130,10 +127,10 @@ _NAMES = (
 )
 
 
-def _column(job: JobFile, base: Architecture, seen: Lengths) -> list[str]:
+def _column(job: JobFile, stage: Stage, base: Architecture, seen: Lengths) -> list[str]:
     world = job.world_size
     training = job.spec.training
-    total = steps.total(job, seen.kept)
+    total = stage.total_steps(job, seen.kept)
     device = _device(job)
     # What the cluster's devices have is not known here.
     needs = memory.estimate(job, preflight.sizes(job, base, seen), sys.maxsize, device)

@@ -80,8 +80,9 @@ def _environment(job: JobFile, url: str, message: Path) -> dict[str, str]:
 
 def _names_hub(job: JobFile) -> bool:
     spec, paths = job.spec, job.paths
-    explicit = job.kind == "DPOJob" and spec.dpo.reference_model.mode == "explicit" and paths.reference_model is None
-    return paths.model is None or paths.train is None or (spec.dataset.eval and paths.eval is None) or explicit
+    explicit = spec.explicit_reference is not None and paths.reference_model is None
+    held_out = spec.dataset.eval is not None and paths.eval is None
+    return paths.model is None or paths.train is None or held_out or explicit
 
 
 def _watch(process: subprocess.Popen[bytes], receiver: Receiver) -> None:

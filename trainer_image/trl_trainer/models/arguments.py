@@ -1,19 +1,33 @@
-"""The job's training section in TRL's words: what all four TRL configs have in common. Pure."""
+"""The job's training section in TRL's words. Pure."""
 
 from typing import Any
 
 from trl_contract.jobfile import JobFile
 from trl_trainer.reports import tracking
+from trl_trainer.stage import Stage
 
 
-def common(job: JobFile, *, output_dir: str, world: int, device: str, gradient_checkpointing: bool) -> dict[str, Any]:
-    """Return the keyword arguments that every TRL config gets from a resolved job.
+def arguments(
+    job: JobFile, stage: Stage, *, output_dir: str, world: int, device: str, gradient_checkpointing: bool
+) -> dict[str, Any]:
+    """Return the keyword arguments of the kind's TRL config for a resolved job."""
+    return {
+        **_common(
+            job, output_dir=output_dir, world=world, device=device, gradient_checkpointing=gradient_checkpointing
+        ),
+        **stage.settings(job),
+        "model_init_kwargs": model_init(job, frozen=False),
+    }
+
+
+def _common(job: JobFile, *, output_dir: str, world: int, device: str, gradient_checkpointing: bool) -> dict[str, Any]:
+    """What all kinds have in common.
 
     Saving and evaluating before training are ours (checkpoint.py, evaluation.py), so TRL's are off. A NaN loss is an
     error and not a number to be averaged away, so the filter that hides it is off.
     """
     training, evaluation, dataset = job.spec.training, job.spec.evaluation, job.spec.dataset
-    arguments: dict[str, Any] = {
+    found: dict[str, Any] = {
         "output_dir": output_dir,
         "per_device_train_batch_size": training.per_device_batch_size,
         "per_device_eval_batch_size": evaluation.per_device_batch_size,
@@ -44,12 +58,12 @@ def common(job: JobFile, *, output_dir: str, world: int, device: str, gradient_c
         "trust_remote_code": False,
     }
     if training.max_steps is not None:
-        arguments["max_steps"] = training.max_steps
+        found["max_steps"] = training.max_steps
     else:
-        arguments["num_train_epochs"] = training.epochs
+        found["num_train_epochs"] = training.epochs
     if world > 1:
-        arguments |= {"fsdp": True, "fsdp_config": fsdp(job, gradient_checkpointing)}
-    return arguments
+        found |= {"fsdp": True, "fsdp_config": fsdp(job, gradient_checkpointing)}
+    return found
 
 
 def fsdp(job: JobFile, gradient_checkpointing: bool) -> dict[str, Any]:

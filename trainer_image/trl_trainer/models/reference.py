@@ -1,13 +1,11 @@
 """The model that the policy is compared with."""
 
-from pathlib import Path
 from typing import Any
 
 from transformers import AutoModelForCausalLM
 
 from trl_trainer.distributed.world import Run
-from trl_trainer.models import arguments
-from trl_trainer.models.source import check_folder, path
+from trl_trainer.models import arguments, source
 
 
 def explicit_reference(run: Run) -> Any:
@@ -17,15 +15,12 @@ def explicit_reference(run: Run) -> Any:
     TRL would copy the policy's fp32.
     """
     job = run.job
-    reference = job.spec.dpo.reference_model
-    if reference.mode == "explicit":
-        where = job.paths.reference_model or reference.source.hub.repo
-        if Path(where).is_absolute():
-            check_folder(where, "dpo.referenceModel.source")
-        revision = reference.source.revision
-        kwargs = {**arguments.model_init(job, frozen=True), "revision": revision}
-    elif reference.mode == "auto" and job.spec.peft.method == "none":
-        where, kwargs = path(job), arguments.model_init(job, frozen=True)
+    given = job.spec.explicit_reference
+    if given is not None:
+        where = source.explicit_reference(job, given)
+        kwargs = {**arguments.model_init(job, frozen=True), "revision": given.revision}
+    elif job.spec.reference == "base":
+        where, kwargs = source.path(job), arguments.model_init(job, frozen=True)
     else:
         return None
     return AutoModelForCausalLM.from_pretrained(where, **kwargs)

@@ -10,6 +10,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNot
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from trl_contract.jobfile import JobFile
+from trl_contract.sources import ModelSource
 from trl_trainer.errors import UserError
 
 LARGE = 1_000_000_000
@@ -22,6 +23,14 @@ def path(job: JobFile) -> str:
         assert job.spec.model.hub is not None, "a model is on a volume or on the hub"
         return str(job.spec.model.hub.repo)
     return check_folder(job.paths.model, "model")
+
+
+def explicit_reference(job: JobFile, given: ModelSource) -> str:
+    """Return the folder or the hub repository of the explicit reference model; UserError if there is none there."""
+    if job.paths.reference_model is None:
+        assert given.hub is not None, "a model is on a volume or on the hub"
+        return given.hub.repo
+    return check_folder(job.paths.reference_model, "dpo.referenceModel.source")
 
 
 def check_folder(folder: str, field: str) -> str:

@@ -1,12 +1,10 @@
 """Everything that can be known to fail is found here, before weights are loaded, in seconds."""
 
-import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
-from trl import get_training_chat_template
 
 from trl_contract.base import Model
 from trl_contract.jobfile import JobFile
@@ -14,10 +12,11 @@ from trl_contract.report import FailureReason
 from trl_trainer.data import Data, DataReport
 from trl_trainer.errors import UserError
 from trl_trainer.models import source
-from trl_trainer.preflight import architecture, lengths, memory, steps
+from trl_trainer.preflight import architecture, lengths, memory
 from trl_trainer.preflight.architecture import Architecture
 from trl_trainer.preflight.lengths import Lengths
 from trl_trainer.preflight.memory import GIB, MemoryEstimate
+from trl_trainer.stage import Stage
 
 
 class Preflight(Model):
@@ -41,33 +40,31 @@ class Preflight(Model):
     """Reason and message if this machine has too little memory or disk; another one may have enough."""
 
 
-def run(job: JobFile, tokenizer: Any, rows: Data, work: Path, device: str) -> Preflight:
+def run(job: JobFile, stage: Stage, tokenizer: Any, rows: Data, work: Path, device: str) -> Preflight:
     """Return what is known about a resolved job before its weights are loaded. UserError when it cannot work here."""
-    found = inspect(job, tokenizer, rows, work, device)
+    found = inspect(job, stage, tokenizer, rows, work, device)
     if found.too_little is not None:
         raise UserError(*found.too_little)
     return found
 
 
-def inspect(job: JobFile, tokenizer: Any, rows: Data, work: Path, device: str) -> Preflight:
+def inspect(job: JobFile, stage: Stage, tokenizer: Any, rows: Data, work: Path, device: str) -> Preflight:
     """Return what is known about a resolved job before its weights are loaded.
 
     UserError when it can work nowhere: a model that is not there or of the wrong kind, a tokenizer that does not fit,
     an option that the data do not allow, too few rows.
     """
-    base = architecture.inspect(job)
+    base = architecture.inspect(job, stage)
     check_tokenizer(job, tokenizer, base)
-    check_loss(job, tokenizer, rows.report)
-    check_reward_columns(job, rows.report)
-    max_length: int | None = getattr(job.spec.training, "max_length", None)
-    seen = lengths.measure(job.kind, rows.train, tokenizer, max_length, completion_only(job, rows.report))
+    stage.check(job, tokenizer, rows.report)
+    seen = lengths.measure(job, stage, rows.train, rows.report, tokenizer)
     if seen.dropped == seen.sampled:
         raise UserError(
             "DataFormatError",
-            f"every one of {seen.sampled} rows is dropped: it is longer than training.maxLength ({max_length});"
-            f" the longest has {seen.longest} tokens",
+            f"every one of {seen.sampled} rows is dropped: it is longer than training.maxLength"
+            f" ({job.spec.max_length}); the longest has {seen.longest} tokens",
         )
-    total_steps = steps.total(job, seen.kept)
+    total_steps = stage.total_steps(job, seen.kept)
     needs = memory.estimate(job, sizes(job, base, seen), available(job, device), device)
     checkpoint, free = checkpoint_bytes(job, base), shutil.disk_usage(work).free
     final = base.parameters * (2 if job.spec.peft.method != "none" and job.spec.training.precision == "bf16" else 4)
@@ -129,56 +126,8 @@ def check_tokenizer(job: JobFile, tokenizer: Any, base: Architecture) -> None:
         )
 
 
-def completion_only(job: JobFile, report: DataReport) -> bool:
-    """Return whether sft's loss is on completions only: as given, else by TRL's rule."""
-    if job.kind != "SFTJob":
-        return False
-    given: bool | None = job.spec.sft.completion_only_loss
-    return "completion" in report.columns if given is None else given
-
-
-def check_loss(job: JobFile, tokenizer: Any, report: DataReport) -> None:
-    """Raise UserError if sft asks for a loss that the data or the chat template do not allow."""
-    if job.kind != "SFTJob":
-        return
-    if job.spec.sft.completion_only_loss and "completion" not in report.columns:
-        raise UserError(
-            "InvalidSpec", f"sft.completionOnlyLoss needs prompt and completion, but the data have {report.form}"
-        )
-    if not job.spec.sft.assistant_only_loss:
-        return
-    if not report.conversational:
-        raise UserError("InvalidSpec", f"sft.assistantOnlyLoss needs conversations, but the data have {report.form}")
-    if re.search(r"\{%-?\s*generation\s*-?%\}", tokenizer.chat_template):
-        return
-    try:
-        get_training_chat_template(tokenizer)  # TRL knows marked forms of well-known templates
-    except ValueError as error:
-        raise UserError(
-            "InvalidSpec",
-            "sft.assistantOnlyLoss: the chat template does not mark assistant turns with {% generation %}:"
-            f" set model.chatTemplate to one that does ({error})",
-        ) from error
-
-
-def check_reward_columns(job: JobFile, report: DataReport) -> None:
-    """Raise UserError if a reward compares with a column that the data do not have."""
-    for reward in job.spec.grpo.rewards if job.kind == "GRPOJob" else ():
-        compared = reward.similarity or reward.accuracy
-        if compared is not None and compared.column not in report.columns:
-            raise UserError(
-                "InvalidSpec",
-                f"grpo.rewards.{reward.name}: the data have no column {compared.column}, only"
-                f" {', '.join(report.columns)}; dataset.columns can rename one",
-            )
-
-
 def sizes(job: JobFile, base: Architecture, seen: Lengths) -> memory.Sizes:
     """Return what the memory estimate needs to know."""
-    if job.kind == "GRPOJob":
-        length = seen.longest + job.spec.grpo.generation.max_completion_length
-    else:
-        length = min(seen.longest, job.spec.training.max_length)
     return memory.Sizes(
         parameters=base.parameters,
         linear=base.linear,
@@ -186,20 +135,19 @@ def sizes(job: JobFile, base: Architecture, seen: Lengths) -> memory.Sizes:
         hidden=base.hidden,
         layers=base.layers,
         vocabulary=base.vocabulary,
-        length=length,
+        length=job.spec.sequence_length(seen.longest),
         other_model=_explicit_reference(job, base),
         reward_models=_reward_models(job),
     )
 
 
 def _explicit_reference(job: JobFile, base: Architecture) -> int:
-    if job.kind != "DPOJob" or job.spec.dpo.reference_model.mode != "explicit":
+    given = job.spec.explicit_reference
+    if given is None:
         return 0
-    given = job.spec.dpo.reference_model.source
-    where = job.paths.reference_model or given.hub.repo
+    where = source.explicit_reference(job, given)
     field = "dpo.referenceModel.source"
     if job.paths.reference_model is not None:
-        source.check_folder(where, field)
         architecture.check_weights(Path(where), field)
     config = source.read_config(where, given.revision, field)
     if config.get_text_config().vocab_size < base.vocabulary:
@@ -209,10 +157,8 @@ def _explicit_reference(job: JobFile, base: Architecture) -> int:
 
 def _reward_models(job: JobFile) -> int:
     """Return the bytes of all reward models, in the precision of the arithmetic."""
-    if job.kind != "GRPOJob":
-        return 0
     total = 0
-    for reward in job.spec.grpo.rewards:
+    for reward in job.spec.rewards:
         if reward.reward_model is not None:
             config = architecture.classifier_config(job.paths.rewards[reward.name], f"grpo.rewards.{reward.name}")
             total += architecture.build(config, classifier=True).num_parameters()
@@ -268,13 +214,9 @@ def _length_findings(job: JobFile, base: Architecture, seen: Lengths) -> list[st
             share = f"{about}{100 * count / seen.sampled:.1f} %"
             found.append(
                 f"{share} of the training rows are {what}: longer than training.maxLength"
-                f" {job.spec.training.max_length} (99 % have at most {seen.p99} tokens)"
+                f" {job.spec.max_length} (99 % have at most {seen.p99} tokens)"
             )
-    longest = seen.longest
-    if job.kind == "GRPOJob":
-        longest += job.spec.grpo.generation.max_completion_length
-    else:
-        longest = min(longest, job.spec.training.max_length)
+    longest = job.spec.sequence_length(seen.longest)
     if base.positions is not None and longest > base.positions:
         found.append(f"sequences of {longest} tokens are longer than the {base.positions} that the model was made for")
     return found

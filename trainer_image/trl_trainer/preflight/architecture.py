@@ -20,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from trl_contract.jobfile import JobFile
 from trl_trainer.errors import UserError
 from trl_trainer.models import adapter, source
+from trl_trainer.stage import Stage
 
 
 @dataclass(frozen=True)
@@ -42,17 +43,16 @@ class Architecture:
     """Longest sequence that the model was made for."""
 
 
-def inspect(job: JobFile) -> Architecture:
+def inspect(job: JobFile, stage: Stage) -> Architecture:
     """Return what the base model is. UserError when it is not there, of the wrong kind, or not in safetensors."""
     where = source.path(job)
     if Path(where).is_absolute():
         check_weights(Path(where), "model")
     config = source.read_config(where, job.spec.model.revision, "model")
-    reward = job.kind == "RewardJob"
-    check_kind(config, where, reward)
-    skeleton = build(config, reward)
+    check_kind(config, where, stage.is_classifier)
+    skeleton = build(config, stage.is_classifier)
     parameters, linear = skeleton.num_parameters(), _linear(skeleton)
-    adapter = _adapter(job, skeleton)
+    adapter = _adapter(job, stage, skeleton)
     text = config.get_text_config()
     return Architecture(
         name=type(skeleton).__name__,
@@ -127,16 +127,15 @@ def _linear(skeleton: Any) -> int:
     return sum(layer.weight.numel() for layer in layers)
 
 
-def _adapter(job: JobFile, skeleton: Any) -> int:
+def _adapter(job: JobFile, stage: Stage, skeleton: Any) -> int:
     """Return the number of parameters of the adapter, made by peft itself; UserError if it cannot be put on."""
-    task = "SEQ_CLS" if job.kind == "RewardJob" else "CAUSAL_LM"
+    task = stage.task_type
     config = adapter.lora(job, task) or LoraConfig(r=job.spec.peft.r, target_modules="all-linear", task_type=task)
     try:
         adapted = get_peft_model(skeleton, config, low_cpu_mem_usage=True)
     except ValueError as error:
         raise UserError("InvalidSpec", f"peft: {error}") from error
-    if job.kind in ("DPOJob", "GRPOJob") and isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
-        # TRL multiplies with the head's weight itself, so that an adapter on it would never be trained.
+    if not stage.adapts_head and isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
         raise UserError(
             "InvalidSpec", f"peft.targetModules: {job.kind} trains no adapter on the output head: remove it"
         )

@@ -7,15 +7,16 @@ from trl_contract.training import BITSANDBYTES_OPTIMIZERS
 from trl_trainer.errors import UserError
 from trl_trainer.models import source
 from trl_trainer.preflight import architecture
+from trl_trainer.stage import Stage
 
 
-def check(job: JobFile, device: str) -> None:
+def check(job: JobFile, stage: Stage, device: str) -> None:
     """Return if the job's arithmetic works in this image on `device` (cuda or cpu).
 
     UserError names the field, its value and the remedy. Looks at the model's config, at no weights and no rows.
     """
     _check_bitsandbytes(job, device)
-    _check_attention(job)
+    _check_attention(job, stage)
 
 
 def _check_bitsandbytes(job: JobFile, device: str) -> None:
@@ -36,7 +37,7 @@ def _check_bitsandbytes(job: JobFile, device: str) -> None:
         raise UserError("InvalidSpec", f"peft.method qlora needs training.precision bf16, not {training.precision}")
 
 
-def _check_attention(job: JobFile) -> None:
+def _check_attention(job: JobFile, stage: Stage) -> None:
     """Make the model as it will be made, without weights: whether a kernel can be had is transformers' to say."""
     wanted, precision = job.spec.model.attn_implementation, job.spec.training.precision
     if wanted is None:
@@ -47,11 +48,11 @@ def _check_attention(job: JobFile) -> None:
             "InvalidSpec",
             f"model.attnImplementation: {wanted} works with training.precision bf16, not {precision}: {remedy}",
         )
-    where, classifier = source.path(job), job.kind == "RewardJob"
+    where = source.path(job)
     config = source.read_config(where, job.spec.model.revision, "model")
-    architecture.check_kind(config, where, classifier)
+    architecture.check_kind(config, where, stage.is_classifier)
     try:
-        architecture.build(config, classifier, attn_implementation=wanted, dtype=torch.bfloat16)
+        architecture.build(config, stage.is_classifier, attn_implementation=wanted, dtype=torch.bfloat16)
     except (ImportError, ValueError) as error:
         raise UserError(
             "InvalidSpec",

@@ -3,7 +3,10 @@
 from collections import Counter
 from typing import Any
 
-from trl_contract.base import Kind, Model
+from trl_contract.base import Model
+from trl_contract.jobfile import JobFile
+from trl_trainer.data import DataReport
+from trl_trainer.stage import Stage
 
 SAMPLE = 1000
 """So many rows are tokenized at most: a thousand tell the share of long ones to about a percent, in seconds."""
@@ -35,24 +38,25 @@ class Lengths(Model):
         return self.rows - round(self.rows * self.dropped / self.sampled)
 
 
-def measure(kind: Kind, rows: Any, tokenizer: Any, max_length: int | None, completion_only: bool) -> Lengths:
+def measure(job: JobFile, stage: Stage, rows: Any, report: DataReport, tokenizer: Any) -> Lengths:
     """Return the lengths of up to SAMPLE rows of a data set, evenly spread, and what TRL 1.16 does with them.
 
-    sft cuts at max_length, and drops a row of which only prompt is left when the loss is on completions; reward drops
-    a pair with an answer over max_length; dpo drops a pair whose prompt alone fills max_length and cuts the others.
+    sft cuts at training.maxLength, and drops a row of which only prompt is left when the loss is on completions;
+    reward drops a pair with an answer over it; dpo drops a pair whose prompt alone fills it and cuts the others.
     """
+    max_length = job.spec.max_length
     total = len(rows)
     number = min(total, SAMPLE)
     sample = rows.select([i * total // number for i in range(number)])
     prompts = _tokens(tokenizer, [_prompt(row) for row in sample])
-    wholes = [_wholes(kind, row, tokenizer.eos_token or "") for row in sample]
+    wholes = [stage.sequences(row, tokenizer.eos_token or "") for row in sample]
     flat = iter(_tokens(tokenizer, [text for texts in wholes for text in texts]))
     lengths = [max((next(flat) for _ in texts), default=prompt) for texts, prompt in zip(wholes, prompts, strict=True)]
     dropped = cut = 0
     for prompt, length in zip(prompts, lengths, strict=True):
         if max_length is None or length <= max_length:
             continue
-        if kind == "RewardJob" or (prompt >= max_length and (kind == "DPOJob" or completion_only)):
+        if stage.drops(job, report, prompt >= max_length):
             dropped += 1
         else:
             cut += 1
@@ -99,10 +103,8 @@ def _prompt(row: dict[str, Any]) -> Any:
     return (prompt, _tools(row), True) if isinstance(prompt, list) else prompt
 
 
-def _wholes(kind: Kind, row: dict[str, Any], eos: str) -> list[Any]:
-    """Return the sequences that the model sees; TRL ends plain text with the end-of-text token."""
-    if kind == "GRPOJob":
-        return []
+def whole(row: dict[str, Any], eos: str) -> list[Any]:
+    """Return the sequences that the model sees of a row; TRL ends plain text with the end-of-text token."""
     if "messages" in row:
         return [(row["messages"], _tools(row), False)]
     if "text" in row:

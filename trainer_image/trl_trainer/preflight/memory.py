@@ -11,6 +11,7 @@ from pathlib import Path
 
 from trl_contract.base import Model
 from trl_contract.jobfile import JobFile
+from trl_contract.training import DPOSpec
 
 OPTIMIZER_BYTES: dict[str, float] = {
     "adamw_torch_fused": 8,
@@ -132,26 +133,23 @@ def _estimate(job: JobFile, sizes: Sizes, available: int, device: str) -> Memory
 
 def _reference(job: JobFile, sizes: Sizes, compute: int) -> int:
     """Return the bytes of the model that the policy is compared with; 0 when the policy itself serves as it."""
-    if job.kind == "DPOJob":
-        mode = job.spec.dpo.reference_model.mode
-        if mode == "explicit":
+    match job.spec.reference:
+        case "explicit":
             return compute * sizes.other_model
-        if job.spec.peft.method != "none":
-            return 0
-        if mode == "auto":
+        case "base":
             return compute * sizes.parameters
-        # Under FSDP TRL 1.16 precomputes with a copy of its own, in the policy's fp32, whole on every process.
-        return 4 * sizes.parameters if job.world_size > 1 else 0
-    if job.kind == "GRPOJob":
-        return compute * sizes.parameters if job.spec.grpo.beta > 0 and job.spec.peft.method == "none" else 0
-    return 0
+        case "precompute":
+            # Under FSDP TRL 1.16 precomputes with a copy of its own, in the policy's fp32, whole on every process.
+            return 4 * sizes.parameters if job.world_size > 1 else 0
+        case "none":
+            return 0
 
 
 def _activations(job: JobFile, sizes: Sizes, compute: int) -> float:
     """Return a guess: 17 values per token, hidden unit and layer (Korthikanti et al. 2022, without attention scores),
     or with checkpointing one per layer and one layer's 17; and the logits in fp32 where TRL holds them whole (sft)."""
     training = job.spec.training
-    sequences = training.per_device_batch_size * (2 if job.kind in ("DPOJob", "RewardJob") else 1)
+    sequences = training.per_device_batch_size * job.spec.sequences_per_row
     tokens = sequences * sizes.length
     values = sizes.layers + 17 if training.gradient_checkpointing else 17 * sizes.layers
     logits = 8 * tokens * sizes.vocabulary if job.kind == "SFTJob" else 0
@@ -174,7 +172,7 @@ def _changes(job: JobFile, sizes: Sizes, device: str) -> Iterator[tuple[str, Job
             changed,
             1,
         )
-    if job.kind == "DPOJob" and job.spec.dpo.reference_model.mode != "precompute":
+    if isinstance(job.spec, DPOSpec) and job.spec.dpo.reference_model.mode != "precompute":
         reference = job.spec.dpo.reference_model.model_copy(update={"mode": "precompute", "source": None})
         yield "dpo.referenceModel.mode: precompute", _with(job, "dpo", reference_model=reference), 1
     if device == "cuda" and OPTIMIZER_BYTES[training.optimizer] > 2:

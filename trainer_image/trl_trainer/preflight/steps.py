@@ -3,36 +3,39 @@
 import math
 
 from trl_contract.jobfile import JobFile
+from trl_contract.training import GRPOSpec
 from trl_trainer.errors import UserError
 
 
-def total(job: JobFile, rows: int) -> int | None:
-    """Return the optimizer steps of a resolved job on `rows` training rows; None where packing decides.
+def of_rows(job: JobFile, number: int) -> int:
+    """Return the optimizer steps of a resolved job on `number` training rows. UserError where a rank would get none."""
+    training, world = job.spec.training, job.world_size
+    if number < world:
+        raise UserError(
+            "DataFormatError",
+            f"dataset.train: {number} rows are fewer than the {world} processes: give more rows, or lower"
+            " numNodes or numProcPerNode",
+        )
+    batches = math.ceil(number / (training.per_device_batch_size * world))
+    return _steps(job, math.ceil(batches / training.gradient_accumulation_steps))
 
-    UserError when the job would train 0 steps or has fewer rows than ranks.
-    """
+
+def of_prompts(job: JobFile[GRPOSpec], number: int) -> int:
+    """Return the same for a kind that samples completions: TRL takes whole batches of prompts and drops the rest."""
+    training, grpo, world = job.spec.training, job.spec.grpo, job.world_size
+    completions = training.per_device_batch_size * world * training.gradient_accumulation_steps
+    prompts = completions // grpo.num_generations
+    if number < prompts:
+        raise UserError(
+            "DataFormatError",
+            f"dataset.train: {number} prompts are fewer than one step needs: perDeviceBatchSize"
+            f" {training.per_device_batch_size} x {world} processes x gradientAccumulationSteps"
+            f" {training.gradient_accumulation_steps} / numGenerations {grpo.num_generations} = {prompts}",
+        )
+    return _steps(job, number // prompts * grpo.num_iterations)
+
+
+def _steps(job: JobFile, per_epoch: int) -> int:
     training = job.spec.training
-    world = job.world_size
-    batch = training.per_device_batch_size * world
-    if job.kind == "GRPOJob":
-        # TRL takes whole batches of prompts and drops the rest.
-        prompts = batch * training.gradient_accumulation_steps // job.spec.grpo.num_generations
-        if rows < prompts:
-            raise UserError(
-                "DataFormatError",
-                f"dataset.train: {rows} prompts are fewer than one step needs: perDeviceBatchSize"
-                f" {training.per_device_batch_size} x {world} processes x gradientAccumulationSteps"
-                f" {training.gradient_accumulation_steps} / numGenerations {job.spec.grpo.num_generations} = {prompts}",
-            )
-        per_epoch = rows // prompts * job.spec.grpo.num_iterations
-    else:
-        if rows < world:
-            raise UserError(
-                "DataFormatError",
-                f"dataset.train: {rows} rows are fewer than the {world} processes: give more rows, or lower"
-                " numNodes or numProcPerNode",
-            )
-        if job.kind == "SFTJob" and job.spec.sft.packing:
-            return training.max_steps
-        per_epoch = math.ceil(math.ceil(rows / batch) / training.gradient_accumulation_steps)
-    return training.max_steps or math.ceil(training.epochs * per_epoch)
+    assert training.max_steps is not None or training.epochs is not None, "the job is resolved"
+    return training.max_steps or math.ceil((training.epochs or 0) * per_epoch)

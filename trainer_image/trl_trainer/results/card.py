@@ -8,13 +8,14 @@ from typing import Any
 
 from trl_contract.jobfile import JobFile
 from trl_trainer.data import DataReport
+from trl_trainer.stage import Stage
 
-METHODS = {"SFTJob": "SFT", "RewardJob": "reward modelling", "DPOJob": "DPO", "GRPOJob": "GRPO"}
 PACKAGES = ("trl", "transformers", "torch", "accelerate", "peft", "datasets")
 
 
 def text(
     job: JobFile,
+    stage: Stage,
     *,
     data: DataReport,
     parent: str | None,
@@ -31,7 +32,7 @@ def text(
     method = {"none": "all weights", "lora": "LoRA, merged", "qlora": "QLoRA, merged"}[spec.peft.method]
     origin = {
         "job": f"{job.kind} {job.namespace}/{job.name}, uid {job.uid}, attempt {job.attempt}",
-        "method": f"{METHODS[job.kind]}, {method}",
+        "method": f"{stage.method}, {method}",
         "base model": base,
         "parent job": parent or "none known",
         "training data": f"{data.train} rows, {data.form}, {data.digest}",
@@ -57,6 +58,7 @@ def source(job: JobFile) -> str:
     model = job.spec.model
     if model.hub is not None:
         return f"{model.hub.repo}@{model.hub.revision or 'default branch'}"
+    assert model.volume is not None, "a model is on a volume or on the hub"
     return f"volume {model.volume.claim_name}, {model.volume.path}"
 
 

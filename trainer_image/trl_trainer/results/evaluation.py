@@ -14,13 +14,14 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from trl_trainer.distributed.world import Run, broadcast
 from trl_trainer.files import write_whole
 from trl_trainer.launch import watchdog
+from trl_trainer.stage import Stage
 
 MAX_NEW_TOKENS = 128
 """Length of the sample answers."""
 
 
-def measure(run: Run, trainer: Trainer) -> dict[str, float]:
-    """Return TRL's evaluation metrics (without `eval_`), and for dpo our own preference_accuracy. All ranks call it.
+def measure(stage: Stage, trainer: Trainer) -> dict[str, float]:
+    """Return TRL's evaluation metrics (without `eval_`), and the kind's own before them. All ranks call it.
 
     The random state is left as it was, so that a run that evaluates and one that does not see the same batches.
     """
@@ -29,9 +30,7 @@ def measure(run: Run, trainer: Trainer) -> dict[str, float]:
     with _same_random_state():
         found = trainer.evaluate()
         metrics = {name.removeprefix("eval_"): value for name, value in found.items() if isinstance(value, int | float)}
-        if run.job.kind == "DPOJob":
-            metrics = {"preference_accuracy": preference_accuracy(trainer), **metrics}
-    return metrics
+        return {**{name: own(trainer) for name, own in stage.measures.items()}, **metrics}
 
 
 def preference_accuracy(trainer: Trainer) -> float:
@@ -118,8 +117,11 @@ def _same_random_state() -> Iterator[None]:
 class Before(TrainerCallback):
     """Measures the base model once per job, when it is sharded and before the first step."""
 
-    def __init__(self, run: Run, trainer: Trainer, tokenizer: Any, prompts: list[str], conversational: bool) -> None:
+    def __init__(
+        self, run: Run, stage: Stage, trainer: Trainer, tokenizer: Any, prompts: list[str], conversational: bool
+    ) -> None:
         self._run = run
+        self._stage = stage
         self._trainer = trainer
         self._tokenizer = tokenizer
         self._prompts = prompts
@@ -134,7 +136,7 @@ class Before(TrainerCallback):
         if found is None and state.global_step == 0:
             with _same_random_state():
                 found = {
-                    "metrics": measure(self._run, self._trainer) if self._at_start else {},
+                    "metrics": measure(self._stage, self._trainer) if self._at_start else {},
                     "answers": answers(self._run, self._trainer, self._tokenizer, self._prompts, self._conversational),
                 }
             if self._run.is_main:

@@ -15,9 +15,10 @@ from trl_trainer.checkpoints import checkpoint, fence
 from trl_trainer.distributed.world import Run
 from trl_trainer.files import fsync
 from trl_trainer.models import source
+from trl_trainer.stage import Stage
 
 
-def weights(run: Run, trainer: Trainer, tokenizer: Any) -> Path | None:
+def weights(run: Run, stage: Stage, trainer: Trainer, tokenizer: Any) -> Path | None:
     """Write the model of the last step to `<work>/final.part-<attempt>`; all ranks call it, rank 0 gets the folder.
 
     The state is gathered by accelerate whatever form the checkpoints have: `save_model()` writes nothing, and says
@@ -35,7 +36,7 @@ def weights(run: Run, trainer: Trainer, tokenizer: Any) -> Path | None:
         _save_full(run, trained, state, folder)
     else:
         trained.save_pretrained(folder / "adapter", state_dict=state)
-        _save_merged(run, folder)
+        _save_merged(run, stage, folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -47,9 +48,9 @@ def _save_full(run: Run, trained: Any, state: dict[str, torch.Tensor], folder: P
     trained.save_pretrained(folder, state_dict=cast)
 
 
-def _save_merged(run: Run, folder: Path) -> None:
-    kind = AutoModelForSequenceClassification if run.job.kind == "RewardJob" else AutoModelForCausalLM
-    extra = {"num_labels": 1} if run.job.kind == "RewardJob" else {}
+def _save_merged(run: Run, stage: Stage, folder: Path) -> None:
+    kind = AutoModelForSequenceClassification if stage.is_classifier else AutoModelForCausalLM
+    extra = {"num_labels": 1} if stage.is_classifier else {}
     base = kind.from_pretrained(
         source.path(run.job), revision=run.job.spec.model.revision, dtype="auto", use_safetensors=True, **extra
     )

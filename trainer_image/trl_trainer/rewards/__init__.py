@@ -56,9 +56,9 @@ class Rewards:
 
 
 def build(job: JobFile) -> Rewards:
-    """Return the rewards of a resolved GRPOJob; call it before init_process_group (processes start here, reward models
-    are loaded). Raises UserError for a reward that can never work, whatever its onError."""
-    functions = [Reward(given, _scorer(job, given)) for given in job.spec.grpo.rewards]
+    """Return the rewards of a resolved job, none for a kind without; call it before init_process_group (processes start
+    here, reward models are loaded). Raises UserError for a reward that can never work, whatever its onError."""
+    functions = [Reward(given, _scorer(job, given)) for given in job.spec.rewards]
     rewards = Rewards(functions)
     for function in functions:
         if isinstance(function.scorer, PythonScorer):

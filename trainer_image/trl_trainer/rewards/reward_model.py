@@ -19,7 +19,7 @@ class RewardModelScorer:
     to the GPU at the first call. `field` names it in messages.
     """
 
-    def __init__(self, folder: str, field: str, precision: str) -> None:
+    def __init__(self, folder: str, field: str, precision: str | None) -> None:
         config = architecture.classifier_config(folder, field)
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
         self._field = field

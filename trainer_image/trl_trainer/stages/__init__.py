@@ -1,1 +1,13 @@
-"""The four stages: each builds TRL's own trainer from the job, and reads top to bottom."""
+"""The four stages: each says what differs by kind and builds TRL's own trainer."""
+
+from trl_contract.base import Kind
+from trl_contract.jobfile import JobFile
+from trl_trainer.stage import Stage
+from trl_trainer.stages import dpo, grpo, reward, sft
+
+STAGES: dict[Kind, Stage] = {"SFTJob": sft.STAGE, "RewardJob": reward.STAGE, "DPOJob": dpo.STAGE, "GRPOJob": grpo.STAGE}
+
+
+def of(job: JobFile) -> Stage:
+    """Return the stage of the job's kind."""
+    return STAGES[job.kind]

@@ -6,20 +6,20 @@ from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_contract.jobfile import JobFile
-from trl_trainer.data import Data
+from trl_contract.training import GRPOSpec
+from trl_trainer.data import Data, DataReport, rows
 from trl_trainer.distributed.world import Run
-from trl_trainer.models import adapter, arguments, source
+from trl_trainer.errors import UserError
+from trl_trainer.models import adapter, source
+from trl_trainer.preflight import steps
 from trl_trainer.rewards import Rewards
+from trl_trainer.stage import Stage
 
 
-def config(job: JobFile, *, output_dir: str, world: int, device: str, gradient_checkpointing: bool) -> dict[str, Any]:
-    """Return the keyword arguments of GRPOConfig for a resolved job. Pure."""
+def settings(job: JobFile[GRPOSpec]) -> dict[str, Any]:
     grpo = job.spec.grpo
     generation = grpo.generation
     return {
-        **arguments.common(
-            job, output_dir=output_dir, world=world, device=device, gradient_checkpointing=gradient_checkpointing
-        ),
         "shuffle_dataset": job.spec.dataset.shuffle,
         "beta": grpo.beta,
         "num_generations": grpo.num_generations,
@@ -37,21 +37,12 @@ def config(job: JobFile, *, output_dir: str, world: int, device: str, gradient_c
         "top_p": generation.top_p,
         "top_k": generation.top_k or 0,
         "repetition_penalty": generation.repetition_penalty,
-        "model_init_kwargs": arguments.model_init(job, frozen=False),
     }
 
 
-def trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Data, rewards: Rewards) -> GRPOTrainer:
-    """Return TRL's trainer for the job, model loaded."""
-    args = GRPOConfig(
-        **config(
-            run.job,
-            output_dir=str(run.work),
-            world=run.world,
-            device=run.device,
-            gradient_checkpointing=source.gradient_checkpointing(run.job),
-        )
-    )
+def trainer(
+    run: Run, args: GRPOConfig, tokenizer: PreTrainedTokenizerBase, data: Data, rewards: Rewards
+) -> GRPOTrainer:
     made = GRPOTrainer(
         model=source.path(run.job),
         reward_funcs=rewards.functions,
@@ -59,9 +50,36 @@ def trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Data, rewards: R
         train_dataset=data.train,
         eval_dataset=data.eval,
         processing_class=tokenizer,
-        peft_config=adapter.lora(run.job),
+        peft_config=adapter.lora(run.job, STAGE.task_type),
         quantization_config=adapter.quantization(run.job),
     )
     for function in rewards.functions:
         function.is_counted = lambda: made.model.training
     return made
+
+
+def check(job: JobFile[GRPOSpec], tokenizer: Any, report: DataReport) -> None:
+    """Raise UserError if a reward compares with a column that the data do not have."""
+    for reward in job.spec.rewards:
+        compared = reward.similarity or reward.accuracy
+        if compared is not None and compared.column not in report.columns:
+            raise UserError(
+                "InvalidSpec",
+                f"grpo.rewards.{reward.name}: the data have no column {compared.column}, only"
+                f" {', '.join(report.columns)}; dataset.columns can rename one",
+            )
+
+
+STAGE = Stage(
+    method="GRPO",
+    config=GRPOConfig,
+    settings=settings,
+    trainer=trainer,
+    shape=rows.prompt,
+    sequences=lambda row, eos: [],
+    drops=lambda job, report, prompt_fills: False,
+    total_steps=steps.of_prompts,
+    check=check,
+    # TRL multiplies with the head's weight itself.
+    adapts_head=False,
+)

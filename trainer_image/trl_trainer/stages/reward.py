@@ -6,35 +6,27 @@ from transformers import PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer
 
 from trl_contract.jobfile import JobFile
-from trl_trainer.data import Data
+from trl_contract.training import RewardSpec
+from trl_trainer.data import Data, rows
 from trl_trainer.distributed.world import Run
-from trl_trainer.models import adapter, arguments, source
+from trl_trainer.models import adapter, source
+from trl_trainer.preflight import lengths, steps
+from trl_trainer.rewards import Rewards
+from trl_trainer.stage import Stage
 
 
-def config(job: JobFile, *, output_dir: str, world: int, device: str, gradient_checkpointing: bool) -> dict[str, Any]:
-    """Return the keyword arguments of RewardConfig for a resolved job. Pure."""
+def settings(job: JobFile[RewardSpec]) -> dict[str, Any]:
     return {
-        **arguments.common(
-            job, output_dir=output_dir, world=world, device=device, gradient_checkpointing=gradient_checkpointing
-        ),
-        "max_length": job.spec.training.max_length,
+        "max_length": job.spec.max_length,
         "train_sampling_strategy": "random" if job.spec.dataset.shuffle else "sequential",
         "center_rewards_coefficient": job.spec.reward.center_rewards_coefficient,
-        "model_init_kwargs": arguments.model_init(job, frozen=False),
     }
 
 
-def trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Data) -> RewardTrainer:
-    """Return TRL's trainer for the job, model loaded, its head with random weights of the job's seed."""
-    args = RewardConfig(
-        **config(
-            run.job,
-            output_dir=str(run.work),
-            world=run.world,
-            device=run.device,
-            gradient_checkpointing=source.gradient_checkpointing(run.job),
-        )
-    )
+def trainer(
+    run: Run, args: RewardConfig, tokenizer: PreTrainedTokenizerBase, data: Data, rewards: Rewards
+) -> RewardTrainer:
+    """The head has random weights of the job's seed."""
     return RewardTrainer(
         model=source.path(run.job),
         args=args,
@@ -42,6 +34,19 @@ def trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Data) -> RewardT
         eval_dataset=data.eval,
         processing_class=tokenizer,
         # SEQ_CLS makes peft train and save the new head beside the adapter.
-        peft_config=adapter.lora(run.job, "SEQ_CLS"),
+        peft_config=adapter.lora(run.job, STAGE.task_type),
         quantization_config=adapter.quantization(run.job),
     )
+
+
+STAGE = Stage(
+    method="reward modelling",
+    config=RewardConfig,
+    settings=settings,
+    trainer=trainer,
+    shape=rows.pair,
+    sequences=lengths.whole,
+    drops=lambda job, report, prompt_fills: True,
+    total_steps=steps.of_rows,
+    task_type="SEQ_CLS",
+)

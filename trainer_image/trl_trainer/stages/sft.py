@@ -1,51 +1,92 @@
 """SFT: texts, prompts with completions, or conversations (TRL's SFTTrainer)."""
 
+import re
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig, SFTTrainer, get_training_chat_template
 
 from trl_contract.jobfile import JobFile
-from trl_trainer.data import Data
+from trl_contract.training import SFTSpec
+from trl_trainer.data import Data, DataReport, rows
 from trl_trainer.distributed.world import Run
-from trl_trainer.models import adapter, arguments, source
+from trl_trainer.errors import UserError
+from trl_trainer.models import adapter, source
+from trl_trainer.preflight import lengths, steps
+from trl_trainer.rewards import Rewards
+from trl_trainer.stage import Stage
 
 
-def config(job: JobFile, *, output_dir: str, world: int, device: str, gradient_checkpointing: bool) -> dict[str, Any]:
-    """Return the keyword arguments of SFTConfig for a resolved job. Pure."""
+def settings(job: JobFile[SFTSpec]) -> dict[str, Any]:
     sft = job.spec.sft
     return {
-        **arguments.common(
-            job, output_dir=output_dir, world=world, device=device, gradient_checkpointing=gradient_checkpointing
-        ),
-        "max_length": job.spec.training.max_length,
+        "max_length": job.spec.max_length,
         "train_sampling_strategy": "random" if job.spec.dataset.shuffle else "sequential",
         "packing": sft.packing,
         # Packed rows have other lengths, and their loss cannot be compared with that of the job's own rows.
         "eval_packing": False,
         "completion_only_loss": sft.completion_only_loss,
         "assistant_only_loss": sft.assistant_only_loss,
-        "model_init_kwargs": arguments.model_init(job, frozen=False),
     }
 
 
-def trainer(run: Run, tokenizer: PreTrainedTokenizerBase, data: Data) -> SFTTrainer:
-    """Return TRL's trainer for the job, model loaded."""
-    args = SFTConfig(
-        **config(
-            run.job,
-            output_dir=str(run.work),
-            world=run.world,
-            device=run.device,
-            gradient_checkpointing=source.gradient_checkpointing(run.job),
-        )
-    )
+def trainer(run: Run, args: SFTConfig, tokenizer: PreTrainedTokenizerBase, data: Data, rewards: Rewards) -> SFTTrainer:
     return SFTTrainer(
         model=source.path(run.job),
         args=args,
         train_dataset=data.train,
         eval_dataset=data.eval,
         processing_class=tokenizer,
-        peft_config=adapter.lora(run.job),
+        peft_config=adapter.lora(run.job, STAGE.task_type),
         quantization_config=adapter.quantization(run.job),
     )
+
+
+def total_steps(job: JobFile[SFTSpec], number: int) -> int | None:
+    total = steps.of_rows(job, number)
+    return job.spec.training.max_steps if job.spec.sft.packing else total
+
+
+def completion_only(job: JobFile[SFTSpec], report: DataReport) -> bool:
+    """Return whether the loss is on completions only: as given, else by TRL's rule."""
+    given = job.spec.sft.completion_only_loss
+    return "completion" in report.columns if given is None else given
+
+
+def drops(job: JobFile[SFTSpec], report: DataReport, prompt_fills: bool) -> bool:
+    return prompt_fills and completion_only(job, report)
+
+
+def check(job: JobFile[SFTSpec], tokenizer: Any, report: DataReport) -> None:
+    """Raise UserError if the job asks for a loss that the data or the chat template do not allow."""
+    if job.spec.sft.completion_only_loss and "completion" not in report.columns:
+        raise UserError(
+            "InvalidSpec", f"sft.completionOnlyLoss needs prompt and completion, but the data have {report.form}"
+        )
+    if not job.spec.sft.assistant_only_loss:
+        return
+    if not report.conversational:
+        raise UserError("InvalidSpec", f"sft.assistantOnlyLoss needs conversations, but the data have {report.form}")
+    if re.search(r"\{%-?\s*generation\s*-?%\}", tokenizer.chat_template):
+        return
+    try:
+        get_training_chat_template(tokenizer)  # TRL knows marked forms of well-known templates
+    except ValueError as error:
+        raise UserError(
+            "InvalidSpec",
+            "sft.assistantOnlyLoss: the chat template does not mark assistant turns with {% generation %}:"
+            f" set model.chatTemplate to one that does ({error})",
+        ) from error
+
+
+STAGE = Stage(
+    method="SFT",
+    config=SFTConfig,
+    settings=settings,
+    trainer=trainer,
+    shape=rows.sft,
+    sequences=lengths.whole,
+    drops=drops,
+    total_steps=total_steps,
+    check=check,
+)

@@ -1,0 +1,43 @@
+"""The type of what differs by kind; each file of stages/ makes one, and `stages.of` finds it."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """All that the trainer must know of a kind beside its spec (trl_contract.training says the rest)."""
+
+    method: str
+    """What it does, in a few words for the model card."""
+    config: type
+    """TRL's config class."""
+    settings: Callable[[Any], dict[str, Any]]
+    """(resolved job) -> keyword arguments of `config` that only this kind has. Pure."""
+    trainer: Callable[..., Any]
+    """(run, args, tokenizer, data, rewards) -> TRL's trainer, model loaded."""
+    shape: Callable[[Row], Row]
+    """Makes of a user's row, its columns renamed, the row that TRL reads; raises BadRow."""
+    sequences: Callable[[Row, str], list[Any]]
+    """(shaped row, end-of-text token) -> what the model sees of it before any cut: texts, or conversations to render.
+    Empty where it sees the prompt alone."""
+    drops: Callable[[Any, Any, bool], bool]
+    """(job, data report, whether the prompt alone fills training.maxLength) -> whether TRL leaves a row out that is
+    longer than training.maxLength; it cuts the others."""
+    total_steps: Callable[[Any, int], int | None]
+    """(resolved job, training rows) -> optimizer steps; None where only TRL knows. Raises UserError."""
+    check: Callable[[Any, Any, Any], None] = lambda job, tokenizer, report: None
+    """(job, tokenizer, data report): raises UserError for what this kind cannot do with such data."""
+    task_type: Literal["CAUSAL_LM", "SEQ_CLS"] = "CAUSAL_LM"
+    """peft's word for the model; SEQ_CLS is a classifier with one label."""
+    adapts_head: bool = True
+    """Whether an adapter on the output head would be trained."""
+    measures: Mapping[str, Callable[[Any], float]] = field(default_factory=dict)
+    """Metrics that are ours: (trainer) -> value."""
+
+    @property
+    def is_classifier(self) -> bool:
+        return self.task_type == "SEQ_CLS"
