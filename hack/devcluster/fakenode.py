@@ -207,7 +207,7 @@ class FakeNode:
             try:
                 self._follow()
             except ValueError as error:
-                # Watch.stop shuts the TLS socket down while it is read, and what is read then is no JSON but ciphertext.
+                # Watch.stop shuts the TLS socket down while it is read: what is read then is ciphertext, no JSON.
                 if not self._stopped.is_set():
                     self._error = error
                 return
