@@ -33,6 +33,7 @@ class OutOfMemoryError(RuntimeError):
         (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), "OutOfHostMemory"),
         (OSError(errno.ENOSPC, "No space left on device", "/mnt/x"), "StorageFull"),
         (RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed"), "StorageFull"),
+        (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 704 vs 598"), "StorageFull"),
         (ValueError("Error while serializing: I/O error: No space left on device (os error 28)"), "StorageFull"),
         (OSError(errno.EROFS, "Read-only file system", "/mnt/x"), "AccessDenied"),
         (PermissionError(errno.EACCES, "Permission denied", "/mnt/x"), "AccessDenied"),
@@ -128,11 +129,13 @@ def test_exit_codes_are_classes(reason: FailureReason | None, code: int) -> None
 def test_secrets_are_masked_and_other_text_is_kept() -> None:
     environment = {
         "HF_TOKEN": "hunter2hunter2", "WANDB_API_KEY": "0123456789abcdef", "MY_PASSWORD": "swordfish", "HOME": "/home",
-        "KUBEFLOW_TRAINER_SERVER_TOKEN": "/var/run/secrets/trl/token",
+        "KUBEFLOW_TRAINER_SERVER_TOKEN": "/var/run/secrets/trl/token", "REWARD_URL": "https://score.example/k3y",
+        "EMPTY": "", "TRL_SECRET_VARIABLES": "REWARD_URL EMPTY",
     }  # fmt: skip
-    text = "hunter2hunter2 0123456789abcdef swordfish hf_abcdefghijklmnop Bearer abc.def-123 https://u:pw@host /home"
+    text = "https://score.example/k3y "
+    text += "hunter2hunter2 0123456789abcdef swordfish hf_abcdefghijklmnop Bearer abc.def-123 https://u:pw@host /home"
     masked = records.mask(text, environment)
-    for secret in ("hunter2", "0123456789", "swordfish", "hf_abc", "abc.def", "u:pw"):
+    for secret in ("hunter2", "0123456789", "swordfish", "hf_abc", "abc.def", "u:pw", "k3y"):
         assert secret not in masked
     assert "/home" in masked
     assert "https://***@host" in masked

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from trl_contract.rewards import PythonReward
+from trl_trainer.errors import TrainerError
 from trl_trainer.rewards import python
 from trl_trainer.rewards.python import PythonScorer
 from trl_trainer.rewards.score import Batch
@@ -75,7 +76,7 @@ def test_none_has_a_reason(scorer):
 )
 def test_what_goes_wrong_is_told_and_the_next_call_is_served(scorer, body, why):
     score = scorer(f"def f(completions, **_):\n    if completions[0] == 'bad':\n        {body}\n    return [1]")
-    with pytest.raises(RuntimeError, match=why):
+    with pytest.raises(TrainerError, match=why):
         score(batch("bad"))
     assert score(batch("good")) == [1.0]
 
@@ -91,7 +92,7 @@ def test_a_call_that_hangs_is_ended_with_all_it_started_and_replaced(scorer, tmp
         seconds=2,
     )
     start = time.monotonic()
-    with pytest.raises(RuntimeError, match=r"^took longer than 2 s$"):
+    with pytest.raises(TrainerError, match=r"^took longer than 2 s$"):
         score(batch("hang"))
     assert time.monotonic() - start < 10
     grandchild = int((tmp_path / "pid").read_text())
@@ -101,7 +102,7 @@ def test_a_call_that_hangs_is_ended_with_all_it_started_and_replaced(scorer, tmp
 
 def test_an_import_that_hangs_is_ended(scorer, monkeypatch):
     monkeypatch.setattr(python, "IMPORT_SECONDS", 1)
-    with pytest.raises(RuntimeError, match="took longer than 1 s"):
+    with pytest.raises(TrainerError, match="took longer than 1 s"):
         scorer("import time\ntime.sleep(600)\n")(batch("x" * 1_000_000))
 
 
@@ -114,7 +115,7 @@ def test_an_import_that_hangs_is_ended(scorer, monkeypatch):
     ],
 )
 def test_a_module_that_cannot_be_imported_is_told(scorer, source, why):
-    with pytest.raises(RuntimeError, match=why):
+    with pytest.raises(TrainerError, match=why):
         scorer(source).wait_until_ready()
 
 

@@ -102,6 +102,15 @@ def test_secrets_are_references(make_job: Make) -> None:
         "WANDB_API_KEY": {"name": "wandb", "key": "api"},
         "TRL_REWARD_IS_GOOD_TOKEN": {"name": "score", "key": "token"},
     }
+    named = env(job)["TRL_SECRET_VARIABLES"]["value"].split()
+    assert named == list(found), "the trainer tells no value of these"
+
+
+def test_the_trainer_is_told_which_of_the_users_variables_are_secret(make_job: Make) -> None:
+    reference = {"secretKeyRef": {"name": "score", "key": "url"}}
+    job = make_job(env=[{"name": "SCORE_URL", "valueFrom": reference}, {"name": "A", "value": "b"}])
+    assert env(job)["TRL_SECRET_VARIABLES"]["value"].split()[-1] == "SCORE_URL"
+    assert "A" not in env(job)["TRL_SECRET_VARIABLES"]["value"].split()
 
 
 @settings(deadline=None)  # how long one example takes says nothing on a busy machine

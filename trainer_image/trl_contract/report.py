@@ -47,6 +47,9 @@ EXIT_CODES: dict[str, int] = {
 
 USER_ERROR_EXIT_CODE = 10
 
+SECRET_VARIABLES = "TRL_SECRET_VARIABLES"
+"""Variable with the names of the variables whose values come from Secrets, divided by spaces: no message tells them."""
+
 
 class Metric(Model):
     name: Annotated[str, Field(min_length=1, max_length=64)]

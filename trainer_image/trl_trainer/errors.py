@@ -4,10 +4,14 @@ from trl_contract.report import FailureReason
 
 
 class TrainerError(Exception):
-    """Ends the attempt with `reason`; the message says what happened and, where there is one, the remedy."""
+    """Ends the attempt with `reason`; the message says what happened and, where there is one, the remedy. `log` is what
+    another process said about it: it follows the traceback."""
 
-    def __init__(self, reason: FailureReason, message: str) -> None:
+    def __init__(self, reason: FailureReason, message: str, log: str = "") -> None:
         super().__init__(message)
+        self.log = log
+        if log:
+            self.add_note(log)
         self.reason: FailureReason = reason
         self.message = message
 

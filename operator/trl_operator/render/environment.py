@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from trl_contract.report import SECRET_VARIABLES
 from trl_contract.sources import SecretKeyRef
 from trl_operator.api.cluster import EnvVar
 from trl_operator.api.job import Job
@@ -24,12 +25,16 @@ def environment(job: Job, attempt: int, receiver_url: str) -> list[dict[str, Any
     }
     if not hub_sources(job):
         literals["HF_HUB_OFFLINE"] = "1"
+    found, users = secrets(job), job.cluster.env or []
+    secret = [*found, *(variable.name for variable in users if variable.value_from)]
+    if secret:
+        literals[SECRET_VARIABLES] = " ".join(secret)
     rank = {"fieldRef": {"fieldPath": f"metadata.labels['{LABEL_REPLICA_INDEX}']"}}
     return [
         {"name": "PET_NODE_RANK", "valueFrom": rank},
         *({"name": name, "value": value} for name, value in literals.items()),
-        *({"name": name, "valueFrom": _secret(ref)} for name, ref in secrets(job).items()),
-        *(_user(variable) for variable in job.cluster.env or []),
+        *({"name": name, "valueFrom": _secret(ref)} for name, ref in found.items()),
+        *(_user(variable) for variable in users),
     ]
 
 

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from errno import EACCES, EDQUOT, ENOSPC, EROFS
 from pathlib import Path
 
-from trl_contract.report import EXIT_CODES, USER_ERROR_EXIT_CODE, ExitRecord, FailureReason, Progress
+from trl_contract.report import EXIT_CODES, SECRET_VARIABLES, USER_ERROR_EXIT_CODE, ExitRecord, FailureReason, Progress
 from trl_trainer.errors import Preempted, TrainerError
 
 FOLDER = "TRL_RECORDS"
@@ -25,6 +25,8 @@ _PEER_LOST = re.compile(
     r"|failed to recv|connection refused|store.*(closed|broken)|rendezvous|gloo.*(enforce|eof)|unexpected eof",
     re.IGNORECASE,
 )
+_FULL = ("No space left", "PytorchStreamWriter failed", "unexpected pos")
+"""How safetensors and torch's zip writer (caffe2/serialize/inline_container.cc) report a full disk: without errno."""
 _TIMEOUT = re.compile(r"timed out|timeout", re.IGNORECASE)
 _SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$")
 _SECRET_TEXT = re.compile(r"hf_[A-Za-z0-9]{10,}|(?<=Bearer )[A-Za-z0-9._~+/=-]{8,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
@@ -67,8 +69,7 @@ def classify(error: BaseException) -> tuple[FailureReason, str]:
 
 def _classify_text(error: BaseException) -> tuple[FailureReason, str]:
     said, text = str(error), f"{type(error).__name__}: {_first_line(error)}"
-    # torch's zip writer and safetensors report a full disk without an errno.
-    if "No space left" in said or "PytorchStreamWriter failed" in said:
+    if any(words in said for words in _FULL):
         return "StorageFull", text
     if "Read-only file system" in said:
         return "AccessDenied", text
@@ -114,10 +115,11 @@ def failure(
 
 
 def mask(text: str, environment: Mapping[str, str]) -> str:
-    """Return `text` without the values of secret-looking variables, hub tokens and bearer tokens."""
+    """Return `text` without the values of variables that came from Secrets or look so, hub tokens and bearer tokens."""
+    secret = environment.get(SECRET_VARIABLES, "").split()
     for name, value in environment.items():
-        if _SECRET_NAME.search(name) and len(value) >= 6 and not os.path.isabs(value):
-            text = text.replace(value, "***")
+        if name in secret or (_SECRET_NAME.search(name) and len(value) >= 6 and not os.path.isabs(value)):
+            text = text.replace(value, "***") if value else text
     return _SECRET_TEXT.sub("***", text)
 
 

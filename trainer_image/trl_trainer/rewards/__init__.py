@@ -64,9 +64,9 @@ def build(job: JobFile) -> Rewards:
         if isinstance(function.scorer, PythonScorer):
             try:
                 function.scorer.wait_until_ready()
-            except RuntimeError as error:
+            except TrainerError as error:
                 rewards.close()
-                raise UserError("RewardError", f"grpo.rewards.{function.__name__}: {error}") from error
+                raise UserError(error.reason, f"grpo.rewards.{function.__name__}: {error}", error.log) from error
     return rewards
 
 
@@ -175,17 +175,18 @@ class Reward:
         """Return a score or a reason per completion, and the first error."""
         number = len(batch.completions)
         reason: FailureReason = "RewardError"
+        log = ""
         try:
             scores = [_finite(score) for score in self.scorer(batch)]
             if len(scores) != number:
                 scores = [f"returned {len(scores)} rewards for {number} completions"] * number
         except TrainerError as error:
-            reason, scores = error.reason, [error.message] * number
+            reason, scores, log = error.reason, [error.message] * number, error.log
         except Exception as error:
             traceback.print_exc()
             scores = [str(error) or type(error).__name__] * number
         first = next((score for score in scores if isinstance(score, str)), None)
-        return scores, None if first is None else TrainerError(reason, f"grpo.rewards.{self.__name__}: {first}")
+        return scores, None if first is None else TrainerError(reason, f"grpo.rewards.{self.__name__}: {first}", log)
 
 
 def _finite(score: Score) -> Score:
@@ -196,9 +197,9 @@ def _finite(score: Score) -> Score:
 
 def _first(failure: TrainerError | None) -> TrainerError:
     """Return the failure of the lowest rank that has one, on every rank."""
-    mine = None if failure is None else (failure.reason, failure.message)
+    mine = None if failure is None else (failure.reason, failure.message, failure.log)
     found = [mine]
     if dist.is_initialized():
         found = [None] * dist.get_world_size()
         dist.all_gather_object(found, mine)
-    return TrainerError(*next(pair for pair in found if pair is not None))
+    return TrainerError(*next(one for one in found if one is not None))

@@ -35,8 +35,8 @@ def main() -> None:
     confine()
     try:
         function = load(*sys.argv[1:])
-    except BaseException:
-        answer(answers, {"error": tail()})
+    except BaseException as error:
+        answer(answers, failure(error))
         return
     answer(answers, {"ready": True})
     for line in requests:
@@ -65,23 +65,24 @@ def load(path: str, name: str) -> Callable[..., Any]:
 def call(
     function: Callable[..., Any], prompts: list[Any], completions: list[Any], columns: dict[str, list[Any]]
 ) -> dict[str, Any]:
-    """Return {"rewards": one number, or None, per completion} or {"error": why}."""
+    """Return {"rewards": one number, or None, per completion} or what `failure` returns."""
     try:
         result = function(prompts=prompts, completions=completions, **columns)
         if inspect.isawaitable(result):
             result = asyncio.run(wait(result))
         return {"rewards": [None if value is None else float(value) for value in result]}
-    except BaseException:
-        return {"error": tail()}
+    except BaseException as error:
+        return failure(error)
 
 
 async def wait(result: Awaitable[Any]) -> Any:
     return await result
 
 
-def tail() -> str:
-    """Return the last lines of the traceback: the user's own code and the error."""
-    return "".join(traceback.format_exc()).strip()[-1000:]
+def failure(error: BaseException) -> dict[str, Any]:
+    """Return {"error": what was raised, in one line, "log": the end of the traceback: the user's own code}."""
+    said = traceback.format_exception_only(error)[-1].strip().splitlines() or [type(error).__name__]
+    return {"error": said[0][:500], "log": "".join(traceback.format_exception(error)).strip()[-1500:]}
 
 
 def answer(answers: BinaryIO, value: dict[str, Any]) -> None:

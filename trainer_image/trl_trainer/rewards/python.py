@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from trl_contract.rewards import PythonReward
+from trl_trainer.errors import TrainerError
 from trl_trainer.rewards.limits import time_limit
 from trl_trainer.rewards.score import Batch, Score
 
@@ -34,21 +35,21 @@ class PythonScorer:
         self._start()
 
     def __call__(self, batch: Batch) -> list[Score]:
-        """Return one score per completion. What goes wrong in the function is raised as RuntimeError."""
+        """Return one score per completion. What goes wrong in the function is a TrainerError (RewardError)."""
         request = {"prompts": batch.prompts, "completions": batch.completions, "columns": batch.columns}
         self.wait_until_ready()
         values = self._ask(json.dumps(request, default=str).encode() + b"\n", self._seconds)["rewards"]
         return [f"{self._command[-1]} returned None" if value is None else value for value in values]
 
     def wait_until_ready(self) -> None:
-        """Return when the module is imported; RuntimeError when that fails."""
+        """Return when the module is imported; TrainerError (RewardError) when that fails."""
         if self._is_ready:
             return
         if self._process is None:
             self._start()
         try:
             self._ask(b"", IMPORT_SECONDS)
-        except RuntimeError:
+        except TrainerError:
             self.close()
             raise
         self._is_ready = True
@@ -89,14 +90,14 @@ class PythonScorer:
                 line = _read_line(self._process.stdout.fileno())
         except (TimeoutError, BrokenPipeError) as error:
             self.close()
-            raise RuntimeError(str(error)) from error
+            raise TrainerError("RewardError", str(error)) from error
         if not line:
             process = self._process
             self.close()
-            raise RuntimeError(f"its process died with exit code {process.returncode}")
+            raise TrainerError("RewardError", f"its process died with exit code {process.returncode}")
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
-            raise RuntimeError(answer["error"])
+            raise TrainerError("RewardError", answer["error"], answer["log"])
         return answer
 
 
