@@ -198,6 +198,7 @@ def bare_losses(run: Any, tokenizer: Any, rows: Any, steps: int) -> list[float]:
     from trl import DPOConfig, DPOTrainer
 
     from trl_trainer import stages
+    from trl_trainer.distributed import sharding
     from trl_trainer.models import source
     from trl_trainer.models.arguments import arguments
 
@@ -207,9 +208,10 @@ def bare_losses(run: Any, tokenizer: Any, rows: Any, steps: int) -> list[float]:
 
     config = arguments(run.job, stages.of(run.job), output_dir=str(run.work / "bare"), world=run.world,
                        device=run.device, gradient_checkpointing=source.gradient_checkpointing(run.job))  # fmt: skip
-    trainer = DPOTrainer(
-        model=source.path(run.job), args=DPOConfig(**config), train_dataset=rows.train, processing_class=tokenizer
-    )
+    args = DPOConfig(**config)
+    # Plain TRL's own precision with several processes on GPUs is another.
+    sharding.configure(args, run)
+    trainer = DPOTrainer(model=source.path(run.job), args=args, train_dataset=rows.train, processing_class=tokenizer)
     trainer.add_callback(Stop())
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

@@ -16,8 +16,7 @@ from trl_trainer.checkpoints import checkpoint, early_stopping, fence, publisher
 from trl_trainer.checkpoints.publisher import FiniteGuard, LoadGuard, Publisher
 from trl_trainer.checkpoints.schedule import AlreadyTrained, Schedule
 from trl_trainer.checkpoints.writer import Writer, plain_errors
-from trl_trainer.distributed import cpu_fsdp, world
-from trl_trainer.distributed.sharding import ShardingCheck
+from trl_trainer.distributed import cpu_fsdp, sharding, world
 from trl_trainer.distributed.world import Run
 from trl_trainer.errors import Preempted, UserError
 from trl_trainer.launch import records
@@ -130,7 +129,9 @@ def build(run: Run, stage: Stage, tokenizer: Any, rows: data.Data, scores: Rewar
         device=run.device,
         gradient_checkpointing=source.gradient_checkpointing(run.job),
     )
-    return stage.trainer(run, stage.config(**found), tokenizer, rows, scores)
+    args = stage.config(**found)
+    sharding.configure(args, run)
+    return stage.trainer(run, args, tokenizer, rows, scores)
 
 
 def fit(
@@ -153,7 +154,7 @@ def fit(
         run.job.stall_timeout_seconds, partial(checkpoint.newest_bytes, run.work), run.job.attempt, run.rank
     )
     # In this order at every event: first what may end the run, then what saves, then what decides and reports.
-    callbacks = [load_guard, ShardingCheck(trainer, run.world), guard, watchdog, before]
+    callbacks = [load_guard, sharding.ShardingCheck(trainer, run.world), guard, watchdog, before]
     callbacks += [publishing, *([reporter] if run.is_main else []), schedule]
     stopper = early_stopper(run, trainer)
     callbacks += [stopper] if stopper is not None else []

@@ -1,11 +1,23 @@
-"""The proof that FSDP is really on: accelerate can fall back to DDP, train replicas and exit 0."""
+"""FSDP2 as we want it, and the proof that it is on: accelerate can fall back to DDP, train replicas and exit 0."""
 
 from typing import Any
 
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from trl_trainer.distributed import precision
+from trl_trainer.distributed.world import Run
 from trl_trainer.errors import TrainerError
+
+
+def configure(args: TrainingArguments, run: Run) -> None:
+    """Set in `args` what has no word of its own there, before a trainer is made of them: the precision policy.
+
+    accelerate keeps a policy that it is given (`fsdp_plugin_args` is made for the plugin's own arguments). Set later it
+    would come too late: TRL shards the reference when the trainer is made.
+    """
+    if run.world > 1:
+        args.fsdp_plugin_args["mixed_precision_policy"] = precision.policy(run.job.spec.training.precision)
 
 
 def check(trainer: Trainer, world: int) -> None:

@@ -1,0 +1,129 @@
+"""Several processes compute in bf16 what one does: log-probabilities keep their precision."""
+
+import json
+import random
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+from trainer_kit import SEED, Warm, job_file, metrics, prompts, write_jsonl
+
+# The evaluation before training is at fixed weights; what TRL notes of each of its batches is kept. What comes after
+# training, and our own accuracy, are left out for time.
+KEEP = """
+import os
+from trl import DPOTrainer
+from trl_trainer.results import evaluation, export
+evaluation.preference_accuracy = lambda *given: 0.0
+export.weights = lambda *given: os._exit(0)
+log = DPOTrainer.log
+def keep(self, logs, *args):
+    noted = list(self._metrics["eval"]["rewards/margins"])
+    if noted and self.state.global_step == 0 and rank == 0:
+        import json, pathlib
+        pathlib.Path(self.args.output_dir, "fixed.json").write_text(json.dumps(noted))
+    log(self, logs, *args)
+DPOTrainer.log = keep
+"""
+# An adapter that is no zero, so that policy and reference differ from the start.
+GROWN = """
+from trl_trainer.models import adapter
+arguments = adapter.lora_arguments
+adapter.lora_arguments = lambda *given: {**arguments(*given), "init_lora_weights": False}
+"""
+
+
+def long_pairs(count: int) -> list[dict[str, str]]:
+    """Return pairs of 70 to 100 words, whose log-probabilities are sums of about -300."""
+    rng = random.Random(SEED)
+    words = sorted({word for row in prompts(40) for word in row["answer"].split()})
+
+    def reply() -> str:
+        return " ".join(rng.choices(words, k=rng.randint(70, 100)))
+
+    return [{"prompt": "where is my order", "chosen": reply(), "rejected": reply()} for _ in range(count)]
+
+
+def margins(
+    warm: Warm, model: Path, other: Path, folder: Path, method: str, world: int
+) -> tuple[list[float], list[float]]:
+    """Return the margin of each batch before training, and of each step of training."""
+    folder.mkdir()
+    pairs = long_pairs(320)
+    write_jsonl(folder / "train.jsonl", pairs[:160])
+    write_jsonl(folder / "eval.jsonl", pairs[160:])
+    source = {"volume": {"claimName": "model", "path": "other"}}
+    full = method == "none"
+    spec: dict[str, Any] = {
+        "peft": {"method": method},
+        "training": {
+            "maxSteps": 20, "perDeviceBatchSize": 8 // world, "precision": "bf16", "learningRate": 1e-4,
+        },
+        "dataset": {"shuffle": False, "eval": {"volume": {"claimName": "data", "path": "eval.jsonl"}}},
+        "evaluation": {"maxExamples": 160},
+        "checkpoint": {"everySteps": 100},
+        "dpo": {"referenceModel": {"mode": "explicit", "source": source} if full else {"mode": "auto"}},
+    }  # fmt: skip
+    paths = {
+        "storage": str(folder / "storage"), "model": str(model), "train": str(folder / "train.jsonl"),
+        "eval": str(folder / "eval.jsonl"), "referenceModel": str(other),
+    }  # fmt: skip
+    job = job_file(folder, model, spec=spec, paths=paths, numProcPerNode=world)
+    ended = warm.run(job, world, prelude=[KEEP, *([] if full else [GROWN])])
+    assert set(ended.codes) == {0}, ended.logs
+    trained = [line["rewards/margins"] for line in metrics(folder) if "loss" in line]
+    return json.loads((folder / "storage/uid-1/fixed.json").read_text()), trained
+
+
+@pytest.fixture(scope="module")
+def other_model(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model with other weights."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("other")
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    torch.manual_seed(SEED)
+    with torch.no_grad():
+        for value in model.parameters():
+            value.add_(torch.randn_like(value), alpha=0.01)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("method", ["none", "lora"])
+def test_two_processes_in_bf16_see_the_margins_of_one(
+    method: str, warm: Warm, model_folder: Path, other_model: Path, tmp_path: Path
+) -> None:
+    fixed_alone, alone = margins(warm, model_folder, other_model, tmp_path / "1", method, 1)
+    fixed_both, both = margins(warm, model_folder, other_model, tmp_path / "2", method, 2)
+    assert len(fixed_alone) == len(alone) == 20
+    assert max(abs(value) for value in fixed_alone) > 0.1, "policy and reference must differ"
+    assert max(abs(a - b) for a, b in zip(fixed_alone, fixed_both, strict=True)) < 0.002
+    assert median(abs(a - b) for a, b in zip(alone, both, strict=True)) < 0.005
+
+
+def test_grpo_weighs_tokens_by_log_probabilities_in_fp32(warm: Warm, model_folder: Path, tmp_path: Path) -> None:
+    note = """
+from trl import GRPOTrainer
+compute = GRPOTrainer._get_per_token_logps_and_entropies
+def noted(self, *given, **named):
+    found = compute(self, *given, **named)
+    rounded = bool((found[0].bfloat16().float() == found[0]).all())
+    print("log-probabilities", found[0].dtype, "rounded" if rounded else "whole", flush=True)
+    return found
+GRPOTrainer._get_per_token_logps_and_entropies = noted
+"""
+    write_jsonl(tmp_path / "train.jsonl", prompts(20))
+    grpo = {"generation": {"maxCompletionLength": 8}, "rewards": [{"name": "short", "length": {"min": 0, "max": 5}}]}
+    spec = {
+        "grpo": grpo, "training": {"maxSteps": 1, "precision": "bf16"}, "evaluation": {"enabled": False},
+    }  # fmt: skip
+    ended = warm.run(job_file(tmp_path, model_folder, "GRPOJob", spec=spec), prelude=[note])
+    assert ended.codes == [0, 0], ended.logs
+    for log in ended.logs:
+        said = [line for line in log.splitlines() if line.startswith("log-probabilities")]
+        # Of the reference and of the policy.
+        assert said == ["log-probabilities torch.float32 whole"] * 2
