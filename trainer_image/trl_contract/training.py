@@ -462,10 +462,19 @@ class TrainingSpec(Model):
         """The reward functions of a kind that has any."""
         return []
 
+    def with_rewards(self, rewards: list[RewardFunction]) -> "TrainingSpec":
+        """Return the same spec with other reward functions, of a kind that has any."""
+        raise TypeError(f"{type(self).__name__} has no rewards")
+
     @property
     def sample_prompts(self) -> list[str]:
         """evaluation.samplePrompts of a kind that answers."""
         return []
+
+    @property
+    def has_kl_penalty(self) -> bool:
+        """Whether the policy is tied to its base, where a kind can do without."""
+        return True
 
     @property
     def save_multiple(self) -> int:
@@ -590,9 +599,16 @@ class GRPOSpec(TrainingSpec):
     def rewards(self) -> list[RewardFunction]:
         return list(self.grpo.rewards)
 
+    def with_rewards(self, rewards: list[RewardFunction]) -> "GRPOSpec":
+        return self.model_copy(update={"grpo": self.grpo.model_copy(update={"rewards": rewards})})
+
     @property
     def sample_prompts(self) -> list[str]:
         return self.evaluation.sample_prompts
+
+    @property
+    def has_kl_penalty(self) -> bool:
+        return self.grpo.beta > 0
 
     @property
     def save_multiple(self) -> int:

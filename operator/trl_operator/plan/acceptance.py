@@ -4,18 +4,11 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from trl_contract.sources import (
-    ConfigMapKey,
-    Dataset,
-    DataSource,
-    HubDataset,
-    HubModel,
-    ModelSource,
-    SecretKeyRef,
-    Volume,
-)
+from trl_contract.sources import ConfigMapKey, HubDataset, HubModel, SecretKeyRef, Volume
+from trl_operator.api.cluster import Storage
 from trl_operator.api.job import Job
 from trl_operator.constants import MAX_CONFIG_MAP_BYTES, MAX_INLINE_BYTES
+from trl_operator.plan.bindings import bindings
 
 SHARED = {"ReadWriteMany", "ReadOnlyMany"}
 
@@ -45,36 +38,29 @@ class Reference:
 
 def references(job: Job) -> list[Reference]:
     """Return the ConfigMaps and claims that the spec names."""
-    spec: Any = job.training
-    dataset: Dataset = spec.dataset
-    found = [*_source("model", spec.model), *_source("dataset.train", dataset.train)]
-    found += _source("dataset.eval", dataset.eval)
-    if job.info.kind == "DPOJob":
-        found += _source("dpo.referenceModel.source", spec.dpo.reference_model.source)
-    for index, reward in enumerate(spec.grpo.rewards if job.info.kind == "GRPOJob" else []):
-        field = f"grpo.rewards[{index}]"
-        if reward.python:
-            found.append(_config_map(f"{field}.python.configMap", reward.python.config_map))
-        if reward.reward_model and reward.reward_model.source:
-            found.append(_claim(f"{field}.rewardModel.source.volume", reward.reward_model.source.volume))
-    if job.cluster.storage.claim_name:
-        claim = job.cluster.storage.claim_name
-        found.append(Reference("storage.claimName", "PersistentVolumeClaim", claim, writes=True))
+    found = []
+    for binding in bindings(job):
+        match binding.source:
+            case Volume(claim_name=name):
+                found.append(Reference(binding.field, "PersistentVolumeClaim", name))
+            case Storage(claim_name=str(name)):
+                found.append(Reference(binding.field, "PersistentVolumeClaim", name, writes=True))
+            case ConfigMapKey(name=name, key=key):
+                found.append(Reference(binding.field, "ConfigMap", name, key))
     return found
 
 
 def check_spec(job: Job) -> Blocker | None:
     """Return what is wrong with the spec itself and cannot be said in its schema."""
-    dataset: Dataset = getattr(job.training, "dataset")  # noqa: B009
     # The trainer gets the spec as it was written and with its defaults resolved, and inline rows as a file too.
     total = 2 * _size(job.training.to_wire())
-    for name, source in (("train", dataset.train), ("eval", dataset.eval)):
-        if source and source.inline:
-            size = _size(source.inline)
+    for binding in bindings(job):
+        if isinstance(binding.source, list):
+            size = _size(binding.source)
             total += size
             if size > MAX_INLINE_BYTES:
                 remedy = "put the rows into a ConfigMap or a volume"
-                message = f"dataset.{name}.inline has {size} bytes, at most {MAX_INLINE_BYTES}: {remedy}"
+                message = f"{binding.field} has {size} bytes, at most {MAX_INLINE_BYTES}: {remedy}"
                 return Blocker("InlineTooLarge", message, final=True)
     if total > MAX_CONFIG_MAP_BYTES:
         remedy = "shorten its texts (rewards, templates, prompts), or put inline rows into a ConfigMap or a volume"
@@ -94,21 +80,13 @@ def _size(value: Any) -> int:
 
 def hub_sources(job: Job) -> list[HubModel | HubDataset]:
     """Return the parts of the spec that name a repository on the hub."""
-    spec: Any = job.training
-    dataset: Dataset = spec.dataset
-    sources: list[ModelSource | DataSource | None] = [spec.model, dataset.train, dataset.eval]
-    if job.info.kind == "DPOJob":
-        sources.append(spec.dpo.reference_model.source)
-    return [source.hub for source in sources if source and source.hub]
+    return [binding.source for binding in bindings(job) if isinstance(binding.source, HubModel | HubDataset)]
 
 
 def hub_secrets(job: Job) -> list[SecretKeyRef]:
     """Return the different token references of the hub sources; the libraries know one token only."""
-    found: list[SecretKeyRef] = []
-    for hub in hub_sources(job):
-        if hub.token_secret_ref and hub.token_secret_ref not in found:
-            found.append(hub.token_secret_ref)
-    return found
+    refs = [hub.token_secret_ref for hub in hub_sources(job) if hub.token_secret_ref]
+    return [ref for index, ref in enumerate(refs) if ref not in refs[:index]]
 
 
 def check_reference(reference: Reference, obj: dict[str, Any] | None, num_nodes: int) -> Blocker | None:
@@ -140,22 +118,3 @@ def _not_shared(claim: dict[str, Any], num_nodes: int, wanted: set[str]) -> str:
     """Return the claim's access modes if several nodes need others; empty if all is well."""
     modes = set(claim["spec"].get("accessModes", ()))
     return ", ".join(sorted(modes)) or "none" if num_nodes > 1 and not modes & wanted else ""
-
-
-def _source(field: str, source: ModelSource | DataSource | None) -> list[Reference]:
-    if source is None:
-        return []
-    found = []
-    if source.volume:
-        found.append(_claim(f"{field}.volume", source.volume))
-    if isinstance(source, DataSource) and source.config_map:
-        found.append(_config_map(f"{field}.configMap", source.config_map))
-    return found
-
-
-def _claim(field: str, volume: Volume) -> Reference:
-    return Reference(field, "PersistentVolumeClaim", volume.claim_name)
-
-
-def _config_map(field: str, source: ConfigMapKey) -> Reference:
-    return Reference(field, "ConfigMap", source.name, source.key)

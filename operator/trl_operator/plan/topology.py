@@ -2,7 +2,6 @@
 
 import re
 
-from trl_contract.training import GrpoTraining
 from trl_operator.api.cluster import ClusterSpec
 from trl_operator.api.job import Job
 from trl_operator.constants import GPU_PATTERN
@@ -26,5 +25,5 @@ def world_size(spec: ClusterSpec) -> int:
 
 def batch_size(job: Job) -> int:
     """Return the rows per optimizer step (grpo: completions)."""
-    training: GrpoTraining = getattr(job.training, "training")  # noqa: B009
+    training = job.training.training
     return training.per_device_batch_size * training.gradient_accumulation_steps * world_size(job.cluster)

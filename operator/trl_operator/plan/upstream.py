@@ -8,10 +8,11 @@ from typing import Any
 from pydantic import ValidationError
 
 from trl_contract.base import Kind
-from trl_contract.rewards import RewardFunction, RewardModelReward, RewardModelSource
+from trl_contract.rewards import RewardFunction, RewardJobRef, RewardModelReward, RewardModelSource
 from trl_contract.sources import Volume
 from trl_operator.api.job import Job, parse_job
 from trl_operator.plan.acceptance import Blocker
+from trl_operator.plan.bindings import bindings
 
 Obj = dict[str, Any]
 
@@ -30,11 +31,10 @@ class Upstream:
 def upstreams(job: Job) -> list[Upstream]:
     """Return the jobs whose results the spec names."""
     found = []
-    for index, reward in enumerate(_rewards(job)):
-        model = reward.reward_model
-        if model and model.from_job:
-            field = f"grpo.rewards[{index}].rewardModel.fromJob"
-            found.append(Upstream(field, "RewardJob", model.from_job.name, model.least_accuracy))
+    for binding in bindings(job):
+        match binding.source:
+            case RewardModelReward(from_job=RewardJobRef(name=name)) as model:
+                found.append(Upstream(binding.field, "RewardJob", name, model.least_accuracy))
     return found
 
 
@@ -78,10 +78,8 @@ def with_upstreams(job: Job, found: Mapping[str, Obj]) -> Job:
     """Return `job` with each fromJob replaced by the volume that holds that job's model; `found` is by their names."""
     if not upstreams(job):
         return job
-    spec: Any = job.training
-    rewards = [_with_volume(reward, found) for reward in _rewards(job)]
-    grpo = spec.grpo.model_copy(update={"rewards": rewards})
-    return replace(job, training=spec.model_copy(update={"grpo": grpo}))
+    rewards = [_with_volume(reward, found) for reward in job.training.rewards]
+    return replace(job, training=job.training.with_rewards(rewards))
 
 
 def awaits(obj: Obj, name: str) -> bool:
@@ -90,11 +88,6 @@ def awaits(obj: Obj, name: str) -> bool:
         return False
     rewards = obj["spec"].get("grpo", {}).get("rewards", ())
     return any(reward.get("rewardModel", {}).get("fromJob", {}).get("name") == name for reward in rewards)
-
-
-def _rewards(job: Job) -> list[RewardFunction]:
-    spec: Any = job.training
-    return list(spec.grpo.rewards) if job.info.kind == "GRPOJob" else []
 
 
 def _with_volume(reward: RewardFunction, found: Mapping[str, Obj]) -> RewardFunction:

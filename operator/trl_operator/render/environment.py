@@ -8,6 +8,7 @@ from trl_operator.api.cluster import EnvVar
 from trl_operator.api.job import Job
 from trl_operator.constants import GROUP, LABEL_REPLICA_INDEX, VERSION
 from trl_operator.plan.acceptance import hub_secrets, hub_sources
+from trl_operator.plan.bindings import Binding, bindings
 from trl_operator.render.volumes import ATTEMPT, HOME, TOKEN
 
 MASTER_PORT = 29500
@@ -45,17 +46,19 @@ def report_path(job: Job) -> str:
 
 def secrets(job: Job) -> dict[str, SecretKeyRef]:
     """Return the references to secrets, by the name of the variable that carries each."""
-    spec: Any = job.training
     found: dict[str, SecretKeyRef] = {}
     if refs := hub_secrets(job):
         found["HF_TOKEN"] = refs[0]
-    if spec.tracking and spec.tracking.wandb and spec.tracking.wandb.secret_ref:
-        found["WANDB_API_KEY"] = spec.tracking.wandb.secret_ref
-    if job.info.kind == "GRPOJob":
-        for reward in spec.grpo.rewards:
-            if reward.http and reward.http.secret_ref:
-                found[f"TRL_REWARD_{reward.name.upper().replace('-', '_')}_TOKEN"] = reward.http.secret_ref
+    for binding in bindings(job):
+        if isinstance(binding.source, SecretKeyRef):
+            found[_variable(binding)] = binding.source
     return found
+
+
+def _variable(binding: Binding) -> str:
+    if binding.role == "tracking":
+        return "WANDB_API_KEY"
+    return f"TRL_REWARD_{binding.name.upper().replace('-', '_')}_TOKEN"
 
 
 def _secret(ref: Any) -> dict[str, Any]:

@@ -1,13 +1,13 @@
-"""What an attempt mounts, and where the trainer finds it. Every source is visited here and nowhere else."""
+"""What an attempt mounts, and where the trainer finds it."""
 
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import Any
 
 from trl_contract.jobfile import Paths
-from trl_contract.rewards import RewardFunction
-from trl_contract.sources import ConfigMapKey, Dataset, DataSource, ModelSource, Volume
+from trl_contract.sources import ConfigMapKey, Volume
 from trl_operator.api.job import Job
+from trl_operator.plan.bindings import Binding, bindings
 
 ATTEMPT = "/etc/trl"
 STORAGE = "/mnt/storage"
@@ -51,61 +51,37 @@ def mounts(job: Job, attempt: int) -> tuple[Mounts, Paths]:
     found = Mounts()
     sub_path = job.cluster.storage.sub_path
     found.add_claim(job.storage_claim, STORAGE, **({"subPath": sub_path} if sub_path else {}))
-    spec: Any = job.training
-    dataset: Dataset = spec.dataset
-    rewards = spec.grpo.rewards if job.info.kind == "GRPOJob" else []
-    reference = spec.dpo.reference_model.source if job.info.kind == "DPOJob" else None
-    paths = Paths(
-        storage=STORAGE,
-        model=_model(found, spec.model, "/mnt/model"),
-        reference_model=_model(found, reference, "/mnt/reference-model"),
-        train=_rows(found, dataset.train, "train"),
-        eval=_rows(found, dataset.eval, "eval"),
-        rewards=_rewards(found, rewards),
-    )
+    paths, rewards = {}, {}
+    for binding in bindings(job):
+        place = _place(found, binding)
+        if place is None:
+            continue
+        if binding.role == "reward":
+            rewards[binding.name] = place
+        else:
+            paths[binding.role] = place
     found.add("attempt", {"configMap": {"name": job.child_name(attempt)}}, ATTEMPT, readOnly=True)
     found.add("token", {"projected": {"sources": [_token(job)]}}, TOKEN_FOLDER, readOnly=True)
     found.add("tmp", {"emptyDir": {}}, "/tmp")
     found.add("home", {"emptyDir": {}}, HOME)
     found.add("shm", {"emptyDir": _shared_memory(job)}, "/dev/shm")
-    return found, paths
+    return found, Paths(storage=STORAGE, rewards=rewards, **paths)
 
 
 def inline_rows(job: Job) -> dict[str, list[dict[str, Any]]]:
     """Return the rows that the spec itself holds, by the name of their file in the attempt's ConfigMap."""
-    dataset: Dataset = getattr(job.training, "dataset")  # noqa: B009
-    sources = {"train.jsonl": dataset.train, "eval.jsonl": dataset.eval}
-    return {name: source.inline for name, source in sources.items() if source and source.inline}
+    return {f"{binding.role}.jsonl": binding.source for binding in bindings(job) if isinstance(binding.source, list)}
 
 
-def _model(found: Mounts, source: ModelSource | None, path: str) -> str | None:
-    if source is None or source.volume is None:
+def _place(found: Mounts, binding: Binding) -> str | None:
+    """Mount what the trainer reads of a binding and return where it is; None if there is nothing to mount."""
+    if isinstance(binding.source, list):
+        return f"{ATTEMPT}/{binding.role}.jsonl"
+    if not isinstance(binding.source, Volume | ConfigMapKey):
         return None
-    return found.add_read_only(source.volume, path, "")
-
-
-def _rows(found: Mounts, source: DataSource | None, name: str) -> str | None:
-    if source is None or source.hub:
-        return None
-    if source.inline:
-        return f"{ATTEMPT}/{name}.jsonl"
-    place = source.volume or source.config_map
-    assert place is not None, "the schema allows exactly one source"
-    return found.add_read_only(place, f"/mnt/{name}", f"{name}-rows")
-
-
-def _rewards(found: Mounts, rewards: list[RewardFunction]) -> dict[str, str]:
-    paths = {}
-    for reward in rewards:
-        source: Volume | ConfigMapKey | None = None
-        if reward.python:
-            source = reward.python.config_map
-        elif reward.reward_model:
-            assert reward.reward_model.source is not None, "fromJob was replaced by the volume that it stands for"
-            source = reward.reward_model.source.volume
-        if source is not None:
-            paths[reward.name] = found.add_read_only(source, f"/mnt/rewards/{reward.name}", f"reward-{reward.name}")
-    return paths
+    if binding.role == "reward":
+        return found.add_read_only(binding.source, f"/mnt/rewards/{binding.name}", f"reward-{binding.name}")
+    return found.add_read_only(binding.source, f"/mnt/{binding.role.replace('_', '-')}", f"{binding.role}-rows")
 
 
 def _token(job: Job) -> dict[str, Any]:

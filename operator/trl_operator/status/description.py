@@ -1,7 +1,6 @@
 """What the status says of the spec alone."""
 
 from datetime import datetime
-from typing import Any
 
 from trl_operator.api.job import Job
 from trl_operator.plan.topology import batch_size, world_size
@@ -21,18 +20,20 @@ def describe(job: Job, status: Status, now: datetime) -> None:
 
 
 def _warnings(job: Job) -> list[tuple[str, str, str]]:
-    spec: Any = job.training
+    spec = job.training
     found = []
     if not spec.evaluation.enabled:
         found.append(("EvaluationSkipped", "Disabled", "evaluation.enabled is false"))
     elif spec.dataset.eval is None and spec.dataset.eval_split == 0:
         found.append(("EvaluationSkipped", "NoHeldOutRows", "no dataset.eval, and dataset.evalSplit is 0"))
-    if job.info.kind == "GRPOJob" and spec.grpo.beta == 0:
+    if not spec.has_kl_penalty:
         found.append(("KLPenaltyDisabled", "BetaIsZero", "grpo.beta is 0: nothing ties the policy to its base"))
     return found
 
 
 def _model_name(job: Job) -> str:
-    model: Any = getattr(job.training, "model")  # noqa: B009
-    name = model.hub.repo if model.hub else f"{model.volume.claim_name}/{model.volume.path}"
-    return str(name)[:256]
+    model = job.training.model
+    if model.hub:
+        return model.hub.repo[:256]
+    assert model.volume is not None, "a model is on a volume or on the hub"
+    return f"{model.volume.claim_name}/{model.volume.path}"[:256]

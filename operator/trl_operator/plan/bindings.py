@@ -1,0 +1,63 @@
+"""The one walk over a spec: everything outside of it that it names, where, and what for."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from trl_contract.rewards import RewardFunction, RewardModelReward
+from trl_contract.sources import ConfigMapKey, DataSource, HubDataset, HubModel, ModelSource, SecretKeyRef, Volume
+from trl_operator.api.cluster import Storage
+from trl_operator.api.job import Job
+
+Rows = list[dict[str, Any]]
+Role = Literal["model", "reference_model", "train", "eval", "reward", "storage", "tracking"]
+Source = Volume | ConfigMapKey | HubModel | HubDataset | Rows | SecretKeyRef | RewardModelReward | Storage
+
+
+@dataclass(frozen=True)
+class Binding:
+    """`source` is what the spec names in `field`: a claim, a key of a ConfigMap, a repository, rows that the spec holds
+    itself, a key of a Secret, the claim that the job writes to, or (a RewardModelReward) the result of another job."""
+
+    field: str
+    role: Role
+    source: Source
+    name: str = ""
+    """Of the reward, where `role` says so."""
+
+
+def bindings(job: Job) -> list[Binding]:
+    """Return all that the spec names, in the order of its sections."""
+    spec, storage = job.training, job.cluster.storage
+    found = [
+        *_source("model", "model", spec.model),
+        *_source("train", "dataset.train", spec.dataset.train),
+        *_source("eval", "dataset.eval", spec.dataset.eval),
+        *_source("reference_model", "dpo.referenceModel.source", spec.explicit_reference),
+    ]
+    for index, reward in enumerate(spec.rewards):
+        found += _reward(f"grpo.rewards[{index}]", reward)
+    if spec.tracking and spec.tracking.wandb and spec.tracking.wandb.secret_ref:
+        found.append(Binding("tracking.wandb.secretRef", "tracking", spec.tracking.wandb.secret_ref))
+    if storage.claim_name:
+        found.append(Binding("storage.claimName", "storage", storage))
+    return found
+
+
+def _source(role: Role, field: str, source: ModelSource | DataSource | None) -> list[Binding]:
+    if source is None:
+        return []
+    named: dict[str, Source | None] = {"hub": source.hub, "volume": source.volume}
+    if isinstance(source, DataSource):
+        named |= {"configMap": source.config_map, "inline": source.inline}
+    return [Binding(f"{field}.{name}", role, given) for name, given in named.items() if given]
+
+
+def _reward(field: str, reward: RewardFunction) -> list[Binding]:
+    model = reward.reward_model
+    named: dict[str, Source | None] = {
+        "python.configMap": reward.python.config_map if reward.python else None,
+        "rewardModel.source.volume": model.source.volume if model and model.source else None,
+        "rewardModel.fromJob": model if model and model.from_job else None,
+        "http.secretRef": reward.http.secret_ref if reward.http else None,
+    }
+    return [Binding(f"{field}.{name}", "reward", given, reward.name) for name, given in named.items() if given]
