@@ -12,4 +12,3 @@ compile() {
 compile dev --extra operator --extra trainer --extra test
 compile operator --extra operator -c requirements/dev.txt
 compile trainer --extra trainer -c requirements/dev.txt
-compile trainer-qlora --extra trainer --extra qlora -c requirements/dev.txt

@@ -49,6 +49,35 @@ sys.argv = ["pip", "check"]
 runpy.run_module("pip", run_name="__main__")
 """
 
+# A GPU's driver brings libcuda.so.1, and Triton compiles its own module against it when the first kernel runs.
+TRITON_DRIVER = """
+import os, pathlib, re, subprocess, sys, triton
+source = pathlib.Path(triton.__file__).parent / "backends/nvidia/driver.c"
+names = sorted(set(re.findall(r"\\b(cu[A-Z][A-Za-z0-9]*)\\b *\\(", source.read_text())))
+folder = pathlib.Path("/tmp/stub")
+folder.mkdir()
+(folder / "stub.c").write_text("".join(f"int {name}(void) {{ return 0; }}\\n" for name in names))
+library = folder / "libcuda.so.1"
+subprocess.run(["gcc", "-shared", "-fPIC", "-Wl,-soname,libcuda.so.1", "-o", library, folder / "stub.c"], check=True)
+code = "from triton.backends.nvidia.driver import CudaUtils; CudaUtils()"
+subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "LD_LIBRARY_PATH": str(folder)})
+print(len(names), *pathlib.Path.home().glob(".triton/cache/*/cuda_utils*.so"))
+"""
+TORCH_COMPILE = """
+import pathlib, tempfile, torch
+def function(x):
+    return torch.nn.functional.gelu(x) * 2 + x.sum()
+x = torch.linspace(-2, 2, 1000)
+torch.testing.assert_close(torch.compile(function, fullgraph=True)(x), function(x))
+print(len(list(pathlib.Path(tempfile.gettempdir()).glob("torchinductor_*/**/*.so"))))
+"""
+FOUR_BITS = """
+import torch
+from bitsandbytes.functional import dequantize_4bit, quantize_4bit
+weights = torch.linspace(-1, 1, 4096).reshape(64, 64)
+print(float((dequantize_4bit(*quantize_4bit(weights, quant_type="nf4")) - weights).abs().max()))
+"""
+
 
 @pytest.fixture(scope="module", autouse=True)
 def built(cluster: None) -> None:
@@ -236,6 +265,20 @@ except OSError as error:
     assert run_python["trainer"](code).strip() == "Read-only file system"
 
 
+def test_triton_compiles_its_driver_in_a_restricted_pod(run_python: dict[str, RunPython]) -> None:
+    count, module = run_python["trainer"](TRITON_DRIVER).split()
+    assert int(count) > 20, "driver.c calls more of CUDA than that"
+    assert module.startswith("/home/trainer/.triton/cache/")
+
+
+def test_torch_compile_works_in_a_restricted_pod(run_python: dict[str, RunPython]) -> None:
+    assert int(run_python["trainer"](TORCH_COMPILE)) > 0, "a kernel was compiled"
+
+
+def test_bitsandbytes_is_there_and_works(run_python: dict[str, RunPython]) -> None:
+    assert 0 < float(run_python["trainer"](FOUR_BITS)) < 0.2
+
+
 def test_a_change_of_our_code_runs_in_a_pod_within_15_seconds(
     checkout: Path, start_pod: Callable[[str], RunPython], image_restored: None
 ) -> None:
@@ -257,8 +300,8 @@ def test_a_change_of_our_code_runs_in_a_pod_within_15_seconds(
     shared = [
         old for old, new in zip(before["rootfs"]["diff_ids"], after["rootfs"]["diff_ids"], strict=True) if old == new
     ]
-    assert len(shared) >= 2, "base and dependencies are the layers that were there"
-    assert sum(layers("trainer")[2:]) < 5e6
+    assert len(shared) >= 3, "base, compilers and dependencies are the layers that were there"
+    assert sum(layers("trainer")[3:]) < 5e6
 
 
 def test_a_plain_build_gives_the_same_image_in_one_go(start_pod: Callable[[str], RunPython]) -> None:
