@@ -110,3 +110,11 @@ kill-test: $(VENV) ## Kill jobs at 200 random instants; each must end as if noth
 
 bench-trainer: $(VENV) ## Ours against plain TRL: speed, start-up, checkpoints (about 20 minutes on 2 quiet cores)
 	@PYTHONPATH=$(CURDIR)/tests/bench $(PY) tests/bench/bench_trainer.py --output docs/bench-trainer.json
+
+# GPU_PYTHON=python3 takes a machine's own PyTorch, with the wheels of `make gpu-wheels` on its PYTHONPATH.
+gpu-check: $(if $(GPU_PYTHON),,$(VENV)) ## What must be true on a GPU, in at most 6 minutes on one; writes docs/gpu.md (PART=truth)
+	@PYTHONPATH=$(subst $() ,:,$(addprefix $(CURDIR)/,trainer_image tests/gpu tests/bench tests/trainer)):$${PYTHONPATH:-} \
+		$(or $(GPU_PYTHON),$(PY)) tests/gpu/gpu_check.py $(or $(PART),truth) $(or $(GPU_ARGUMENTS),--report docs/gpu.md)
+
+gpu-wheels: $(UV) ## What a machine with PyTorch and CUDA lacks for gpu-check, for its Python 3.12, into .wheels
+	@hack/gpu-wheels.sh $(dir $(UV))pip

@@ -10,7 +10,9 @@ import os
 import signal
 import sys
 import time
+import traceback
 from pathlib import Path
+from typing import NoReturn
 
 
 def main() -> None:
@@ -62,8 +64,13 @@ def signal_all(pids: list[int], codes: dict[int, int], number: int) -> None:
 
 def fork_rank(command: dict[str, object], rank: int) -> int:
     pid = os.fork()
-    if pid:
-        return pid
+    if pid == 0:
+        become(command, rank)
+    return pid
+
+
+def become(command: dict[str, object], rank: int) -> NoReturn:
+    """Be rank `rank` of the command from here to the end of this process."""
     world = int(str(command["world"]))
     if world > 1:
         os.environ.update(
@@ -76,14 +83,15 @@ def fork_rank(command: dict[str, object], rank: int) -> int:
     os.dup2(log, 1)
     os.dup2(log, 2)
     sys.argv = ["trl_trainer", "--job", str(command["job"])]
-    for line in command["prelude"]:  # type: ignore[attr-defined]
-        # A fault to inject, in the rank's own process.
-        exec(line, {"rank": rank})
-    from trl_trainer.__main__ import main as rank_main
-
     try:
+        for line in command["prelude"]:  # type: ignore[attr-defined]
+            # A fault to inject, in the rank's own process.
+            exec(line, {"rank": rank})
+        from trl_trainer.__main__ import main as rank_main
+
         rank_main()
     finally:
+        traceback.print_exc()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(99)
