@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from pydantic import ValidationError
 
-from trl_operator.api.job import Job, parse_job
+from trl_operator.api.job import Job, parse_known
 from trl_operator.blockers import find_blocker, is_awaited, resolve
 from trl_operator.cache import Cache
 from trl_operator.constants import API_VERSION, LABEL_ATTEMPT, LABEL_JOB_UID, MANAGER, MANAGER_PROGRESS, MANAGER_STATUS
@@ -72,29 +72,45 @@ class Reconciler:
             return None
         if "deletionTimestamp" in obj["metadata"]:
             return None
-        try:
-            job = parse_job(obj)
-        except ValidationError as error:
-            await self._refuse(obj, error)
+        job = await self._read(obj)
+        if job is None:
             return None
         view = await self._observe(job, obj)
-        obj = await self._save_last_words(obj, view)
+        obj = await self._save_last_words(job, obj, view)
         decision = decide(job, obj.get("status", {}), view, self._now())
         obj = await self._write_status(job, obj, decision.status)
         return await self._act(job, obj, decision)
 
-    async def _refuse(self, obj: Obj, error: ValidationError) -> None:
-        """A stored object that does not fit our models: made before a rule was added. What has ended stays as it is."""
+    async def _read(self, obj: Obj) -> Job | None:
+        """Return the typed form of a stored job; None if it has none, which its status then tells.
+
+        The CRD may be newer than this process, and gives every stored job its new fields: a job that has an attempt
+        goes on without them, any other waits for an operator that knows them.
+        """
+        try:
+            job, unknown = parse_known(obj)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            message = f"spec.{'.'.join(str(part) for part in first['loc'])}: {first['msg']}: create a new job"
+            await self._refuse(obj, "False", "InvalidSpec", message)
+            return None
+        if unknown and "attempt" not in obj.get("status", {}):
+            message = f"spec.{unknown[0]} is not known to this version of the operator: upgrade it, or remove the field"
+            await self._refuse(obj, "Unknown", "NewerOperatorNeeded", message)
+            return None
+        return job
+
+    async def _refuse(self, obj: Obj, value: str, reason: str, message: str) -> None:
+        """Say that a stored job is not accepted. What has ended stays as it is."""
         if "completionTime" in obj.get("status", {}):
             return
-        first = error.errors(include_url=False)[0]
-        message = f"spec.{'.'.join(str(part) for part in first['loc'])}: {first['msg']}: create a new job"
         status = owned(obj.get("status", {}))
         generation = obj["metadata"]["generation"]
-        set_condition(status, "Accepted", "False", "InvalidSpec", message, generation=generation, now=self._now())
+        set_condition(status, "Accepted", value, reason, message, generation=generation, now=self._now())
         if "pytorchJob" not in status:
             status["phase"] = "Pending"
-        await self._put_status(obj, status)
+        if owned(obj.get("status", {})) != status:
+            await self._put_status(obj, status)
 
     async def _observe(self, job: Job, obj: Obj) -> View:
         """Look at what the decision needs. The cache may lag, so what is missing in it is asked for."""
@@ -104,7 +120,7 @@ class Reconciler:
             return View(others=tuple(children), blocker=await self._blocker(job, 0))
         others = tuple(child for child in children if child.name != attempt.child)
         if "completionTime" in current:
-            return View(others=others)
+            return View(others=tuple(children))
         child = next((child for child in children if child.name == attempt.child), None)
         if child is None or attempt.child_uid not in ("", child.uid):
             child = await self._live_child(job, attempt.number)
@@ -141,12 +157,13 @@ class Reconciler:
         found.sort(key=lambda event: event.get("lastTimestamp") or "", reverse=True)
         return tuple(event.get("message", "") for event in found)
 
-    async def _save_last_words(self, obj: Obj, view: View) -> Obj:
+    async def _save_last_words(self, job: Job, obj: Obj, view: View) -> Obj:
         """Write the progress that exit records carry, so that the end does not depend on the receiver."""
         current, attempt = obj.get("status", {}), current_attempt(obj)
         if attempt is None or "completionTime" in current:
             return obj
-        fields = last_words(records(view.pods), attempt.number, view.succeeded, current)
+        succeeded = view.succeeded(job.cluster.num_nodes)
+        fields = last_words(records(view.pods), attempt.number, succeeded, current)
         if fields is None:
             return obj
         try:

@@ -10,6 +10,7 @@ import pytest
 from trl_operator.plan.acceptance import Blocker
 from trl_operator.plan.observation import format_time
 from trl_operator.status.conditions import condition
+from trl_operator.status.events import events
 from trl_operator.status.lifecycle import Decision, View, decide
 
 Make = Callable[..., Any]
@@ -101,6 +102,7 @@ def test_an_attempt_runs_when_all_its_pods_do(make_job: Make, make_child: Make, 
     [
         ({"waiting": ("ImagePullBackOff", "no such image")}, "ImagePullFailed"),
         ({"waiting": ("CreateContainerConfigError", 'secret "hf" not found')}, "SecretNotFound"),
+        ({"waiting": ("CreateContainerConfigError", "couldn't find key token in Secret team/hf")}, "SecretKeyNotFound"),
         ({"conditions": [UNSCHEDULABLE]}, "Unschedulable"),
         ({}, "Starting"),
     ],
@@ -291,6 +293,121 @@ def test_the_deadline_stops_the_attempt_waits_for_its_pods_and_fails_the_job(
     assert "completionTime" not in wait.status
     end = decide(job, wait.status, View(pods=(make_pod(0).vanished(),)), now)
     assert end.status["failure"]["reason"] == "DeadlineExceeded"
+
+
+def test_the_deadline_says_what_the_job_was_waiting_for(
+    make_job: Make, make_child: Make, make_pod: Make, now: datetime
+) -> None:
+    job, status = running(make_job, make_child, now, runPolicy={"activeDeadlineSeconds": 60})
+    pending = (make_pod(0, "Pending", conditions=[UNSCHEDULABLE]),)
+    status = decide(job, status, View(make_child(0), pods=pending), now).status
+    now += timedelta(seconds=60)
+    status = decide(job, status, View(make_child(0), pods=pending), now).status
+    end = decide(job, status, View(pods=(pending[0].vanished(),)), now)
+    failure = end.status["failure"]
+    assert failure["reason"] == "DeadlineExceeded"
+    assert "waited for: Unschedulable: pod tune-dpo-0-worker-0: 0/1 nodes" in failure["message"]
+
+
+@pytest.mark.parametrize("kind", ["Accepted", "UpstreamReady"])
+def test_the_deadline_holds_before_the_first_attempt(make_job: Make, now: datetime, kind: Any) -> None:
+    job = make_job(runPolicy={"activeDeadlineSeconds": 60})
+    view = View(blocker=Blocker("ConfigMapNotFound", "create it", condition=kind))
+    first = decide(job, {}, view, now)
+    assert (first.requeue or 0) <= 60
+    end = decide(job, first.status, view, now + timedelta(seconds=60))
+    assert end.status["failure"]["reason"] == "DeadlineExceeded"
+    assert "ConfigMapNotFound: create it" in end.status["failure"]["message"]
+
+
+def test_a_suspension_before_the_start_does_not_lengthen_the_deadline(
+    make_job: Make, make_child: Make, make_pod: Make, now: datetime
+) -> None:
+    policy = {"activeDeadlineSeconds": 60}
+    status = decide(make_job(runPolicy={**policy, "suspend": True}), {}, View(), now).status
+    assert "startTime" not in status
+    now += timedelta(hours=9)
+    status = decide(make_job(runPolicy=policy), status, View(), now).status
+    view = View(make_child(0), pods=(make_pod(0),))
+    assert decide(make_job(runPolicy=policy), status, view, now).requeue == pytest.approx(60)
+
+
+def test_success_is_not_lost_with_the_pytorchjob(
+    make_job: Make, make_child: Make, make_pod: Make, now: datetime
+) -> None:
+    storage = {"size": "1Gi", "accessModes": ["ReadWriteMany"]}
+    job, status = running(make_job, make_child, now, numNodes=2, storage=storage)
+    pods = [make_pod(index, "Succeeded", exit_code=0, record=SUCCEEDED).vanished() for index in (0, 1)]
+    assert decide(job, status, View(pods=tuple(pods)), now).status["phase"] == "Succeeded"
+    assert decide(job, status, View(pods=tuple(pods[:1])), now).status["phase"] == "Restarting"
+
+
+def test_a_record_of_failure_outweighs_the_pytorchjobs_success(
+    make_job: Make, make_child: Make, make_pod: Make, now: datetime
+) -> None:
+    job, status = running(make_job, make_child, now)
+    pod = make_pod(0, "Succeeded", exit_code=0, record=record("Failed", "NonFiniteLoss", message="nan"))
+    end = decide(job, status, View(make_child(0, "Succeeded"), pods=(pod,)), now)
+    assert (end.status["phase"], end.status["failure"]["reason"]) == ("Failed", "NonFiniteLoss")
+
+
+def test_an_attempt_of_which_nothing_is_left_is_free_once(make_job: Make, make_child: Make, now: datetime) -> None:
+    job, status = running(make_job, make_child, now, runPolicy={"maxRestarts": 1})
+    status = decide(job, status, View(make_child(0, "Failed")), now).status
+    assert (status["retry"]["counted"], status["retry"]["freeInARow"]) == (0, 1)
+    now += timedelta(minutes=9)
+    status = decide(job, decide(job, status, View(), now).status, View(make_child(1)), now).status
+    status = decide(job, status, View(make_child(1, "Failed")), now).status
+    assert (status["retry"]["counted"], status["retry"]["freeInARow"]) == (1, 1)
+
+
+def test_a_newer_checkpoint_makes_the_pause_short_again(
+    make_job: Make, make_child: Make, make_pod: Make, now: datetime
+) -> None:
+    job, status = running(make_job, make_child, now, runPolicy={"maxRestarts": 9})
+    pauses = []
+    for attempt, step in enumerate((0, 0, 0, 40, 40)):
+        pod = make_pod(0, "Failed", attempt=attempt, exit_code=1)
+        current = {**status, "checkpoints": [{"step": step}]}
+        decision = decide(job, current, View(make_child(attempt, "Failed"), pods=(pod,)), now)
+        pauses.append(decision.requeue)
+        now += timedelta(seconds=decision.requeue or 0)
+        status = decide(job, decision.status, View(), now).status
+        status = decide(job, status, View(make_child(attempt + 1)), now).status
+    assert pauses == [10, 20, 40, 10, 20]
+    assert status["retry"]["counted"] == 5, "what counts against maxRestarts counts"
+
+
+def test_a_pod_that_hangs_in_its_deletion_holds_nobody_for_ever(
+    make_job: Make, make_child: Make, make_pod: Make, now: datetime
+) -> None:
+    _, status = running(make_job, make_child, now)
+    cancelled = make_job(runPolicy={"cancel": True})
+    hangs = (make_pod(0, deleted_at=format_time(now)),)
+    status = decide(cancelled, status, View(pods=hangs), now).status
+    assert "completionTime" not in decide(cancelled, status, View(pods=hangs), now + timedelta(seconds=60)).status
+    assert decide(cancelled, status, View(pods=hangs), now + timedelta(seconds=61)).status["phase"] == "Cancelled"
+
+
+def test_what_happens_by_wish_is_told_as_normal(
+    make_job: Make, make_child: Make, make_pod: Make, now: datetime
+) -> None:
+    job, status = running(make_job, make_child, now)
+    gone = View(pods=(make_pod(0).vanished(),))
+    cancelled = decide(make_job(runPolicy={"cancel": True}), status, gone, now).status
+    assert [(e.type, e.reason) for e in events(status, cancelled)] == [("Normal", "Cancelled")]
+    rests = decide(make_job(runPolicy={"suspend": True}), status, gone, now).status
+    assert [(e.type, e.reason) for e in events(status, rests)] == [("Normal", "Suspended")]
+    again = decide(job, rests, View(), now).status
+    assert [(e.type, e.reason) for e in events(rests, again)] == [("Normal", "Resumed")]
+
+
+def test_what_a_pod_waits_for_is_told_once(make_job: Make, make_child: Make, make_pod: Make, now: datetime) -> None:
+    job, status = running(make_job, make_child, now)
+    view = View(make_child(0), pods=(make_pod(0, "Pending", conditions=[UNSCHEDULABLE]),))
+    waits = decide(job, status, view, now).status
+    assert [(e.type, e.reason) for e in events(status, waits)] == [("Warning", "Unschedulable")]
+    assert events(waits, decide(job, waits, view, now).status) == []
 
 
 def test_the_deadline_holds_between_attempts_too(make_job: Make, now: datetime) -> None:

@@ -34,6 +34,18 @@ def record(reason: str, second: int = 0, **fields: Any) -> dict[str, Any]:
         ({"exit_code": 1, "record": '{"outcome": "Bored"}'}, "Unknown"),
         ({"exit_code": 12, "record": record("DataFormatError") | {"rank": 2**31}}, "NonFiniteLoss"),
         ({"exit_code": 137, "disruption": "DeletionByTaintManager"}, "NodeLost"),
+        ({"exit_code": 255, "exit_reason": "Unknown"}, "NodeLost"),
+        ({"exit_code": 137, "exit_reason": "ContainerStatusUnknown"}, "NodeLost"),
+        ({"exit_code": 143, "deleted_at": "2026-11-21T11:40:00Z", "record": record("Preempted")}, "ChildDeleted"),
+        (
+            {
+                "exit_code": 143,
+                "deleted_at": "2026-11-21T11:40:00Z",
+                "record": record("Preempted"),
+                "disruption": "EvictionByEvictionAPI",
+            },
+            "Preempted",
+        ),
         ({"exit_code": 137, "disruption": "PreemptionByScheduler"}, "Preempted"),
         ({"exit_code": 137, "disruption": "EvictionByEvictionAPI"}, "Preempted"),
         ({"exit_code": 137, "reason": "Evicted", "message": "over its ephemeral-storage limit"}, "Evicted"),
@@ -114,8 +126,21 @@ def test_an_attempt_that_lost_a_pod_before_all_have_run_costs_nothing(make_pod: 
     assert classify([lost, gone], 2, 1).reason == "NodeLost", "what says more, and is free, is kept"
 
 
+def test_the_pods_that_follow_a_failure_into_their_deletion_are_not_the_cause(make_pod: Make) -> None:
+    follows = make_pod(0, "Failed", exit_code=143, deleted_at="2026-11-21T11:40:00Z", record=record("Preempted", 1))
+    first = make_pod(1, "Failed", exit_code=14, record=record("RewardUnavailable", 5))
+    assert classify([follows, first], 2, 1).reason == "RewardUnavailable"
+
+
+def test_an_attempt_that_is_known_to_have_run_is_no_start_that_failed(make_pod: Make) -> None:
+    left = [make_pod(0, "Failed", exit_code=1)]
+    assert classify(left, 2, 1, ran=True).reason == "Unknown"
+
+
 def test_nothing_left_is_unknown(make_pod: Make) -> None:
-    assert classify([], 2, 1).reason == "Unknown"
+    cause = classify([], 2, 1)
+    assert (cause.reason, cause.untold) == ("Unknown", True)
+    assert not classify([make_pod(0, "Failed", exit_code=1)], 1, 1).untold
 
 
 def test_every_reason_of_the_trainer_has_a_hint() -> None:

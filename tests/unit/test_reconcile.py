@@ -162,7 +162,14 @@ def test_words_that_the_api_server_refuses_do_not_keep_a_job_from_ending(
 def broken(world: World) -> None:
     """The stored spec is one that a newer rule refuses."""
     job = world.kube.objects["dpojobs", "team", "tune"]
-    world.kube.put("dpojobs", {**job, "spec": {**job["spec"], "surprise": 1}})
+    world.kube.put("dpojobs", {**job, "spec": {**job["spec"], "numNodes": 0}})
+
+
+def newer(world: World) -> None:
+    """The CRD has a field, with a default, that this operator does not know."""
+    job = world.kube.objects["dpojobs", "team", "tune"]
+    training = {**job["spec"].get("training", {}), "surprise": 1}
+    world.kube.put("dpojobs", {**job, "spec": {**job["spec"], "training": training, "another": {"a": 1}}})
 
 
 def test_a_spec_that_cannot_be_read_is_told_and_leaves_phase_and_end_of_what_has_begun(
@@ -184,6 +191,60 @@ def test_a_spec_that_cannot_be_read_waits_as_pending(job_object: Objects, now: d
     broken(world)
     world.reconcile()
     assert world.status["phase"] == "Pending"
+
+
+def test_fields_of_a_newer_crd_do_not_disturb_a_job_that_has_an_attempt(
+    world: World, child_object: Objects, pod_object: Objects
+) -> None:
+    newer(world)
+    before = world.status
+    world.reconcile()
+    assert world.status == before
+    job = world.kube.objects["dpojobs", "team", "tune"]
+    world.kube.put("dpojobs", {**job, "spec": {**job["spec"], "runPolicy": {"cancel": True}}})
+    world.reconcile()
+    assert ("pytorchjobs", "team", "tune-dpo-0") not in world.kube.objects, "it obeys"
+
+
+def test_a_job_of_a_newer_crd_waits_for_a_newer_operator_and_then_goes_on(job_object: Objects, now: datetime) -> None:
+    known = job_object(dataset={"train": {"inline": [{"prompt": "p", "chosen": "c", "rejected": "r"}]}})
+    world = World(known, now)
+    newer(world)
+    world.reconcile()
+    [accepted] = [c for c in world.status["conditions"] if c["type"] == "Accepted"]
+    assert (accepted["status"], accepted["reason"]) == ("Unknown", "NewerOperatorNeeded")
+    assert "training.surprise" in accepted["message"] or "another" in accepted["message"]
+    assert "attempt" not in world.status
+    again = world.status
+    world.reconcile()
+    assert world.status == again
+    job = world.kube.objects["dpojobs", "team", "tune"]
+    world.kube.put("dpojobs", {**job, "spec": known["spec"]})
+    world.reconcile()
+    assert next(c for c in world.status["conditions"] if c["type"] == "Accepted")["status"] == "True"
+    assert world.status["attempt"] == 0
+
+
+def test_an_attempt_that_an_older_operator_did_not_accept_is_accepted_again(world: World) -> None:
+    job = world.kube.objects["dpojobs", "team", "tune"]
+    kept = [c for c in job["status"]["conditions"] if c["type"] != "Accepted"]
+    refused = {**job["status"]["conditions"][0], "type": "Accepted", "status": "False", "reason": "InvalidSpec"}
+    world.kube.put("dpojobs", {**job, "status": {**job["status"], "conditions": [refused, *kept]}})
+    world.reconcile()
+    assert next(c for c in world.status["conditions"] if c["type"] == "Accepted")["status"] == "True"
+
+
+def test_a_pytorchjob_that_turns_up_after_its_job_was_cancelled_is_deleted(
+    job_object: Objects, child_object: Objects, now: datetime
+) -> None:
+    world = World(job_object(runPolicy={"cancel": True}), now)
+    world.reconcile()
+    assert world.status["phase"] == "Cancelled"
+    job = world.kube.objects["dpojobs", "team", "tune"]
+    world.cache.put_job(world.kube.put("dpojobs", {**job, "status": {**job["status"], "attempt": 0}}))
+    world.cache.put_child(world.kube.put("pytorchjobs", child_object(0)))
+    world.reconcile()
+    assert ("pytorchjobs", "team", "tune-dpo-0") not in world.kube.objects
 
 
 def test_a_retained_claim_that_several_nodes_cannot_share_blocks_the_job(job_object: Objects, now: datetime) -> None:

@@ -1,7 +1,10 @@
 """A stored custom resource as typed values."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
+
+from pydantic import ValidationError
 
 from trl_contract.training import TrainingSpec
 from trl_operator.api.cluster import ClusterSpec
@@ -61,8 +64,26 @@ def audience(info: KindInfo, namespace: str, name: str, uid: str) -> str:
     return f"{GROUP}/{VERSION}/namespaces/{namespace}/{info.plural}/{name}/{uid}"
 
 
+def parse_known(obj: dict[str, Any]) -> tuple[Job, list[str]]:
+    """Return the typed form of a stored object, without the fields of its spec that our models do not have, and the
+    paths of these. Raises ValidationError if it has another fault."""
+    try:
+        return parse_job(obj), []
+    except ValidationError as error:
+        unknown = [found["loc"] for found in error.errors() if found["type"] == "extra_forbidden"]
+        if len(unknown) < error.error_count():
+            raise
+    obj = {**obj, "spec": deepcopy(obj["spec"])}
+    for *path, last in unknown:
+        section: Any = obj["spec"]
+        for part in path:
+            section = section[part]
+        del section[last]
+    return parse_job(obj), [".".join(str(part) for part in path) for path in unknown]
+
+
 def parse_job(obj: dict[str, Any]) -> Job:
-    """Return the typed form of an object that the API server accepted; raises ValueError if it is none."""
+    """Return the typed form of an object that the API server accepted; raises ValidationError if it is none."""
     info = KINDS[obj["kind"]]
     metadata = obj["metadata"]
     spec = info.spec.model_validate(obj["spec"])

@@ -61,6 +61,8 @@ class Retry(Model):
     """Restarts that count against runPolicy.maxRestarts."""
     free_in_a_row: Count = 0
     """Restarts in a row that did not count and brought no newer checkpoint."""
+    in_a_row: Count = 0
+    """Restarts in a row without a newer checkpoint; the pause grows with them."""
     checkpoint_step: Count = 0
     """Newest checkpoint when the last attempt ended."""
     not_before: Time | None = None
@@ -190,7 +192,7 @@ class JobStatus(Model):
     retry: Retry | None = None
     """What decides about the next attempt."""
     start_time: Time | None = None
-    """When the first attempt was started."""
+    """When the operator first took the job up, not suspended; runPolicy.activeDeadlineSeconds counts from here."""
     suspended_seconds: Count | None = None
     """How long the job was suspended, for the deadline."""
     completion_time: Time | None = None

@@ -1,7 +1,7 @@
 """How an attempt ended: from exit records and pod statuses to one cause."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 from pydantic import ValidationError
@@ -12,6 +12,8 @@ from trl_operator.plan.reasons import REASONS
 
 _CODES = {11: "OutOfGPUMemory", 12: "NonFiniteLoss", 13: "CheckpointCorrupt", 14: "RewardError", 143: "Preempted"}
 _NODE_FAULTS = {"DeletionByTaintManager": "NodeLost", "DeletionByPodGC": "NodeLost", "TerminationByKubelet": "NodeLost"}
+_UNKNOWN_ENDS = ("Unknown", "ContainerStatusUnknown")
+"""What containerd (with exit code 255) and the kubelet (137) say of containers that did not survive a reboot."""
 _END = datetime.max.replace(tzinfo=UTC)
 
 
@@ -26,6 +28,8 @@ class Cause:
     exit_code: int | None = None
     log: str | None = None
     time: datetime = _END
+    untold: bool = False
+    """Nothing is left that says why."""
 
 
 def exit_record(pod: Pod) -> ExitRecord | None:
@@ -44,21 +48,30 @@ def records(pods: Iterable[Pod]) -> list[ExitRecord]:
     return [record for record in found if record is not None]
 
 
-def classify(pods: Iterable[Pod], num_nodes: int, processes: int) -> Cause:
+def classify(pods: Iterable[Pod], num_nodes: int, processes: int, *, ran: bool = False) -> Cause:
     """Return the first cause among the ended pods of a failed attempt; what follows from another failure comes last.
 
-    An attempt that fails before all its pods have run costs nothing, unless no other attempt could mend it.
+    An attempt that fails before all its pods have run costs nothing, unless no other attempt could mend it; `ran` says
+    that they have, whatever is left of them.
     """
     pods = list(pods)
     causes = [cause for pod in pods if (cause := _cause(pod, processes))]
     if not causes:
-        return Cause("Unknown", "the attempt failed, and neither a pod nor an exit record is left to say why")
+        message = "the attempt failed, and neither a pod nor an exit record is left to say why"
+        return Cause("Unknown", message, untold=True)
     first = min(causes, key=lambda cause: (REASONS[cause.reason].effect, cause.time))
-    all_started = sum(pod.started for pod in pods) >= num_nodes
+    all_started = ran or sum(pod.started for pod in pods) >= num_nodes
+    if first.reason == "Preempted" and (deleted := _deleted(pods)):
+        # Its SIGTERM came from somebody's kubectl, not from a node or a scheduler, which would have said so.
+        first = replace(first, reason="ChildDeleted", message=f"pod {deleted} was deleted while it ran", pod=deleted)
     reason = REASONS[first.reason]
     if reason.retryable and not reason.free and not all_started:
-        return Cause(**{**vars(first), "reason": "StartTimeout"})
+        return replace(first, reason="StartTimeout")
     return first
+
+
+def _deleted(pods: Iterable[Pod]) -> str | None:
+    return next((pod.name for pod in pods if pod.deletion_time and not pod.disruption), None)
 
 
 def _cause(pod: Pod, processes: int) -> Cause | None:
@@ -87,6 +100,8 @@ def _without_record(pod: Pod) -> tuple[str, str] | None:
         return "Evicted", f"pod {pod.name} was evicted: {pod.message}"
     if pod.exit_reason == "OOMKilled":
         return "OutOfHostMemory", f"pod {pod.name} went over its memory limit and was killed"
+    if pod.exit_reason in _UNKNOWN_ENDS:
+        return "NodeLost", f"how pod {pod.name} ended is not known to its node {pod.node}, which was started anew"
     if pod.exit_code:
         reason = _CODES.get(pod.exit_code, "Unknown")
         return reason, f"pod {pod.name} ended with exit code {pod.exit_code} and no exit record"

@@ -50,5 +50,7 @@ REASONS: dict[str, Reason] = {
     "Unknown": Reason("Read the log below and the pod's own log.", retryable=True),
 }
 
+MAX_UNTOLD_IN_A_ROW = 1
+"""So often an attempt of which nothing is left that says why it failed is free."""
 MAX_FREE_IN_A_ROW = 5
 """So many free restarts in a row without a newer checkpoint; the next one counts."""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trl_operator.status.conditions import Status, condition
+from trl_operator.status.starting import WAITING_REASONS
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,16 @@ def events(before: Status, after: Status) -> list[Event]:
         found.append(Event("Normal", "AttemptStarted", message))
     if condition(after, "Running").get("status") == "True" != condition(before, "Running").get("status"):
         found.append(Event("Normal", "Running", condition(after, "Running")["message"]))
+    waits = condition(after, "Running")
+    if waits.get("reason") in WAITING_REASONS and waits["reason"] != condition(before, "Running").get("reason"):
+        found.append(Event("Warning", waits["reason"], waits["message"]))
+    rests = condition(after, "Suspended")
+    if rests and rests["status"] != condition(before, "Suspended").get("status"):
+        found.append(Event("Normal", rests["reason"], rests["message"]))
     if "completionTime" in after and "completionTime" not in before:
         ended = condition(after, "Succeeded")
-        if ended["status"] == "True":
-            found.append(Event("Normal", "Succeeded", ended["message"]))
+        if ended["status"] == "True" or ended["reason"] == "Cancelled":
+            found.append(Event("Normal", ended["reason"], ended["message"]))
         else:
             found.append(Event("Warning", "Failed", f"{ended['reason']}: {ended['message']}"))
     return found

@@ -6,21 +6,24 @@ from datetime import datetime, timedelta
 from trl_operator.api.job import Job
 from trl_operator.plan.acceptance import Blocker
 from trl_operator.plan.observation import Child, Pod, format_time, parse_time
-from trl_operator.plan.outcome import Cause, classify, records
-from trl_operator.plan.reasons import MAX_FREE_IN_A_ROW, REASONS
+from trl_operator.plan.outcome import Cause, classify, exit_record, records
+from trl_operator.plan.reasons import MAX_FREE_IN_A_ROW, MAX_UNTOLD_IN_A_ROW, REASONS
 from trl_operator.plan.topology import processes_per_node
 from trl_operator.plan.upstream import upstreams
 from trl_operator.status.conditions import Status, clean, condition, is_true, set_condition
 from trl_operator.status.description import describe
-from trl_operator.status.starting import REFUSAL_REASONS, refusal, waiting_reason
+from trl_operator.status.starting import REFUSAL_REASONS, WAITING_REASONS, refusal, waiting_reason
 
 LOST_NODE_SECONDS = 60
-"""A pod on a lost node that is still there so long after its grace period counts as gone."""
+"""A pod that is still there so long after its grace period counts as gone: its node is lost, or its kubelet hangs.
+Should it wake up, it publishes nothing (the trainer's fence)."""
 REFERENCE_POLL_SECONDS = 2.0
 MAX_REFERENCE_POLL_SECONDS = 30.0
 """A job that waits for another object looks again after a tenth of the time that it has waited, within these bounds."""
 DENIAL_POLL_SECONDS = 5.0
 """While pods are missing, the events that may say why are looked at after so long."""
+STOPPING = "Stopping"
+"""Reason of Running=False while the pods of an attempt that had run come to their end."""
 BACKOFF_SECONDS = 10
 MAX_BACKOFF_SECONDS = 300
 
@@ -43,11 +46,15 @@ class View:
     """Why pods could not be created, newest first."""
     blocker: Blocker | None = None
 
-    @property
-    def succeeded(self) -> bool:
-        """Whether the attempt has: its PyTorchJob says so, and no pod is left that runs."""
-        succeeded = self.child is not None and self.child.state == "succeeded"
-        return succeeded and all(pod.finished for pod in self.pods)
+    def succeeded(self, num_nodes: int) -> bool:
+        """Whether the attempt has. The pods' records have the word: of all nodes they outweigh what became of the
+        PyTorchJob, and one that speaks of failure outweighs its success."""
+        if not all(pod.finished for pod in self.pods):
+            return False
+        said = {pod.index: record.outcome for pod in self.pods if (record := exit_record(pod))}
+        if any(outcome != "Succeeded" for outcome in said.values()):
+            return False
+        return len(said) >= num_nodes or (self.child is not None and self.child.state == "succeeded")
 
 
 @dataclass
@@ -101,13 +108,28 @@ class _Machine:
     view: View
     now: datetime
 
+    @property
+    def _ran(self) -> bool:
+        """Whether all pods of the attempt have run, as far as the status tells."""
+        found = condition(self.status, "Running")
+        return found.get("status") == "True" or found.get("reason") == STOPPING
+
+    def _waits_for(self) -> str:
+        """What keeps the job from running, in words; empty if nothing is known."""
+        for kind, known in (("Accepted", None), ("UpstreamReady", None), ("Running", WAITING_REASONS)):
+            found = condition(self.status, kind)
+            if found.get("status") == "False" and (known is None or found["reason"] in known):
+                return f"{found['reason']}: {found['message']}"
+        return ""
+
     def condition(self, kind: str, value: bool, reason: str, message: str) -> None:
         text = "True" if value else "False"
         generation = self.job.generation
         set_condition(self.status, kind, text, reason, message, generation=generation, now=self.now)
 
     def finished(self) -> Decision:
-        """Terminal is terminal: only earlier attempts are cleaned up, and the job itself after its TTL."""
+        """Terminal is terminal: what is still alive is ended, earlier attempts are cleaned up, and the job itself goes
+        after its TTL."""
         last = self.status.get("attempt", 0)
         decision = Decision(
             self.status, delete=[c for c in self.view.others if c.attempt < last or c.state == "active"]
@@ -123,6 +145,8 @@ class _Machine:
     def between(self) -> Decision:
         """No attempt is alive: start the next one when nothing stands against it."""
         policy = self.job.cluster.run_policy
+        if not policy.suspend:
+            self.status.setdefault("startTime", format_time(self.now))
         if policy.cancel or self._deadline_left() <= 0:
             return self._end()
         decision = Decision(self.status, delete=self._stale_children(), requeue=self._until_deadline())
@@ -151,7 +175,6 @@ class _Machine:
             return decision
         self.status.setdefault("attempt", 0)
         self.status.setdefault("restarts", 0)
-        self.status.setdefault("startTime", format_time(self.now))
         if condition(self.status, "Running").get("reason") in REFUSAL_REASONS:
             # The last try was refused, and why stays to be read until one is not.
             self.status["phase"] = "Starting"
@@ -169,16 +192,20 @@ class _Machine:
 
     def alive(self) -> Decision:
         """The attempt has a PyTorchJob, or had one."""
+        if condition(self.status, "Accepted").get("status") != "True":
+            self.condition("Accepted", True, "Accepted", "the spec was valid when the attempt began")
         child = self.view.child
         if child is not None:
             self.status["pytorchJob"] = {"name": child.name, "uid": child.uid}
-        if self.view.succeeded:
+        if self.view.succeeded(self.job.cluster.num_nodes):
             return self._succeed()
         policy = self.job.cluster.run_policy
         if policy.cancel or policy.suspend or self._deadline_left() <= 0:
             return self._stop(child)
         vanished = [pod for pod in self.view.pods if pod.gone and pod.phase not in ("Succeeded", "Failed")]
-        if child is None or child.deleting or child.state == "failed" or vanished:
+        # One that says it succeeded while a pod's record says otherwise has failed, once the pods have ended.
+        over = child is not None and child.state == "succeeded" and all(pod.finished for pod in self.view.pods)
+        if child is None or child.deleting or child.state == "failed" or over or vanished:
             return self._ending(child)
         self._show_running()
         decision = Decision(self.status, delete=self._stale_children(), requeue=self._until_deadline())
@@ -209,7 +236,7 @@ class _Machine:
         waiting = [pod for pod in self.view.pods if not self._over(pod)]
         if doomed or waiting:
             message = f"attempt {self.status['attempt']} failed; {len(waiting)} pods have yet to end"
-            self.condition("Running", False, "Stopping", message)
+            self.condition("Running", False, STOPPING if self._ran else "StartFailed", message)
             self.status["phase"] = "Restarting"
             return Decision(self.status, delete=doomed, requeue=10.0)
         cause = self._cause(child)
@@ -223,22 +250,25 @@ class _Machine:
             name = self.status["pytorchJob"]["name"]
             return Cause("ChildDeleted", f"PyTorchJob {name} was deleted while it ran")
         cluster = self.job.cluster
-        return classify(self.view.pods, cluster.num_nodes, processes_per_node(cluster))
+        # Pods that are gone say nothing: a report of the attempt does, and so does what the condition said.
+        ran = self._ran or self.current.get("progress", {}).get("attempt") == self.status["attempt"]
+        return classify(self.view.pods, cluster.num_nodes, processes_per_node(cluster), ran=ran)
 
     def _restart(self, cause: Cause) -> Decision:
         """Count the failure; then either the next attempt, or the end."""
-        retry = {"counted": 0, "freeInARow": 0, "checkpointStep": 0, **self.status.get("retry", {})}
+        retry = {"counted": 0, "freeInARow": 0, "inARow": 0, "checkpointStep": 0, **self.status.get("retry", {})}
         newest = max([self._newest_checkpoint(), retry["checkpointStep"]])
         if newest > retry["checkpointStep"]:
-            retry |= {"freeInARow": 0, "checkpointStep": newest}
-        if REASONS[cause.reason].free and retry["freeInARow"] < MAX_FREE_IN_A_ROW:
+            retry |= {"freeInARow": 0, "inARow": 0, "checkpointStep": newest}
+        retry["inARow"] += 1
+        allowed = MAX_FREE_IN_A_ROW if REASONS[cause.reason].free else MAX_UNTOLD_IN_A_ROW if cause.untold else 0
+        if retry["freeInARow"] < allowed:
             retry["freeInARow"] += 1
         elif retry["counted"] >= self.job.cluster.run_policy.max_restarts:
             return self._fail(cause)
         else:
             retry["counted"] += 1
-        in_a_row = retry["counted"] + retry["freeInARow"]
-        delay = min(BACKOFF_SECONDS * 2 ** min(in_a_row - 1, 10), MAX_BACKOFF_SECONDS)
+        delay = min(BACKOFF_SECONDS * 2 ** min(retry["inARow"] - 1, 10), MAX_BACKOFF_SECONDS)
         retry["notBefore"] = format_time(self.now + timedelta(seconds=delay))
         ended = self.status["attempt"]
         self.condition("Running", False, cause.reason, f"attempt {ended} failed: {cause.message}")
@@ -265,7 +295,10 @@ class _Machine:
         if policy.cancel:
             return "Cancelling", "runPolicy.cancel is true"
         if self._deadline_left() <= 0:
-            return "DeadlineExceeded", f"not done {policy.active_deadline_seconds} s after its start"
+            if (said := condition(self.status, "Running")).get("reason") == "DeadlineExceeded":
+                return said["reason"], said["message"]
+            message = f"not done {policy.active_deadline_seconds} s after its start"
+            return "DeadlineExceeded", message + (f"; it waited for: {waited}" if (waited := self._waits_for()) else "")
         return "Suspending", "runPolicy.suspend is true"
 
     def _end(self) -> Decision:
@@ -292,9 +325,10 @@ class _Machine:
         if self.job.cluster.run_policy.suspend:
             self.condition("Suspended", True, "Suspended", "runPolicy.suspend is true; no pod is left")
         elif before.get("status") == "True":
-            since = parse_time(before["lastTransitionTime"])
+            since, start = parse_time(before["lastTransitionTime"]), parse_time(self.status.get("startTime"))
             assert since is not None
-            rested = int((self.now - since).total_seconds())
+            # Before the start nothing runs that could stand still.
+            rested = max(0, int((self.now - max(since, start or self.now)).total_seconds()))
             self.status["suspendedSeconds"] = self.status.get("suspendedSeconds", 0) + rested
             self.condition("Suspended", False, "Resumed", "runPolicy.suspend is false")
 
@@ -337,8 +371,7 @@ class _Machine:
     def _over(self, pod: Pod) -> bool:
         if pod.finished:
             return True
-        lost = pod.disruption and pod.deletion_time
-        return bool(lost and self.now > lost + timedelta(seconds=LOST_NODE_SECONDS))
+        return bool(pod.deletion_time and self.now > pod.deletion_time + timedelta(seconds=LOST_NODE_SECONDS))
 
     def _deadline_left(self) -> float:
         deadline = self.job.cluster.run_policy.active_deadline_seconds

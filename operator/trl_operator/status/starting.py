@@ -9,6 +9,8 @@ _IMAGE = {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNever
 _REFUSALS = (("exceeded quota", "QuotaExceeded"), ("violates PodSecurity", "PodSecurityDenied"))
 _REFUSED = "CreateRefused"
 REFUSAL_REASONS = frozenset({_REFUSED, *(reason for _, reason in _REFUSALS)})
+WAITING_REASONS = REFUSAL_REASONS | {"Unschedulable", "ImagePullFailed", "SecretNotFound", "SecretKeyNotFound"}
+"""Reasons of Running=False that stand until somebody does something."""
 
 
 def refusal(words: str) -> str:
@@ -27,8 +29,10 @@ def waiting_reason(pods: Iterable[Pod], denials: Iterable[str] = ()) -> tuple[st
     for pod in pods:
         if pod.waiting_reason in _IMAGE:
             return "ImagePullFailed", f"pod {pod.name}: {pod.waiting_message or pod.waiting_reason}"
-        if pod.waiting_reason == "CreateContainerConfigError" and "secret" in pod.waiting_message:
-            return "SecretNotFound", f"pod {pod.name}: {pod.waiting_message}"
+        # The kubelet says: secret "x" not found, and: couldn't find key k in Secret ns/x.
+        if pod.waiting_reason == "CreateContainerConfigError" and "secret" in pod.waiting_message.lower():
+            missing = "SecretKeyNotFound" if "key" in pod.waiting_message else "SecretNotFound"
+            return missing, f"pod {pod.name}: {pod.waiting_message}"
     for pod in pods:
         if pod.unschedulable:
             return "Unschedulable", f"pod {pod.name}: {pod.unschedulable}"
