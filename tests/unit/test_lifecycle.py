@@ -338,6 +338,9 @@ def test_success_is_not_lost_with_the_pytorchjob(
     storage = {"size": "1Gi", "accessModes": ["ReadWriteMany"]}
     job, status = running(make_job, make_child, now, numNodes=2, storage=storage)
     pods = [make_pod(index, "Succeeded", exit_code=0, record=SUCCEEDED).vanished() for index in (0, 1)]
+    end = decide(job, status, View(make_child(0), pods=tuple(pods)), now)
+    assert (end.status["phase"], end.delete) == ("Succeeded", []), "though its PyTorchJob does not say so yet"
+    assert decide(job, end.status, View(others=(make_child(0),)), now).delete == []
     assert decide(job, status, View(pods=tuple(pods)), now).status["phase"] == "Succeeded"
     assert decide(job, status, View(pods=tuple(pods[:1])), now).status["phase"] == "Restarting"
 

@@ -132,6 +132,12 @@ def test_the_pods_that_follow_a_failure_into_their_deletion_are_not_the_cause(ma
     assert classify([follows, first], 2, 1).reason == "RewardUnavailable"
 
 
+def test_the_pods_that_follow_one_that_gave_way_were_deleted_by_nobody(make_pod: Make) -> None:
+    follows = make_pod(0, "Failed", exit_code=143, deleted_at="2026-11-21T11:40:00Z", record=record("Preempted", 1))
+    gave_way = make_pod(1, "Failed", exit_code=143, disruption="PreemptionByScheduler", record=record("Preempted", 5))
+    assert classify([follows, gave_way], 2, 1).reason == "Preempted"
+
+
 def test_an_attempt_that_is_known_to_have_run_is_no_start_that_failed(make_pod: Make) -> None:
     left = [make_pod(0, "Failed", exit_code=1)]
     assert classify(left, 2, 1, ran=True).reason == "Unknown"

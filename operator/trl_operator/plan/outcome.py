@@ -61,9 +61,8 @@ def classify(pods: Iterable[Pod], num_nodes: int, processes: int, *, ran: bool =
         return Cause("Unknown", message, untold=True)
     first = min(causes, key=lambda cause: (REASONS[cause.reason].effect, cause.time))
     all_started = ran or sum(pod.started for pod in pods) >= num_nodes
-    if first.reason == "Preempted" and (deleted := _deleted(pods)):
-        # Its SIGTERM came from somebody's kubectl, not from a node or a scheduler, which would have said so.
-        first = replace(first, reason="ChildDeleted", message=f"pod {deleted} was deleted while it ran", pod=deleted)
+    if first.reason == "Preempted" and (name := _deleted(pods)):
+        first = replace(first, reason="ChildDeleted", message=f"pod {name} was deleted while it ran", pod=name)
     reason = REASONS[first.reason]
     if reason.retryable and not reason.free and not all_started:
         return replace(first, reason="StartTimeout")
@@ -71,7 +70,10 @@ def classify(pods: Iterable[Pod], num_nodes: int, processes: int, *, ran: bool =
 
 
 def _deleted(pods: Iterable[Pod]) -> str | None:
-    return next((pod.name for pod in pods if pod.deletion_time and not pod.disruption), None)
+    """Return the pod that somebody's kubectl has deleted, the first if there are several: a node or a scheduler that
+    takes a pod away says so at it, and the others go after it without a word."""
+    deleted = sorted((pod.deletion_time, pod.name) for pod in pods if pod.deletion_time)
+    return deleted[0][1] if deleted and not any(pod.disruption for pod in pods) else None
 
 
 def _cause(pod: Pod, processes: int) -> Cause | None:

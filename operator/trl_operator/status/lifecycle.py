@@ -130,10 +130,10 @@ class _Machine:
     def finished(self) -> Decision:
         """Terminal is terminal: what is still alive is ended, earlier attempts are cleaned up, and the job itself goes
         after its TTL."""
-        last = self.status.get("attempt", 0)
-        decision = Decision(
-            self.status, delete=[c for c in self.view.others if c.attempt < last or c.state == "active"]
-        )
+        last, succeeded = self.status.get("attempt", 0), is_true(self.status, "Succeeded")
+        # The pods of the last attempt stay for their logs; it may have succeeded before its PyTorchJob says so.
+        ours = [c for c in self.view.others if not (succeeded and c.attempt == last)]
+        decision = Decision(self.status, delete=[c for c in ours if c.attempt < last or c.state == "active"])
         ttl = self.job.cluster.run_policy.ttl_seconds_after_finished
         if ttl is not None:
             ended = parse_time(self.status["completionTime"])

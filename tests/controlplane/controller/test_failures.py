@@ -47,16 +47,19 @@ def test_a_failed_worker_restarts_the_gang_exactly_once(
     assert status["retry"]["counted"] == 1
 
 
-def test_a_deleted_worker_pod_that_saved_its_work_costs_no_restart_of_the_budget(
+def test_a_worker_pod_deleted_by_hand_costs_a_restart_and_is_told_as_that(
     operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any], record: Callable[..., str]
 ) -> None:
     node.sigterm = Exit(143, record("Preempted", reason="Preempted", message="SIGTERM", rank=0))
-    pods = start(jobs, node, dpo(numNodes=2, storage=SHARED, runPolicy={"maxRestarts": 0}))
+    pods = start(jobs, node, dpo(numNodes=2, storage=SHARED))
     jobs.delete("pod", pods[1]["metadata"]["name"])
+    status = jobs.wait("dpojob", "tune", "restarts", lambda status: status.get("restarts") == 1)
+    [running] = [c for c in status["conditions"] if c["type"] == "Running"]
+    assert (running["reason"], "was deleted while it ran" in running["message"]) == ("ChildDeleted", True)
     pods = run(jobs, node, "tune", 1)
     succeed(node, pods, record(attempt=1))
     status = jobs.wait_for_phase("tune", "Succeeded")
-    assert (status["restarts"], status["retry"]["counted"], status["retry"]["freeInARow"]) == (1, 0, 1)
+    assert (status["restarts"], status["retry"]["counted"]) == (1, 1)
 
 
 def test_a_failure_of_the_users_making_ends_the_job_with_reason_and_hint(
