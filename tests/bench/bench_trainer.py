@@ -101,14 +101,19 @@ def speed(
     gpus: bool,
     given: argparse.Namespace,
     modes: tuple[str, str] = ("plain", "ours"),
+    accumulate: int = 1,
+    **sections: Any,
 ) -> dict[str, Any]:
-    """Return the time of the first mode / the second, and what belongs to it."""
+    """Return the time of the first mode / the second, and what belongs to it. `sections`: of the job's spec."""
     first, second = modes
     print(f"{first} / {second}: {shape}, {world} process(es), {given.pairs} pairs of {given.steps} steps", flush=True)
     size, blocks = shapes.SHAPES[shape], num_blocks(given.pairs)
     # An epoch is one block: all blocks have the same batches.
-    rows = given.steps * size.batch * world
-    job = shapes.make_job(folder, size, world=world, gpus=gpus, steps=given.steps * blocks, rows=rows)
+    rows = given.steps * size.batch * accumulate * world
+    steps = given.steps * blocks
+    job = shapes.make_job(
+        folder, size, world=world, gpus=gpus, steps=steps, rows=rows, accumulate=accumulate, **sections
+    )
     arguments = ["--job", str(job), "--pairs", str(given.pairs), "--steps", str(given.steps), "--modes", *modes]
     execute(launch("blocks.py", world, *arguments, "--output", str(folder / "out.json")), folder / "log")
     found: dict[str, Any] = json.loads((folder / "out.json").read_text())

@@ -25,6 +25,7 @@ MODES = {
     "plain": "plain TRL",
     "again": "plain TRL once more: what the method itself adds",
     "recompute": "ours with gradient checkpointing, TRL's default",
+    "each": "ours with gradients reduced after every micro-step",
 }
 EVENTS = (
     "on_epoch_begin", "on_step_begin", "on_pre_optimizer_step", "on_optimizer_step", "on_substep_end", "on_step_end",
@@ -100,11 +101,14 @@ def blocks_callback(trainer: Any, switch: Switch, modes: list[str], steps: int, 
             self.began = (time.perf_counter(), time.process_time())
 
         def turn(self, mode: str) -> None:
-            switch.on = mode in ("ours", "recompute")
+            switch.on = mode in ("ours", "recompute", "each")
             switch.steps += steps * switch.on
             if "recompute" in modes:
                 model = trainer.accelerator.unwrap_model(trainer.model)
                 model.gradient_checkpointing_enable() if mode == "recompute" else model.gradient_checkpointing_disable()
+            if "each" in modes:
+                # accelerate looks here at every micro-step.
+                trainer.accelerator.gradient_state.plugin_kwargs["sync_each_batch"] = mode == "each"
 
     return Blocks()
 
@@ -156,9 +160,9 @@ def compare(job: Any, modes: list[str], steps: int) -> dict[str, Any]:
     fence.claim(run.work, job.attempt)
     reporter = Reporter(job.attempt, run.work / "metrics.jsonl", Sender(os.environ if run.is_main else {}))
     tokenizer = load_tokenizer(job)
-    rows = rank.load_data(run, stages.of(job), tokenizer, Rewards([]), reporter)
+    rows, known = rank.load_data(run, stages.of(job), tokenizer, Rewards([]), reporter)
     bare = bare_losses(run, tokenizer, rows, 2 * steps)
-    trainer = rank.build(run, stages.of(job), tokenizer, rows, Rewards([]))
+    trainer = rank.build(run, stages.of(job), tokenizer, rows, Rewards([]), known.memory.sync_each_batch)
     before = evaluation.Before(run, stages.of(job), trainer, tokenizer, [], rows.report.conversational)
     switch = Switch()
     blocks = blocks_callback(trainer, switch, modes, steps, sync_of(run.device))
@@ -199,7 +203,7 @@ def bare_losses(run: Any, tokenizer: Any, rows: Any, steps: int) -> list[float]:
 
     from trl_trainer import stages
     from trl_trainer.distributed import sharding
-    from trl_trainer.models import source
+    from trl_trainer.models import adapter, source
     from trl_trainer.models.arguments import arguments
 
     class Stop(TrainerCallback):
@@ -210,8 +214,11 @@ def bare_losses(run: Any, tokenizer: Any, rows: Any, steps: int) -> list[float]:
                        device=run.device, gradient_checkpointing=source.gradient_checkpointing(run.job))  # fmt: skip
     args = DPOConfig(**config)
     # Plain TRL's own precision with several processes on GPUs is another.
-    sharding.configure(args, run)
-    trainer = DPOTrainer(model=source.path(run.job), args=args, train_dataset=rows.train, processing_class=tokenizer)
+    sharding.configure(args, run, sync_each_batch=False)
+    trainer = DPOTrainer(
+        model=source.path(run.job), args=args, train_dataset=rows.train, processing_class=tokenizer,
+        peft_config=adapter.lora(run.job, "CAUSAL_LM"),
+    )  # fmt: skip
     trainer.add_callback(Stop())
     trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]

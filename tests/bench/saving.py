@@ -51,7 +51,8 @@ def measure(job: Any, rounds: int) -> dict[str, Any]:
     reporter = Reporter(job.attempt, run.work / "metrics.jsonl", Sender({}))
     words = load_tokenizer(job)
     stage = stages.of(job)
-    trainer = rank.build(run, stage, words, rank.load_data(run, stage, words, Rewards([]), reporter), Rewards([]))
+    rows, known = rank.load_data(run, stage, words, Rewards([]), reporter)
+    trainer = rank.build(run, stage, words, rows, Rewards([]), known.memory.sync_each_batch)
     names = ("ours", "ours_durable", "transformers", "dcp_async", "dcp_durable")
     found: dict[str, Any] = {"seconds": {name: [] for name in names}}
 

@@ -74,7 +74,9 @@ def make_rows(path: Path, shape: Shape, count: int) -> Path:
     return path
 
 
-def make_job(folder: Path, shape: Shape, *, world: int, gpus: bool, steps: int, rows: int, **sections: Any) -> Path:
+def make_job(
+    folder: Path, shape: Shape, *, world: int, gpus: bool, steps: int, rows: int, accumulate: int = 1, **sections: Any
+) -> Path:
     """Write model, rows and a job file for full fine-tuning into `folder` and return the job file's path."""
     folder.mkdir(parents=True, exist_ok=True)
     model, train = make_model(folder / "model", shape), make_rows(folder / "train.jsonl", shape, rows)
@@ -83,7 +85,7 @@ def make_job(folder: Path, shape: Shape, *, world: int, gpus: bool, steps: int, 
         "dataset": {"train": {"volume": {"claimName": "data", "path": "train.jsonl"}}, "evalSplit": 0,
                     "shuffle": False},
         "training": {
-            "maxSteps": steps, "perDeviceBatchSize": shape.batch, "gradientAccumulationSteps": 1,
+            "maxSteps": steps, "perDeviceBatchSize": shape.batch, "gradientAccumulationSteps": accumulate,
             "learningRate": 1e-5, "maxLength": shape.max_length, "gradientCheckpointing": False,
         },
         "peft": {"method": "none"},

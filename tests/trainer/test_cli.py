@@ -109,6 +109,7 @@ def test_explain_prints_config_plan_and_findings_and_trains_nothing(
     plan = [line.split() for line in out.splitlines()]
     assert ["processes", "2", "1"] in plan
     assert ["rows", "per", "optimizer", "step", "8", "4"] in plan
+    assert ["gradients", "are", "reduced", "every", "step", "step"] in plan
     assert "36 rows to train on, 4 held out" in out
     assert "duplicates" in out
     assert not storage.exists()

@@ -35,7 +35,8 @@ FULL = {"peft": {"method": "none"}}
     [
         # Full: fp32 weights, gradients and two Adam moments.
         (job(**FULL), 400, 400, 800, 0),
-        (job(nodes=2, processes=2, **FULL), 100, 100, 200, 0),
+        # Four micro-steps a step (the default): 400 for whole gradients, too, where there is room.
+        (job(nodes=2, processes=2, **FULL), 100, 100 + 400, 200, 0),
         # LoRA: a frozen base in the precision of the arithmetic, an fp32 adapter.
         (job(), 400 + 8, 8, 16, 0),
         (job(gpus=True), 200 + 8, 8, 16, 0),
@@ -44,12 +45,12 @@ FULL = {"peft": {"method": "none"}}
         (job(**FULL, training={"optimizer": "adafactor"}), 400, 400, 0, 0),
         (job(gpus=True, **FULL, training={"optimizer": "adamw_bnb_8bit"}), 400, 400, 200, 0),
         # Not resharded: every process also holds the whole gathered model, in bf16.
-        (job(gpus=True, nodes=2, **FULL, fsdp={"reshardAfterForward": False}), 200 + 200, 200, 400, 0),
+        (job(gpus=True, nodes=2, **FULL, fsdp={"reshardAfterForward": False}), 200 + 200, 200 + 400, 400, 0),
         # The reference is a whole copy on each process, unless it is precomputed or has an adapter to switch off.
-        (job("DPOJob", nodes=2, gpus=True, **FULL), 200, 200, 400, 200),
+        (job("DPOJob", nodes=2, gpus=True, **FULL), 200, 200 + 400, 400, 200),
         (job("DPOJob", **FULL, dpo={"referenceModel": {"mode": "precompute"}}), 400, 400, 800, 0),
         # Under FSDP TRL precomputes with a whole fp32 copy.
-        (job("DPOJob", nodes=2, **FULL, dpo={"referenceModel": {"mode": "precompute"}}), 200, 200, 400, 400),
+        (job("DPOJob", nodes=2, **FULL, dpo={"referenceModel": {"mode": "precompute"}}), 200, 200 + 400, 400, 400),
         (job("DPOJob"), 408, 8, 16, 0),
         (job("GRPOJob", **FULL), 400, 400, 800, 400),
         (job("GRPOJob", **FULL, grpo={"beta": 0}), 400, 400, 800, 0),
@@ -61,6 +62,28 @@ def test_certain_bytes_per_process(made, weights, gradients, optimizer, beside):
         round(value * M) for value in (weights, gradients, optimizer, beside)
     )
     assert found.certain == found.weights + found.gradients + found.optimizer + found.beside + found.saving
+
+
+@pytest.mark.parametrize(
+    ("made", "room", "sync_each_batch"),
+    [
+        # Whole gradients: 4 bytes x 100 M full, x 2 M with an adapter.
+        (job(nodes=2, **FULL), 400 * M, False),
+        (job(nodes=2, **FULL), 400 * M - 1, True),
+        (job(nodes=2), 8 * M, False),
+        (job(nodes=2), 8 * M - 1, True),
+        # Nothing is kept with one micro-step, or reduced with one process.
+        (job(nodes=2, **FULL, training={"gradientAccumulationSteps": 1}), 0, False),
+        (job(**FULL), 0, False),
+    ],
+)
+def test_gradients_are_reduced_once_a_step_where_whole_ones_fit(made, room, sync_each_batch):
+    least = estimate(made, SIZES, 0, "cpu")
+    found = estimate(made, SIZES, least.total + room, "cpu")
+    assert found.sync_each_batch is sync_each_batch
+    assert found.gradients - least.gradients == (room if not sync_each_batch else 0)
+    assert found.total <= found.available
+    assert found.change is None
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from trl_trainer.launch.termination import Termination
 from trl_trainer.launch.watchdog import Watchdog
 from trl_trainer.models import arguments, source
 from trl_trainer.models.tokenizer import load_tokenizer
-from trl_trainer.preflight import image
+from trl_trainer.preflight import Preflight, image
 from trl_trainer.reports import tracking
 from trl_trainer.reports.progress import Reporter, Sender, metrics_of
 from trl_trainer.results import card, evaluation, export
@@ -71,9 +71,9 @@ def train(job: JobFile, scores: Rewards, reporter: Reporter, termination: Termin
     fence.claim(run.work, job.attempt)
     image.check(job, stage, run.device)
     tokenizer = load_tokenizer(job)
-    rows = load_data(run, stage, tokenizer, scores, reporter)
+    rows, known = load_data(run, stage, tokenizer, scores, reporter)
     tracking.configure(job, run.work)
-    trainer = build(run, stage, tokenizer, rows, scores)
+    trainer = build(run, stage, tokenizer, rows, scores, known.memory.sync_each_batch)
     before = evaluation.Before(run, stage, trainer, tokenizer, job.spec.sample_prompts, rows.report.conversational)
     fit(run, trainer, before, reporter, termination, writer)
 
@@ -101,11 +101,13 @@ def train(job: JobFile, scores: Rewards, reporter: Reporter, termination: Termin
     )
 
 
-def load_data(run: Run, stage: Stage, tokenizer: Any, scores: Rewards, reporter: Reporter) -> data.Data:
-    """Return the rows, checked: rank 0 writes them and looks at everything that can be known before weights are
-    loaded, the others read what it wrote. UserError when the job cannot work."""
+def load_data(
+    run: Run, stage: Stage, tokenizer: Any, scores: Rewards, reporter: Reporter
+) -> tuple[data.Data, Preflight]:
+    """Return the rows, checked, and what rank 0 knows about the job: it writes the rows and looks at everything that
+    can be known before weights are loaded, the others read what it wrote. UserError when the job cannot work."""
 
-    def prepare() -> None:
+    def prepare() -> Preflight:
         rows = data.load(run.job, stage, tokenizer, run.work, run.rank)
         seen = preflight.run(run.job, stage, tokenizer, rows, run.work, run.device)
         findings = [*seen.findings, *scores.try_out(rows.train.select(range(min(3, len(rows.train)))).to_list())]
@@ -114,12 +116,13 @@ def load_data(run: Run, stage: Stage, tokenizer: Any, scores: Rewards, reporter:
         reporter.update(warnings=[line[:300] for line in findings[:8]])
         write_json(run.work / "preflight.json", seen.to_wire())
         write_json(run.work / "resolved.json", run.job.to_wire())
+        return seen
 
-    world.broadcast(run, prepare)
-    return data.load(run.job, stage, tokenizer, run.work, run.rank)
+    known = world.broadcast(run, prepare)
+    return data.load(run.job, stage, tokenizer, run.work, run.rank), known
 
 
-def build(run: Run, stage: Stage, tokenizer: Any, rows: data.Data, scores: Rewards) -> Trainer:
+def build(run: Run, stage: Stage, tokenizer: Any, rows: data.Data, scores: Rewards, sync_each_batch: bool) -> Trainer:
     """Return TRL's trainer for the job's kind, model loaded."""
     found = arguments.arguments(
         run.job,
@@ -130,7 +133,7 @@ def build(run: Run, stage: Stage, tokenizer: Any, rows: data.Data, scores: Rewar
         gradient_checkpointing=source.gradient_checkpointing(run.job),
     )
     args = stage.config(**found)
-    sharding.configure(args, run)
+    sharding.configure(args, run, sync_each_batch=sync_each_batch)
     return stage.trainer(run, args, tokenizer, rows, scores)
 
 

@@ -10,14 +10,18 @@ from trl_trainer.distributed.world import Run
 from trl_trainer.errors import TrainerError
 
 
-def configure(args: TrainingArguments, run: Run) -> None:
-    """Set in `args` what has no word of its own there, before a trainer is made of them: the precision policy.
+def configure(args: TrainingArguments, run: Run, *, sync_each_batch: bool) -> None:
+    """Set in `args` how several processes work together, before a trainer is made of them.
 
-    accelerate keeps a policy that it is given (`fsdp_plugin_args` is made for the plugin's own arguments). Set later it
-    would come too late: TRL shards the reference when the trainer is made.
+    Precision: accelerate keeps a policy that it is given (`fsdp_plugin_args` holds its plugin's own arguments). Set
+    later it would come too late: TRL shards the reference when the trainer is made.
+    `sync_each_batch`: reduce gradients after every micro-step. accelerate reduces them once a step, which keeps them
+    whole on every process in between: 4 bytes for each trained parameter (preflight/memory.py decides).
     """
-    if run.world > 1:
-        args.fsdp_plugin_args["mixed_precision_policy"] = precision.policy(run.job.spec.training.precision)
+    if run.world == 1:
+        return
+    args.fsdp_plugin_args["mixed_precision_policy"] = precision.policy(run.job.spec.training.precision)
+    args.accelerator_config.gradient_accumulation_kwargs = {"sync_each_batch": sync_each_batch}
 
 
 def check(trainer: Trainer, world: int) -> None:

@@ -1,7 +1,6 @@
 """`python -m trl_trainer explain`: what a job would do, in the cluster and here, without training."""
 
 import dataclasses
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -98,7 +97,9 @@ def _print_plan(there: JobFile, here: JobFile, stage: Stage, rows: Data, tokeniz
     print(f"# Data\n{report.form}: {report.train} rows to train on, {report.eval} held out")
     print(f"tokens per row: median {seen.p50}, 90 % {seen.p90}, 99 % {seen.p99}, longest {seen.longest}")
     print(f"histogram: {', '.join(f'{bound}: {count}' for bound, count in seen.histogram.items())}\n")
-    columns = [_column(job, stage, base, seen) for job in (there, here)]
+    # What the cluster's devices have is not known here: the least that the job needs.
+    limits = (0, preflight.available(here, _device(here)))
+    columns = [_column(job, stage, base, seen, limit) for job, limit in zip((there, here), limits, strict=True)]
     print(f"# Plan\n{'':<34}{'cluster':>14}{'here':>14}")
     for name, *values in zip(_NAMES, *columns, strict=True):
         print(f"{name:<34}{values[0]:>14}{values[1]:>14}")
@@ -118,6 +119,7 @@ _NAMES = (
     "processes",
     "rows per optimizer step",
     "optimizer steps",
+    "gradients are reduced every",
     "per process: weights",
     "per process: gradients",
     "per process: optimizer",
@@ -127,18 +129,19 @@ _NAMES = (
 )
 
 
-def _column(job: JobFile, stage: Stage, base: Architecture, seen: Lengths) -> list[str]:
+def _column(job: JobFile, stage: Stage, base: Architecture, seen: Lengths, limit: int) -> list[str]:
     world = job.world_size
     training = job.spec.training
     total = stage.total_steps(job, seen.kept)
     device = _device(job)
-    # What the cluster's devices have is not known here.
-    needs = memory.estimate(job, preflight.sizes(job, base, seen), sys.maxsize, device)
+    needs = memory.estimate(job, preflight.sizes(job, base, seen), limit, device)
+    reduced = "step" if not needs.sync_each_batch else "micro-step" if limit else "as it fits"
     parts = (needs.weights, needs.gradients, needs.optimizer, needs.beside, needs.saving, needs.activations)
     return [
         str(world),
         str(training.per_device_batch_size * training.gradient_accumulation_steps * world),
         "packing decides" if total is None else str(total),
+        reduced,
         *(_size(part) for part in parts),
     ]
 

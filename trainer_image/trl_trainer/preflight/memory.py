@@ -56,6 +56,10 @@ class MemoryEstimate(Model):
 
     weights: int
     gradients: int
+    """Also the whole ones that are kept between the micro-steps of a step, unless sync_each_batch."""
+    sync_each_batch: bool
+    """Whether gradients are reduced, and sharded, after every micro-step (accelerate's word for it). Once a step is
+    faster, and is what happens where whole gradients in fp32 fit beside everything else."""
     optimizer: int
     beside: int
     """Reference model and reward models; they are not sharded."""
@@ -96,6 +100,10 @@ class MemoryEstimate(Model):
 def estimate(job: JobFile, sizes: Sizes, available: int, device: str) -> MemoryEstimate:
     """Return the estimate for a resolved job, with the smallest change that fits if it does not."""
     found = _estimate(job, sizes, available, device)
+    if found.sync_each_batch:
+        whole = 4 * _trained(job, sizes)
+        if found.total + whole <= available:
+            return found.model_copy(update={"gradients": found.gradients + whole, "sync_each_batch": False})
     if found.total <= available:
         return found
     needed = "certain" if found.certain > available else "total"
@@ -109,7 +117,7 @@ def _estimate(job: JobFile, sizes: Sizes, available: int, device: str) -> Memory
     spec, world = job.spec, job.world_size
     method = spec.peft.method
     compute = 2 if spec.training.precision == "bf16" else 4
-    trained = sizes.parameters if method == "none" else sizes.adapter
+    trained = _trained(job, sizes)
     if method == "none":
         weights = 4.0 * sizes.parameters
     elif method == "lora":
@@ -122,6 +130,7 @@ def _estimate(job: JobFile, sizes: Sizes, available: int, device: str) -> Memory
     return MemoryEstimate(
         weights=round(weights / world + gathered),
         gradients=round(4 * trained / world),
+        sync_each_batch=world > 1 and spec.training.gradient_accumulation_steps > 1,
         optimizer=round(optimizer),
         beside=round(_reference(job, sizes, compute)) + sizes.reward_models,
         saving=round(4 * trained / world + optimizer) if copied else 0,
@@ -129,6 +138,10 @@ def _estimate(job: JobFile, sizes: Sizes, available: int, device: str) -> Memory
         available=available,
         device=device,
     )
+
+
+def _trained(job: JobFile, sizes: Sizes) -> int:
+    return sizes.parameters if job.spec.peft.method == "none" else sizes.adapter
 
 
 def _reference(job: JobFile, sizes: Sizes, compute: int) -> int:
