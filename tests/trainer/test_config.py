@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import transformers
 import trl
+from accelerate.utils import FullyShardedDataParallelPlugin
 from peft import LoraConfig
 from pydantic import BaseModel
+from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy
 from trainer_kit import job_file
 
 from trl_contract.base import Kind
@@ -101,7 +103,9 @@ ELSEWHERE = {
     "tracking.tensorboard", "tracking.wandb",  # tracking.py
     "peft.method", "peft.r", "peft.alpha", "peft.targetModules", "peft.targetParameters",  # below
     "peft.modulesToSave", "peft.useDora",
-    "peft.useRslora", "fsdp.reshardAfterForward", "fsdp.stateDictType",
+    "peft.useRslora", "fsdp.reshardAfterForward", "fsdp.stateDictType", "fsdp.cpuOffload",
+    "fsdp.hybrid",  # test_hybrid.py
+   
     "dpo.referenceModel.source",  # model.py
 }  # fmt: skip
 
@@ -203,6 +207,9 @@ def test_several_processes_shard_with_fsdp2(kind: Kind, tmp_path: Path) -> None:
     plain = build(tmp_path, kind, {"peft.method": "none"}, world=2).fsdp_plugin_args
     assert plain["state_dict_type"] == "SHARDED_STATE_DICT"
     assert plain["reshard_after_forward"] is True
+    offloading = build(tmp_path, kind, {"fsdp.cpuOffload": True}, world=2).fsdp_plugin_args
+    for given, policy in ((plain, OffloadPolicy), (offloading, CPUOffloadPolicy)):
+        assert type(FullyShardedDataParallelPlugin(**given).cpu_offload) is policy
 
 
 def test_one_process_does_not_shard(tmp_path: Path) -> None:

@@ -44,6 +44,9 @@ FULL = {"peft": {"method": "none"}}
         (job(gpus=True, peft={"method": "qlora"}), 41.26953125 + 40 + 8, 8, 16, 0),
         (job(**FULL, training={"optimizer": "adafactor"}), 400, 400, 0, 0),
         (job(gpus=True, **FULL, training={"optimizer": "adamw_bnb_8bit"}), 400, 400, 200, 0),
+        # Sharded over the two processes of each of four nodes.
+        (job(nodes=4, processes=2, **FULL, fsdp={"hybrid": True}), 200, 200 + 400, 400, 0),
+        (job(gpus=True, nodes=2, processes=2, **FULL, fsdp={"cpuOffload": True}), 0, 400, 0, 0),
         # Not resharded: every process also holds the whole gathered model, in bf16.
         (job(gpus=True, nodes=2, **FULL, fsdp={"reshardAfterForward": False}), 200 + 200, 200 + 400, 400, 0),
         # The reference is a whole copy on each process, unless it is precomputed or has an adapter to switch off.
@@ -101,16 +104,20 @@ def test_several_cpu_processes_hold_the_copy_that_they_save(made, device, saving
 
 
 @pytest.mark.parametrize(
-    ("made", "limit", "says"),
+    ("made", "offloaded", "limit", "says"),
     [
-        (job(nodes=2, processes=4, gpus=True, **FULL), 11 * 2**30, ["up to 12.0 GiB of each pod's memory", "11.0 GiB"]),
-        (job(nodes=2, processes=4, gpus=True, **FULL), 12 * 2**30, []),
-        (job(nodes=2, processes=4, gpus=True), 2**30, []),
-        (job(gpus=True, **FULL), 2**30, []),
+        (job(nodes=2, processes=4, gpus=True, **FULL), 0, 11, ["up to 12.0 GiB of each pod's memory", "11.0 GiB"]),
+        (job(nodes=2, processes=4, gpus=True, **FULL), 0, 12, []),
+        # Each node has a whole copy of the state.
+        (job(nodes=2, processes=4, gpus=True, **FULL, fsdp={"hybrid": True}), 0, 23, ["up to 24.0 GiB", "23.0 GiB"]),
+        (job(nodes=2, processes=4, gpus=True, **FULL, fsdp={"cpuOffload": True}), 2**30, 15, ["up to 16.0 GiB"]),
+        (job(nodes=2, processes=4, gpus=True, **FULL, fsdp={"cpuOffload": True}), 2**30, 16, []),
+        (job(nodes=2, processes=4, gpus=True), 0, 1, []),
+        (job(gpus=True, **FULL), 0, 1, []),
     ],
 )
-def test_a_pod_of_gpus_with_too_little_memory_for_the_copy_is_told(made, limit, says):
-    found = host_memory_findings(made, 12 * 2**30, limit)
+def test_a_pod_of_gpus_with_too_little_memory_for_the_copy_is_told(made, offloaded, limit, says):
+    found = host_memory_findings(made, 12 * 2**30, offloaded, limit * 2**30)
     assert len(found) == bool(says)
     assert all(part in found[0] for part in says)
 
@@ -150,6 +157,7 @@ def test_activations_grow_with_rows_and_pairs_and_shrink_with_checkpointing():
         (job("DPOJob", gpus=True, **FULL), "cuda", 1700 * M, "dpo.referenceModel.mode: precompute"),
         (job(gpus=True), "cuda", 200 * M, "peft.method: qlora"),
         (job(), "cpu", 300 * M, "numNodes: 2"),
+        (job(nodes=2, processes=2, fsdp={"hybrid": True}), "cpu", 150 * M, "fsdp.hybrid: false"),
         (job(processes=4), "cpu", 60 * M, "numNodes: 2"),
         (job(), "cpu", 100, None),
     ],

@@ -50,6 +50,24 @@ def test_what_needs_a_gpu_is_refused_without_one(job: Any, section: str, value: 
     image.check(given, stages.of(given), "cuda")
 
 
+@pytest.mark.parametrize(
+    ("device", "processes", "method", "found"),
+    [
+        ("cpu", 2, "lora", "and there is no GPU: remove it"),
+        ("cuda", 1, "lora", "and this job has one process: remove it"),
+        ("cuda", 2, "qlora", "does not go with peft.method qlora"),
+    ],
+)
+def test_offloading_is_refused_where_it_cannot_work(
+    job: Any, device: str, processes: int, method: str, found: str
+) -> None:
+    said = refusal(job(processes, peft={"method": method}, fsdp={"cpuOffload": True}), device)
+    assert said.startswith("fsdp.cpuOffload")
+    assert found in said
+    given = job(2, fsdp={"cpuOffload": True})
+    image.check(given, stages.of(given), "cuda")
+
+
 @pytest.mark.parametrize("optimizer", ["adamw_bnb_8bit", "paged_adamw_8bit"])
 def test_an_optimizer_of_bitsandbytes_is_refused_with_several_processes(job: Any, optimizer: str) -> None:
     said = refusal(job(processes=2, training={"optimizer": optimizer}), "cuda")

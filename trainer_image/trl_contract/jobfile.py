@@ -52,6 +52,11 @@ class JobFile(Model, Generic[Spec]):
         """Processes of the job, on all nodes."""
         return self.num_nodes * self.num_proc_per_node
 
+    @property
+    def num_shards(self) -> int:
+        """Processes over which each copy of the model is sharded: all, or with fsdp.hybrid those of one node."""
+        return self.num_proc_per_node if self.spec.fsdp.hybrid else self.world_size
+
     @model_validator(mode="before")
     @classmethod
     def _parse_spec(cls, data: Any) -> Any:
@@ -66,4 +71,10 @@ class JobFile(Model, Generic[Spec]):
     def _spec_fits_kind(self) -> Self:
         if type(self.spec) is not SPECS[self.kind]:
             raise ValueError(f"spec: a {self.kind} needs a {SPECS[self.kind].__name__}")
+        return self
+
+    @model_validator(mode="after")
+    def _nodes_have_something_to_shard_over(self) -> Self:
+        if self.spec.fsdp.hybrid and self.num_nodes > 1 and self.num_proc_per_node == 1:
+            raise ValueError("spec.fsdp.hybrid: shards inside each node, and numProcPerNode is 1: remove it")
         return self

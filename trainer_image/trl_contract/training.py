@@ -379,6 +379,12 @@ class Fsdp(Model):
 
     reshard_after_forward: bool = True
     """Free the gathered weights after the forward pass: less memory, more communication."""
+    hybrid: bool = False
+    """Shard inside each node and keep one copy per node: less traffic between nodes, more memory. Needs several nodes
+    with several processes each."""
+    cpu_offload: bool = False
+    """Keep shards of weights, gradients and optimizer state in the host's memory, and step the optimizer there: less
+    memory of the GPU, much slower. Needs GPUs and several processes; not with qlora."""
     state_dict_type: Literal["auto", "sharded", "full"] = "auto"
     """Form of the checkpoints. auto: sharded for full fine-tuning, full for adapters."""
 

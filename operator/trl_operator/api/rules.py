@@ -74,6 +74,18 @@ def _topology() -> list[Rule]:
         )
         | {"fieldPath": ".training"},
         cel(
+            f"!self.fsdp.hybrid || self.numNodes > 1 && {PROCESSES} > 1",
+            "fsdp.hybrid shards inside each node and copies between nodes: it needs numNodes and numProcPerNode of at"
+            " least 2; remove it",
+        )
+        | {"fieldPath": ".fsdp"},
+        cel(
+            f"!self.fsdp.cpuOffload || self.peft.method != 'qlora' && {_GPU_KEYS}.size() == 1"
+            f" && self.numNodes * {PROCESSES} > 1",
+            "fsdp.cpuOffload needs GPUs, several processes, and another peft.method than qlora: remove it",
+        )
+        | {"fieldPath": ".fsdp"},
+        cel(
             "!has(self.model.attnImplementation) || !self.model.attnImplementation.startsWith('flash')"
             f" || {_GPU_KEYS}.size() == 1 && !(has(self.training.precision) && self.training.precision == 'fp32')",
             "model.attnImplementation: flash_attention_2 and flash_attention_3 need GPUs and training.precision bf16:"

@@ -105,6 +105,19 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ("DPOJob", {"spec.peft.method": "qlora"}, ("spec.peft", "qlora needs GPUs")),
     ("DPOJob", {"spec.peft.r": 0}, ("spec.peft.r",)),
     ("DPOJob", {"spec.peft.dropout": 0.1}, ('unknown field "spec.peft.dropout"',)),
+    # fsdp
+    ("DPOJob", {"spec.fsdp.hybrid": True}, ("spec.fsdp", "numNodes and numProcPerNode of at least 2")),
+    (
+        "SFTJob",
+        {"spec.fsdp.hybrid": True, "spec.numNodes": 2, "spec.numProcPerNode": 1, "spec.storage": SHARED},
+        ("spec.fsdp", "numNodes and numProcPerNode of at least 2"),
+    ),
+    (
+        "DPOJob",
+        {"spec.fsdp.cpuOffload": True, "spec.numProcPerNode": 2},
+        ("spec.fsdp", "fsdp.cpuOffload needs GPUs, several processes"),
+    ),
+    ("DPOJob", {"spec.fsdp.cpuOffload": True, "spec.resources": GPUS}, ("spec.fsdp", "fsdp.cpuOffload needs GPUs")),
     # dpo
     ("DPOJob", {"spec.dpo.beta": 0}, ("spec.dpo.beta", "greater than 0")),
     ("DPOJob", {"spec.dpo.lossType": ["dpo"]}, ("spec.dpo.lossType", "Unsupported value")),

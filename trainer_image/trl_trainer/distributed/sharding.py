@@ -2,26 +2,45 @@
 
 from typing import Any
 
+import torch.distributed as dist
+from accelerate.parallelism_config import ParallelismConfig
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from trl_trainer.distributed import precision
+from trl_trainer.distributed import precision, world
 from trl_trainer.distributed.world import Run
 from trl_trainer.errors import TrainerError
 
 
 def configure(args: TrainingArguments, run: Run, *, sync_each_batch: bool) -> None:
-    """Set in `args` how several processes work together, before a trainer is made of them.
+    """Set in `args` how several processes work together, before a trainer is made of them; one has no FSDP.
 
     Precision: accelerate keeps a policy that it is given (`fsdp_plugin_args` holds its plugin's own arguments). Set
     later it would come too late: TRL shards the reference when the trainer is made.
     `sync_each_batch`: reduce gradients after every micro-step. accelerate reduces them once a step, which keeps them
     whole on every process in between: 4 bytes for each trained parameter (preflight/memory.py decides).
     """
-    if run.world == 1:
+    if args.fsdp_plugin_args is None:
         return
+    args.parallelism_config = _hybrid(run)
     args.fsdp_plugin_args["mixed_precision_policy"] = precision.policy(run.job.spec.training.precision)
     args.accelerator_config.gradient_accumulation_kwargs = {"sync_each_batch": sync_each_batch}
+
+
+def _hybrid(run: Run) -> ParallelismConfig | None:
+    """Return fsdp.hybrid in accelerate's words, its device mesh made: (node, process of the node); None without.
+
+    torchrun numbers the processes of a node in a row, so that the inner dimension, which shards, is one node. The
+    groups of a mesh get torch's timeout (10 minutes with NCCL), hence ours is set.
+    """
+    job = run.job
+    if not job.spec.fsdp.hybrid or job.num_nodes == 1:
+        return None
+    found = ParallelismConfig(dp_replicate_size=job.num_nodes, dp_shard_size=job.num_proc_per_node)
+    mesh = found.get_device_mesh(run.device)
+    for name in found.fsdp_dim_names:
+        dist.set_timeout(world.timeout(run.job), mesh.get_group(name))
+    return found
 
 
 def check(trainer: Trainer, world: int) -> None:

@@ -45,7 +45,7 @@ def start(job: JobFile) -> Run:
     """Join the process group (if there is more than one process) and return this rank's place in it.
 
     The group is ours and not accelerate's: gloo for flags and checkpoints beside NCCL, and a timeout that also holds
-    on CPU, twice stallTimeoutSeconds, so that the watchdog speaks first.
+    on CPU.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     wanted = job.world_size
@@ -62,11 +62,16 @@ def start(job: JobFile) -> Run:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     if world > 1:
         global _gloo, _writers, _timeout
-        _timeout = timedelta(seconds=2 * job.stall_timeout_seconds)
+        _timeout = timeout(job)
         dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "cpu:gloo", timeout=_timeout)
         _gloo = dist.new_group(backend="gloo", timeout=_timeout)
         _writers = dist.new_group(backend="gloo", timeout=_timeout)
     return Run(job, Path(job.paths.storage) / job.uid, rank, world, "cuda" if cuda else "cpu")
+
+
+def timeout(job: JobFile) -> timedelta:
+    """Return how long a process group waits: twice stallTimeoutSeconds, so that the watchdog speaks first."""
+    return timedelta(seconds=2 * job.stall_timeout_seconds)
 
 
 def writers() -> Any:

@@ -75,6 +75,7 @@ def fsdp(job: JobFile, gradient_checkpointing: bool) -> dict[str, Any]:
         "state_dict_type": "SHARDED_STATE_DICT" if section.state_dict_type == "sharded" else "FULL_STATE_DICT",
         "activation_checkpointing": gradient_checkpointing,
         "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+        "cpu_offload": section.cpu_offload,
     }
 
 

@@ -73,7 +73,7 @@ def inspect(job: JobFile, stage: Stage, tokenizer: Any, rows: Data, work: Path, 
     if too_little is None:
         findings += [*_memory_findings(needs), *_disk_findings(job, checkpoint, final, free)]
     if device == "cuda":
-        findings += host_memory_findings(job, checkpoint, memory.host_memory())
+        findings += host_memory_findings(job, checkpoint, needs.offloaded, memory.host_memory())
     return Preflight(
         architecture=base.name,
         parameters=base.parameters,
@@ -183,17 +183,18 @@ def checkpoint_bytes(job: JobFile, base: Architecture) -> int:
     return round(base.trainable * (4 + twice + optimizer))
 
 
-def host_memory_findings(job: JobFile, checkpoint: int, limit: int) -> list[str]:
-    """Return what to say when the pod's memory, `limit` bytes, may not hold the copy of the GPUs' state from which a
-    sharded checkpoint is written (writer.py)."""
+def host_memory_findings(job: JobFile, checkpoint: int, offloaded: int, limit: int) -> list[str]:
+    """Return what to say when the pod's memory, `limit` bytes, may not hold what each of its processes has offloaded,
+    and the copy of the GPUs' state from which a sharded checkpoint is written (writer.py)."""
     sharded = job.world_size > 1 and job.spec.fsdp.state_dict_type == "sharded"
     # accelerate's own copy of one part is there while ours is made.
-    wanted = 2 * checkpoint // job.num_nodes if sharded else 0
+    saving = 2 * checkpoint * job.num_proc_per_node // job.num_shards if sharded else 0
+    wanted = saving + offloaded * job.num_proc_per_node
     if wanted <= limit:
         return []
+    what = "fsdp.cpuOffload and saving a checkpoint take" if offloaded else "saving a checkpoint takes"
     return [
-        f"saving a checkpoint takes up to {_gib(wanted)} of each pod's memory, and it has {_gib(limit)}: raise"
-        " resources.limits.memory"
+        f"{what} up to {_gib(wanted)} of each pod's memory, and it has {_gib(limit)}: raise resources.limits.memory"
     ]
 
 

@@ -17,6 +17,7 @@ def check(job: JobFile, stage: Stage, device: str) -> None:
     """
     _check_bitsandbytes(job, device)
     _check_attention(job, stage)
+    _check_offload(job, device)
 
 
 def _check_bitsandbytes(job: JobFile, device: str) -> None:
@@ -59,3 +60,13 @@ def _check_attention(job: JobFile, stage: Stage) -> None:
             f"model.attnImplementation: this image cannot load {wanted} here: {remedy}, or build an image that has it"
             f" (docs/images.md); {error}",
         ) from error
+
+
+def _check_offload(job: JobFile, device: str) -> None:
+    if not job.spec.fsdp.cpu_offload:
+        return
+    if device == "cpu" or job.world_size == 1:
+        found = "there is no GPU" if device == "cpu" else "this job has one process"
+        raise UserError("InvalidSpec", f"fsdp.cpuOffload needs GPUs and several processes, and {found}: remove it")
+    if job.spec.peft.method == "qlora":
+        raise UserError("InvalidSpec", "fsdp.cpuOffload does not go with peft.method qlora: remove it, or use lora")

@@ -66,6 +66,8 @@ class MemoryEstimate(Model):
     saving: int
     """The copy from which a sharded checkpoint is written while training goes on (writer.py). Of several CPU processes
     only: with GPUs it is in the host's memory."""
+    offloaded: int
+    """Weights, gradients and optimizer state that fsdp.cpuOffload keeps in the host's memory instead of the GPU's."""
     activations: int
     """A rough guess for the longest row."""
     available: int
@@ -114,7 +116,7 @@ def estimate(job: JobFile, sizes: Sizes, available: int, device: str) -> MemoryE
 
 
 def _estimate(job: JobFile, sizes: Sizes, available: int, device: str) -> MemoryEstimate:
-    spec, world = job.spec, job.world_size
+    spec, world, shards = job.spec, job.world_size, job.num_shards
     method = spec.peft.method
     compute = 2 if spec.training.precision == "bf16" else 4
     trained = _trained(job, sizes)
@@ -124,16 +126,18 @@ def _estimate(job: JobFile, sizes: Sizes, available: int, device: str) -> Memory
         weights = compute * sizes.parameters + 4.0 * trained
     else:
         weights = NF4_BYTES * sizes.linear + compute * (sizes.parameters - sizes.linear) + 4.0 * trained
-    optimizer = OPTIMIZER_BYTES[spec.training.optimizer] * trained / world
+    optimizer = OPTIMIZER_BYTES[spec.training.optimizer] * trained / shards
     copied = device == "cpu" and world > 1 and spec.fsdp.state_dict_type == "sharded"
+    offloaded = spec.fsdp.cpu_offload
     gathered = 0.0 if world == 1 or spec.fsdp.reshard_after_forward else compute * sizes.parameters
     return MemoryEstimate(
-        weights=round(weights / world + gathered),
-        gradients=round(4 * trained / world),
+        weights=round(gathered if offloaded else weights / shards + gathered),
+        gradients=0 if offloaded else round(4 * trained / shards),
         sync_each_batch=world > 1 and spec.training.gradient_accumulation_steps > 1,
-        optimizer=round(optimizer),
+        optimizer=0 if offloaded else round(optimizer),
+        offloaded=round((weights + 4 * trained) / shards + optimizer) if offloaded else 0,
         beside=round(_reference(job, sizes, compute)) + sizes.reward_models,
-        saving=round(4 * trained / world + optimizer) if copied else 0,
+        saving=round(4 * trained / shards + optimizer) if copied else 0,
         activations=round(_activations(job, sizes, compute)),
         available=available,
         device=device,
@@ -194,6 +198,8 @@ def _changes(job: JobFile, sizes: Sizes, device: str) -> Iterator[tuple[str, Job
         yield "peft.method: lora", _with(job, "peft", method="lora"), 1
     if device == "cuda" and peft.method != "qlora":
         yield "peft.method: qlora", _with(job, "peft", method="qlora"), 1
+    if job.num_shards < job.world_size:
+        yield "fsdp.hybrid: false", _with(job, "fsdp", hybrid=False), 1
     for factor in (2, 4, 8, 16, 32):
         nodes = job.num_nodes * factor
         yield f"numNodes: {nodes}", job.model_copy(update={"num_nodes": nodes}), 1
