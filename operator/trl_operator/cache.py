@@ -7,6 +7,8 @@ from trl_operator.plan.observation import Attempt, Child, Key, Pod, child_from, 
 
 Obj = dict[str, Any]
 
+JOB_METADATA = ("name", "namespace", "uid", "resourceVersion", "creationTimestamp")
+
 
 def key_of(obj: Obj) -> Key:
     """Return the key of a job."""
@@ -41,7 +43,7 @@ class Cache:
         key = key_of(obj)
         known = self.jobs.get(key)
         if known is None or _version(known) < _version(obj):
-            metadata = {name: obj["metadata"][name] for name in ("name", "namespace", "uid", "resourceVersion")}
+            metadata = {name: obj["metadata"].get(name) for name in JOB_METADATA}
             self.jobs[key] = {"kind": obj["kind"], "metadata": metadata, "status": obj.get("status", {})}
             for uid in {metadata["uid"], known["metadata"]["uid"] if known else ""}:
                 self._forget_pods(uid)
@@ -129,6 +131,17 @@ class Cache:
     def pods(self, attempt: Attempt) -> list[Pod]:
         found = (self._pods[uid] for uid in self._pods_of.get(attempt.job_uid, ()))
         return [pod for pod in found if attempt.has(pod)]
+
+    def an_older_job_waits(self, uid: str) -> bool:
+        """Return whether a job older than the one with this uid has pods with a node and pods without one."""
+        known = {obj["metadata"]["uid"]: obj["metadata"] for obj in self.jobs.values()}
+        ages = {other: (metadata["creationTimestamp"] or "", other) for other, metadata in known.items()}
+        waiting = [other for other, pods in self._pods_of.items() if other in ages and self._is_half_placed(pods)]
+        return uid in ages and any(ages[other] < ages[uid] for other in waiting)
+
+    def _is_half_placed(self, uids: Iterable[str]) -> bool:
+        placed = {bool(self._pods[uid].node) for uid in uids if not self._pods[uid].finished}
+        return len(placed) == 2
 
     def pod(self, uid: str) -> Pod | None:
         return self._pods.get(uid)

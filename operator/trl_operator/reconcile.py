@@ -21,6 +21,7 @@ from trl_operator.metrics import Metrics
 from trl_operator.plan.acceptance import Blocker
 from trl_operator.plan.observation import Child, Key, child_from, controller_uid, current_attempt, format_time
 from trl_operator.plan.outcome import records
+from trl_operator.policy.start import half_since
 from trl_operator.queue import WorkQueue
 from trl_operator.render.manifests import Installation, claim, config_map, network_policy, pytorchjob
 from trl_operator.status.conditions import Status, set_condition
@@ -130,7 +131,8 @@ class Reconciler:
             await self._refresh_pods(job, attempt.number)
         pods = tuple(self._cache.pods(replace(attempt, child_uid=child.uid) if child else attempt))
         denials = await self._denials(child) if child and len(pods) < job.cluster.num_nodes else ()
-        return View(child, others, pods, denials)
+        older_waits = half_since(pods, job.cluster.num_nodes) is not None and self._cache.an_older_job_waits(job.uid)
+        return View(child, others, pods, denials, older_waits=older_waits)
 
     async def _live_child(self, job: Job, attempt: int) -> Child | None:
         obj = await self._kube.get(PYTORCHJOBS, job.namespace, job.child_name(attempt))

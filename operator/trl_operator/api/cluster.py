@@ -197,6 +197,9 @@ class RunPolicy(Model):
     """Stop the job for good, with a checkpoint."""
     max_restarts: Annotated[Int32, Field(ge=0, le=100)] = 3
     """How often a failed attempt is followed by another one; preemption and lost nodes are not counted."""
+    start_timeout_seconds: Annotated[Int32, Field(ge=30, le=604800)] = 900
+    """An attempt of which some pods have a node and others find none gives its nodes back after so long, and starts
+    again later; the oldest of the jobs in this state waits twice as long. Pulling an image counts as having a node."""
     active_deadline_seconds: Annotated[Int32, Field(ge=1)] | None = None
     """The job fails when it is not done so long after its start; the clock stands still while it is suspended."""
     ttl_seconds_after_finished: Annotated[Int32, Field(ge=0)] | None = None

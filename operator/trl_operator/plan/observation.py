@@ -48,6 +48,8 @@ class Pod:
     disruption: str = ""
     """Reason of the condition DisruptionTarget."""
     unschedulable: str = ""
+    scheduled_time: datetime | None = None
+    """When it got its node."""
     waiting_reason: str = ""
     waiting_message: str = ""
     started: bool = False
@@ -198,6 +200,7 @@ def pod_from(obj: dict[str, Any]) -> Pod | None:
         deletion_time=parse_time(metadata.get("deletionTimestamp")),
         disruption=disruption.get("reason", "") if disruption.get("status") == "True" else "",
         unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
+        scheduled_time=parse_time(scheduled.get("lastTransitionTime")) if scheduled.get("status") == "True" else None,
         waiting_reason=waiting.get("reason", ""),
         waiting_message=waiting.get("message", ""),
         started=bool(state.get("running") or ended.get("startedAt") or container.get("lastState", {})),

@@ -41,7 +41,12 @@ REASONS: dict[str, Reason] = {
     "Evicted": Reason("Raise the resources that the message names.", retryable=True),
     "NodeLost": Reason("Nothing to do: the node went away.", retryable=True, free=True),
     "Preempted": Reason("Nothing to do: the pod had to give way.", retryable=True, free=True, effect=True),
-    "StartTimeout": Reason("Nothing to do: a pod ended before all had started.", retryable=True, free=True),
+    "StartTimeout": Reason(
+        "Make room for all pods of the job at once, or use fewer nodes: a pod ended, or found no node, before all had"
+        " started.",
+        retryable=True,
+        free=True,
+    ),
     "UpstreamFailed": Reason("Look at the job that the message names, correct it, and create a new job."),
     "RewardModelNotValidated": Reason(
         "Train a better reward model, lower rewardModel.minAccuracy, or set acknowledgeUnvalidated."

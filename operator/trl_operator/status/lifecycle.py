@@ -10,6 +10,7 @@ from trl_operator.plan.outcome import Cause, classify, exit_record, records
 from trl_operator.plan.reasons import MAX_FREE_IN_A_ROW, MAX_UNTOLD_IN_A_ROW, REASONS
 from trl_operator.plan.topology import processes_per_node
 from trl_operator.plan.upstream import upstreams
+from trl_operator.policy.start import half_since, release_time
 from trl_operator.status.conditions import Status, clean, condition, is_true, set_condition
 from trl_operator.status.description import describe
 from trl_operator.status.starting import REFUSAL_REASONS, WAITING_REASONS, refusal, waiting_reason
@@ -24,6 +25,7 @@ DENIAL_POLL_SECONDS = 5.0
 """While pods are missing, the events that may say why are looked at after so long."""
 STOPPING = "Stopping"
 """Reason of Running=False while the pods of an attempt that had run come to their end."""
+START_TIMEOUT = "StartTimeout"
 BACKOFF_SECONDS = 10
 MAX_BACKOFF_SECONDS = 300
 
@@ -45,6 +47,8 @@ class View:
     denials: tuple[str, ...] = ()
     """Why pods could not be created, newest first."""
     blocker: Blocker | None = None
+    older_waits: bool = False
+    """An older job, like this one, has nodes for some of its pods only."""
 
     def succeeded(self, num_nodes: int) -> bool:
         """Whether the attempt has. The pods' records have the word: of all nodes they outweigh what became of the
@@ -202,13 +206,16 @@ class _Machine:
         policy = self.job.cluster.run_policy
         if policy.cancel or policy.suspend or self._deadline_left() <= 0:
             return self._stop(child)
+        if self._start_left() <= 0 or condition(self.status, "Running").get("reason") == START_TIMEOUT:
+            return self._release(child)
         vanished = [pod for pod in self.view.pods if pod.gone and pod.phase not in ("Succeeded", "Failed")]
         # One that says it succeeded while a pod's record says otherwise has failed, once the pods have ended.
         over = child is not None and child.state == "succeeded" and all(pod.finished for pod in self.view.pods)
         if child is None or child.deleting or child.state == "failed" or over or vanished:
             return self._ending(child)
         self._show_running()
-        decision = Decision(self.status, delete=self._stale_children(), requeue=self._until_deadline())
+        left = min(self._deadline_left(), self._start_left())
+        decision = Decision(self.status, delete=self._stale_children(), requeue=left if left != float("inf") else None)
         if len(self.view.pods) < self.job.cluster.num_nodes:
             # No watch tells of pods that could not be created.
             decision.requeue = min(DENIAL_POLL_SECONDS, decision.requeue or DENIAL_POLL_SECONDS)
@@ -245,6 +252,30 @@ class _Machine:
             return self._fail(cause)
         return self._restart(cause)
 
+    def _start_left(self) -> float:
+        """Return the seconds until the attempt gives its nodes back, since others find none."""
+        cluster = self.job.cluster
+        since = half_since(self.view.pods, cluster.num_nodes)
+        if since is None or self._ran:
+            return float("inf")
+        timeout = cluster.run_policy.start_timeout_seconds
+        return (release_time(since, timeout, older_waits=self.view.older_waits) - self.now).total_seconds()
+
+    def _release(self, child: Child | None) -> Decision:
+        """Give the attempt's nodes back; the next one starts after a pause and costs nothing, however often."""
+        seconds = self.job.cluster.run_policy.start_timeout_seconds
+        message = f"some pods found no node in runPolicy.startTimeoutSeconds ({seconds}): {self._short_of()}"
+        if condition(self.status, "Running").get("reason") == START_TIMEOUT:
+            message = condition(self.status, "Running")["message"]
+        if child is None and all(self._over(pod) for pod in self.view.pods):
+            return self._restart(Cause(START_TIMEOUT, message), counts=False)
+        self.condition("Running", False, START_TIMEOUT, message)
+        self.status["phase"] = "Restarting"
+        return Decision(self.status, delete=[child] if child and not child.deleting else [], requeue=10.0)
+
+    def _short_of(self) -> str:
+        return next((pod.unschedulable for pod in self.view.pods if pod.unschedulable), "they are not there yet")
+
     def _cause(self, child: Child | None) -> Cause:
         if not self.view.pods and (child is None or child.deleting):
             name = self.status["pytorchJob"]["name"]
@@ -254,7 +285,7 @@ class _Machine:
         ran = self._ran or self.current.get("progress", {}).get("attempt") == self.status["attempt"]
         return classify(self.view.pods, cluster.num_nodes, processes_per_node(cluster), ran=ran)
 
-    def _restart(self, cause: Cause) -> Decision:
+    def _restart(self, cause: Cause, *, counts: bool = True) -> Decision:
         """Count the failure; then either the next attempt, or the end."""
         retry = {"counted": 0, "freeInARow": 0, "inARow": 0, "checkpointStep": 0, **self.status.get("retry", {})}
         newest = max([self._newest_checkpoint(), retry["checkpointStep"]])
@@ -262,7 +293,9 @@ class _Machine:
             retry |= {"freeInARow": 0, "inARow": 0, "checkpointStep": newest}
         retry["inARow"] += 1
         allowed = MAX_FREE_IN_A_ROW if REASONS[cause.reason].free else MAX_UNTOLD_IN_A_ROW if cause.untold else 0
-        if retry["freeInARow"] < allowed:
+        if not counts:
+            pass
+        elif retry["freeInARow"] < allowed:
             retry["freeInARow"] += 1
         elif retry["counted"] >= self.job.cluster.run_policy.max_restarts:
             return self._fail(cause)

@@ -274,6 +274,7 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ],
     # run policy, tracking
     ("DPOJob", {"spec.runPolicy.maxRestarts": -1}, ("spec.runPolicy.maxRestarts",)),
+    ("DPOJob", {"spec.runPolicy.startTimeoutSeconds": 29}, ("spec.runPolicy.startTimeoutSeconds",)),
     ("DPOJob", {"spec.runPolicy.terminationGracePeriodSeconds": 5}, ("spec.runPolicy.terminationGracePeriodSeconds",)),
     ("DPOJob", {"spec.runPolicy.ttlSecondsAfterFinished": -1}, ("spec.runPolicy.ttlSecondsAfterFinished",)),
     ("DPOJob", {"spec.tracking": {"wandb": {}}}, ("spec.tracking.wandb.project", "Required")),

@@ -1,0 +1,1 @@
+"""One file per policy: pure, each with its twin test."""
