@@ -117,7 +117,16 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
         {"spec.fsdp.cpuOffload": True, "spec.numProcPerNode": 2},
         ("spec.fsdp", "fsdp.cpuOffload needs GPUs, several processes"),
     ),
-    ("DPOJob", {"spec.fsdp.cpuOffload": True, "spec.resources": GPUS}, ("spec.fsdp", "fsdp.cpuOffload needs GPUs")),
+    (
+        "DPOJob",
+        {"spec.fsdp.cpuOffload": True, "spec.resources": {"limits": {"nvidia.com/gpu": 1}}},
+        ("spec.fsdp", "fsdp.cpuOffload needs GPUs, several processes"),
+    ),
+    (
+        "DPOJob",
+        {"spec.fsdp.cpuOffload": True, "spec.resources": GPUS, "spec.peft": {"method": "qlora"}},
+        ("spec.fsdp", "another peft.method than qlora"),
+    ),
     # dpo
     ("DPOJob", {"spec.dpo.beta": 0}, ("spec.dpo.beta", "greater than 0")),
     ("DPOJob", {"spec.dpo.lossType": ["dpo"]}, ("spec.dpo.lossType", "Unsupported value")),
@@ -295,6 +304,11 @@ GOOD: list[tuple[str, Change]] = [
     ("DPOJob", {"spec.peft": {"method": "none"}}),
     ("DPOJob", {"spec.peft": {"method": "qlora"}, "spec.resources": GPUS}),
     ("DPOJob", {"spec.peft": {"targetModules": ["q_proj"], "useDora": True}}),
+    (
+        "GRPOJob",
+        {"spec.fsdp.hybrid": True, "spec.numNodes": 2, "spec.resources": GPUS, "spec.storage": SHARED},
+    ),
+    ("DPOJob", {"spec.fsdp.cpuOffload": True, "spec.resources": GPUS}),
     ("DPOJob", {"spec.peft": {"targetModules": ["q_proj"], "targetParameters": ["mlp.experts.gate_up_proj"]}}),
     ("RewardJob", {"spec.evaluation": {"everySteps": 5, "earlyStopping": STOPPING, "atStart": False}}),
     ("DPOJob", {"spec.dpo": {"lossType": ["sigmoid", "sft"], "lossWeights": [1, 0.5]}}),
