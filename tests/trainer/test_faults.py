@@ -210,7 +210,7 @@ def test_another_number_of_processes_is_refused(warm: Warm, folder: Path, model_
 def test_finished_training_is_not_repeated_and_export_runs(warm: Warm, folder: Path, model_folder: Path) -> None:
     """Killed between the last checkpoint and the export."""
     prelude = [
-        "import os, signal; from trl_trainer.results import export as e; e.weights = lambda *a: os.kill(os.getpid(), 9)"
+        "import os, signal; from trl_trainer.results import export as e; e.write = lambda *a: os.kill(os.getpid(), 9)"
     ]
     ended = run(warm, folder, model_folder, prelude=prelude)
     assert -signal.SIGKILL in ended.codes
@@ -236,7 +236,7 @@ def test_older_attempt_that_wakes_up_publishes_nothing(warm: Warm, folder: Path,
     assert not (folder / "storage/uid-1/checkpoint-4").exists()
 
 
-@pytest.mark.parametrize("call", ["weights", "publish"])
+@pytest.mark.parametrize("call", ["write", "make_final"])
 def test_older_attempt_that_wakes_up_exports_nothing(call: str, warm: Warm, folder: Path, model_folder: Path) -> None:
     prelude = f"""
 import trl_trainer.results.export as e
@@ -328,11 +328,11 @@ def test_full_disk_while_exporting_leaves_no_half_model(warm: Warm, folder: Path
     try:
         fill = """
 import trl_trainer.results.export as e
-original = e.weights
-def weights(run, *args):
+original = e.write
+def write(run, *args):
     open(str(run.work / 'ballast'), 'wb').write(bytes(STORAGE - 100_000))
     return original(run, *args)
-e.weights = weights
+e.write = write
 """
         free = "__import__('shutil').disk_usage(run.work).free"
         ended = run(warm, folder, model_folder, world=1, prelude=[fill.replace("STORAGE", free)])

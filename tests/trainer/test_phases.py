@@ -23,15 +23,16 @@ PHASES = {
     "save": ("trl_trainer.checkpoints.checkpoint", "own_files", "before"),
     "publish": ("trl_trainer.checkpoints.checkpoint", "publish", "before"),
     "retain": ("trl_trainer.checkpoints.checkpoint", "retain", "before"),
-    "export": ("trl_trainer.results.export", "weights", "before"),
-    "merge": ("trl_trainer.results.export", "weights", "after"),
-    "rename": ("trl_trainer.results.export", "publish", "after"),
+    "export": ("trl_trainer.results.export", "write", "before"),
+    "shard": ("trl_trainer.results.shards.Shards", "add", "after"),
+    "written": ("trl_trainer.results.export", "write", "after"),
+    "rename": ("trl_trainer.results.export", "make_final", "after"),
     "exit": ("trl_trainer.launch.records", "write", "after"),
 }
 HIT = """
-import importlib, os, signal
-module = importlib.import_module({module!r})
-original = getattr(module, {name!r})
+import os, pydoc, signal
+place = pydoc.locate({place!r})
+original = getattr(place, {name!r})
 def hit(*args, **kwargs):
     if {when!r} == "before":
         os.kill(os.getpid(), {number})
@@ -39,7 +40,7 @@ def hit(*args, **kwargs):
     if {when!r} == "after":
         os.kill(os.getpid(), {number})
     return result
-setattr(module, {name!r}, hit)
+setattr(place, {name!r}, hit)
 """
 
 
@@ -75,8 +76,8 @@ def test_a_rank_that_is_hit_in_any_phase_leaves_a_job_that_ends_as_undisturbed(
     tmp_path: Path,
 ) -> None:
     write_jsonl(tmp_path / "train.jsonl", preference_pairs(40))
-    module, name, when = PHASES[phase]
-    ended = run(warm, tmp_path, model_folder, 0, [HIT.format(module=module, name=name, when=when, number=int(number))])
+    place, name, when = PHASES[phase]
+    ended = run(warm, tmp_path, model_folder, 0, [HIT.format(place=place, name=name, when=when, number=int(number))])
     work = tmp_path / "storage/uid-1"
     if number == signal.SIGKILL:
         assert ended.codes == [-signal.SIGKILL]

@@ -191,7 +191,7 @@ def test_training_that_does_not_get_better_ends_early_and_is_not_taken_up_again(
     warm: Warm, model_folder: Path, tmp_path: Path
 ) -> None:
     write_jsonl(tmp_path / "train.jsonl", preference_pairs(60))
-    fault = "import os, signal; from trl_trainer.results import export as e; e.weights = lambda *a: {}"
+    fault = "import os, signal; from trl_trainer.results import export as e; e.write = lambda *a: {}"
     kill, stop = (fault.format(f"os.kill(os.getpid(), signal.{name})") for name in ("SIGKILL", "SIGTERM"))
     ended = warm.run(job_file(tmp_path, model_folder, spec=STOPPING), prelude=[kill])
     assert -signal.SIGKILL in ended.codes, ended.logs

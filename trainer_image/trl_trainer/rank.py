@@ -78,7 +78,7 @@ def train(job: JobFile, scores: Rewards, reporter: Reporter, termination: Termin
     fit(run, trainer, before, reporter, termination, writer)
 
     reporter.activity("exporting")
-    folder = export.weights(run, stage, trainer, tokenizer)
+    written = export.write(run, stage, trainer, tokenizer)
     reporter.activity("evaluating")
     after = evaluation.measure(stage, trainer)
     answers = evaluation.answers(run, trainer, tokenizer, job.spec.sample_prompts, rows.report.conversational)
@@ -87,7 +87,7 @@ def train(job: JobFile, scores: Rewards, reporter: Reporter, termination: Termin
         evaluation=EvaluationReport(before=metrics_of(before.metrics, 24), after=metrics_of(after, 24)),
     )
     step = trainer.state.global_step
-    artifacts = world.broadcast(run, lambda: finish(run, stage, folder, rows, before, after, answers, step))
+    artifacts = world.broadcast(run, lambda: finish(run, stage, written, rows, before, after, answers, step))
     world.barrier(run)
     return ExitRecord(
         outcome="Succeeded",
@@ -197,15 +197,16 @@ def early_stopper(run: Run, trainer: Trainer) -> early_stopping.Stopper | None:
 def finish(
     run: Run,
     stage: Stage,
-    folder: Path | None,
+    written: export.Written | None,
     rows: data.Data,
     before: evaluation.Before,
     after: dict[str, float],
     answers: list[str],
     step: int,
 ) -> list[Artifact]:
-    """Put the samples, the settings and the card beside the weights and publish the folder. Rank 0 only."""
-    assert folder is not None, "rank 0 has written the weights"
+    """Put the samples, the settings and the card beside the weights and make all that `final/`. Rank 0 only."""
+    assert written is not None, "rank 0 has written the weights"
+    folder = written.folder
     asked = run.job.spec.sample_prompts
     first = before.answers or [""] * len(asked)
     samples = [{"prompt": p, "before": b, "after": a} for p, b, a in zip(asked, first, answers, strict=True)]
@@ -224,7 +225,7 @@ def finish(
         samples=samples,
     )
     (folder / "README.md").write_text(text)
-    return export.publish(run, folder)
+    return export.make_final(run, written)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -74,6 +74,11 @@ def timeout(job: JobFile) -> timedelta:
     return timedelta(seconds=2 * job.stall_timeout_seconds)
 
 
+def flags() -> Any:
+    """Return the process group of what is below: gloo, between the memories of the hosts; None with one process."""
+    return _gloo
+
+
 def writers() -> Any:
     """Return the process group of the threads that write checkpoints; None with one process."""
     return _writers

@@ -4,17 +4,19 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
-from huggingface_hub import HfApi
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
 from trl_contract.jobfile import JobFile
 from trl_contract.sources import ModelSource
 from trl_trainer.errors import UserError
+from trl_trainer.models import skeleton
 
 LARGE = 1_000_000_000
 """From so many parameters on, gradient checkpointing is on by default on GPUs."""
+WEIGHTS = frozenset({"model.safetensors", "model.safetensors.index.json"})
+"""One of these files transformers reads first."""
 
 
 def path(job: JobFile) -> str:
@@ -33,13 +35,21 @@ def explicit_reference(job: JobFile, given: ModelSource) -> str:
     return check_folder(job.paths.reference_model, "dpo.referenceModel.source")
 
 
+def folder(job: JobFile) -> Path:
+    """Return the folder of the base model, also of one of the hub, whose files are here: it has been loaded."""
+    where = path(job)
+    if job.paths.model is not None:
+        return Path(where)
+    return Path(snapshot_download(where, revision=job.spec.model.revision, local_files_only=True))
+
+
 def check_folder(folder: str, field: str) -> str:
     """Return `folder` if it holds a model in safetensors, else raise UserError that names `field`."""
     names = os.listdir(folder) if os.path.isdir(folder) else []
     if "config.json" not in names:
         adapter = "; it holds an adapter: give the folder of the merged model" if "adapter_config.json" in names else ""
         raise UserError("ModelNotFound", f"{field}: {folder} has no config.json, so it is no model folder{adapter}")
-    if not any(name.endswith(".safetensors") for name in names):
+    if not WEIGHTS & set(names):
         raise UserError(
             "ModelNotFound", f"{field}: {folder} has no safetensors; convert the weights with save_pretrained"
         )
@@ -59,7 +69,7 @@ def check_hub(repo: str, revision: str | None, field: str) -> list[str] | None:
         raise UserError("ModelNotFound", f"{field}: {repo} is not on the hub, or is private: {error}") from error
     except (HfHubHTTPError, OSError):
         return None
-    if not any(name.endswith(".safetensors") for name in names):
+    if not WEIGHTS & set(names):
         raise UserError("ModelNotFound", f"{field}: {repo} has no safetensors, and pickle weights are not loaded")
     return names
 
@@ -88,5 +98,4 @@ def gradient_checkpointing(job: JobFile) -> bool:
 def num_parameters(job: JobFile) -> int:
     """Return the number of the base model's parameters, from its config alone."""
     config = read_config(path(job), job.spec.model.revision, "model")
-    with torch.device("meta"):
-        return int(AutoModelForCausalLM.from_config(config).num_parameters())
+    return int(skeleton.build(config, classifier=False).num_parameters())

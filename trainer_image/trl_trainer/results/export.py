@@ -3,87 +3,143 @@
 import hashlib
 import os
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, Trainer
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from transformers import Trainer
 
 from trl_contract.report import Artifact
 from trl_trainer.checkpoints import checkpoint, fence
+from trl_trainer.distributed import world
+from trl_trainer.distributed.gathering import to_main
 from trl_trainer.distributed.world import Run
+from trl_trainer.errors import TrainerError
 from trl_trainer.files import fsync
-from trl_trainer.models import source
+from trl_trainer.launch import watchdog
+from trl_trainer.models import skeleton, source
+from trl_trainer.models.skeleton import Skeleton
+from trl_trainer.results.merge import merge
+from trl_trainer.results.shards import Shards, sha256
 from trl_trainer.stage import Stage
 
 
-def weights(run: Run, stage: Stage, trainer: Trainer, tokenizer: Any) -> Path | None:
+@dataclass(frozen=True)
+class Written:
+    """The model of the last step, not yet published."""
+
+    folder: Path
+    digests: dict[str, str]
+    """sha256 of the files that are on disk, by their path in the folder."""
+
+
+def write(run: Run, stage: Stage, trainer: Trainer, tokenizer: Any) -> Written | None:
     """Write the model of the last step to `<work>/final.part-<attempt>`; all ranks call it, rank 0 gets the folder.
 
-    The state is gathered by accelerate whatever form the checkpoints have: `save_model()` writes nothing, and says
-    nothing, when they are sharded.
+    Rank 0 holds one file of the model at a time (skeleton.PART_BYTES), each of the others one shard of one tensor.
     """
-    state = trainer.accelerator.get_state_dict(trainer.model)
+    folder = run.work / f"final.part-{run.job.attempt}"
+    if run.is_main:
+        fence.check(run.work, run.job.attempt)
+        for left in run.work.glob("final.part-*"):
+            shutil.rmtree(left)
+        folder.mkdir()
+    where = source.folder(run.job)
+    base = skeleton.of_folder(where, source.read_config(str(where), None, "model"), stage.is_classifier)
+    method = run.job.spec.peft.method
+    digests = _full(run, trainer, base, folder) if method == "none" else _adapter(run, trainer, base, where, folder)
     if not run.is_main:
         return None
-    fence.check(run.work, run.job.attempt)
-    for left in run.work.glob("final.part-*"):
-        shutil.rmtree(left)
-    folder = run.work / f"final.part-{run.job.attempt}"
-    trained = trainer.accelerator.unwrap_model(trainer.model)
-    if run.job.spec.peft.method == "none":
-        _save_full(run, trained, state, folder)
-    else:
-        trained.save_pretrained(folder / "adapter", state_dict=state)
-        _save_merged(run, stage, folder)
     tokenizer.save_pretrained(folder)
-    return folder
+    _check(folder, stage.is_classifier)
+    return Written(folder, digests)
 
 
-def _save_full(run: Run, trained: Any, state: dict[str, torch.Tensor], folder: Path) -> None:
-    dtype = _base_dtype(run)
-    cast = {name: value.to(dtype) if value.is_floating_point() else value for name, value in state.items()}
-    trained.config.dtype = dtype
-    trained.save_pretrained(folder, state_dict=cast)
+def _full(run: Run, trainer: Trainer, base: Skeleton, folder: Path) -> dict[str, str]:
+    """Write weights that were all trained, in the dtype of the base model."""
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    state = get_model_state_dict(trained)
+    for target, origin in trained.all_tied_weights_keys.items():
+        if trained.get_parameter(target) is trained.get_parameter(origin):
+            del state[target]
+    base.model.config = trained.config
+    if trained.can_generate():
+        base.model.generation_config = trained.generation_config
+    dtypes = {name: value.dtype for name, value in base.model.state_dict().items()}
+    plan = skeleton.parts({name: state[name].numel() * dtypes[name].itemsize for name in state})
+    out = Shards(folder, len(plan))
+    for names in plan:
+        part = {name: to_main(run, state[name], dtypes[name]) for name in names}
+        if run.is_main:
+            out.add(base.model, part)
+        del part
+        _together(run)
+    return out.digests
 
 
-def _save_merged(run: Run, stage: Stage, folder: Path) -> None:
-    kind = AutoModelForSequenceClassification if stage.is_classifier else AutoModelForCausalLM
-    extra = {"num_labels": 1} if stage.is_classifier else {}
-    base = kind.from_pretrained(
-        source.path(run.job), revision=run.job.spec.model.revision, dtype="auto", use_safetensors=True, **extra
-    )
-    PeftModel.from_pretrained(base, folder / "adapter").merge_and_unload().save_pretrained(folder)
+def _adapter(run: Run, trainer: Trainer, base: Skeleton, where: Path, folder: Path) -> dict[str, str]:
+    """Write the adapter, and the base model with the adapter merged; only what was trained is gathered."""
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    shards_of = get_model_state_dict(trained, options=StateDictOptions(ignore_frozen_params=True))
+    state = {name: to_main(run, value) for name, value in shards_of.items()}
+    if run.is_main:
+        trained.save_pretrained(folder / "adapter", state_dict=state)
+    plan = skeleton.parts({name: value.nbytes for name, value in skeleton.headers(where).items()})
+    out = Shards(folder, len(plan))
+    for names in plan:
+        if run.is_main:
+            out.add(*merge(base, where, folder / "adapter", names))
+        _together(run)
+    return out.digests
 
 
-def _base_dtype(run: Run) -> torch.dtype:
-    """The base model's own precision: what is trained in fp32 for the optimizer's sake is not stored so."""
-    config = source.read_config(source.path(run.job), run.job.spec.model.revision, "model")
-    return config.dtype or torch.float32
+def _together(run: Run) -> None:
+    """Return when rank 0 has written a file: nobody waits longer than for one, whatever the size of the model."""
+    world.barrier(run)
+    watchdog.beat()
 
 
-def publish(run: Run, folder: Path) -> list[Artifact]:
-    """Make `folder` the job's `final/` in one rename, durable, and return what it holds."""
-    final = run.work / "final"
+def _check(folder: Path, classifier: bool) -> None:
+    """Raise TrainerError unless from_pretrained finds every weight of the model in `folder`."""
+    lost = skeleton.of_folder(folder, source.read_config(str(folder), None, "final"), classifier).missing
+    if lost:
+        raise TrainerError("Unknown", f"the exported model lacks {len(lost)} weights ({', '.join(lost[:5])})")
+
+
+def make_final(run: Run, written: Written) -> list[Artifact]:
+    """Make what was written, and what has been put beside it, the job's `final/`, in one rename; return what it holds.
+
+    Everything is on disk when this returns. Each file is read once more, for its digest, unless it was when written.
+    """
+    folder, final = written.folder, run.work / "final"
+    digests = dict(written.digests)
     for path in (*sorted(folder.rglob("*")), folder):
+        name = str(path.relative_to(folder))
+        if name in digests:
+            continue
         fsync(path)
+        if path.is_file():
+            digests[name] = sha256(path)
     fence.check(run.work, run.job.attempt)
     if final.exists():
         # Left by an attempt that died after this point: its weights are those of the same last step.
         checkpoint.remove(final)
     os.rename(folder, final)
     fsync(run.work)
-    found = [Artifact(type="model", uri=f"{run.job.uid}/final", digest=digest(final))]
-    if (final / "adapter").is_dir():
-        found.append(Artifact(type="adapter", uri=f"{run.job.uid}/final/adapter", digest=digest(final / "adapter")))
+    found = [Artifact(type="model", uri=f"{run.job.uid}/final", digest=total(digests))]
+    adapter = {name.removeprefix("adapter/"): value for name, value in digests.items() if name.startswith("adapter/")}
+    if adapter:
+        found.append(Artifact(type="adapter", uri=f"{run.job.uid}/final/adapter", digest=total(adapter)))
     return found
 
 
 def digest(folder: Path) -> str:
     """Return sha256:<hex> over the names and contents of all files below `folder`, in order of name."""
-    total = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        with path.open("rb") as file:
-            total.update(f"{path.relative_to(folder)}\n{hashlib.file_digest(file, 'sha256').hexdigest()}\n".encode())
-    return f"sha256:{total.hexdigest()}"
+    return total({str(path.relative_to(folder)): sha256(path) for path in folder.rglob("*") if path.is_file()})
+
+
+def total(digests: dict[str, str]) -> str:
+    """Return the digest of a folder from those of its files, by their path in it. Pure."""
+    lines = "".join(f"{name}\n{digests[name]}\n" for name in sorted(digests, key=Path))
+    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
