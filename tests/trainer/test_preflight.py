@@ -6,8 +6,16 @@ import time
 
 import pytest
 import torch
-from safetensors.torch import save_file
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    GptOssConfig,
+    GptOssForCausalLM,
+    Mxfp4Config,
+)
 
 from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
@@ -102,12 +110,77 @@ def test_an_adapter_on_the_output_head_is_refused_where_trl_does_not_train_it(ru
             run(rows, kind, peft={"targetModules": ["q_proj", "lm_head"]})
 
 
-def test_the_weights_are_not_loaded(run, copied):
-    shutil.copy(copied / "config.json", copied / "config.bak")
-    for path in copied.glob("*.safetensors"):
-        path.unlink()
-    save_file({"nothing": torch.zeros(1)}, copied / "model.safetensors")
-    assert run(PAIRS, model=copied).parameters > 50_000
+def test_weights_that_the_files_lack_are_named(run, copied):
+    weights = load_file(copied / "model.safetensors")
+    norm = weights.pop("model.norm.weight")
+    save_file(weights, copied / "model.safetensors", {"format": "pt"})
+    with pytest.raises(
+        UserError, match=r"model: .* lack 1 weights of a Qwen3ForCausalLM, .* \(model.norm.weight\)"
+    ) as caught:
+        run(PAIRS, model=copied)
+    assert caught.value.reason == "ModelNotFound"
+    with pytest.raises(UserError, match="lack 1 weights of a Qwen3ForSequenceClassification"):
+        run(PAIRS, "RewardJob", model=copied)
+    # There, but of another shape.
+    save_file({**weights, "model.norm.weight": norm[:8].clone()}, copied / "model.safetensors", {"format": "pt"})
+    with pytest.raises(UserError, match=r"lack 1 weights of a Qwen3ForCausalLM, .* \(model.norm.weight\)"):
+        run(PAIRS, model=copied)
+    shutil.copytree(copied, copied.parent / "reference")
+    reference = {"mode": "explicit", "source": {"volume": {"claimName": "m", "path": "r"}}}
+    with pytest.raises(UserError, match=r"dpo.referenceModel.source: .* lack 1 weights"):
+        run(PAIRS, dpo={"referenceModel": reference})
+
+
+@pytest.mark.parametrize(
+    ("config", "remedy"),
+    [
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "peft.method qlora brings that to 4 bit"),
+        ({"quant_method": "gptq", "bits": 4}, "give the model that it was made from"),
+        ({"quant_method": "awq", "bits": 4}, "give the model that it was made from"),
+    ],
+    ids=["bitsandbytes", "gptq", "awq"],
+)
+def test_a_quantized_model_is_refused_with_the_remedy(config, remedy, run, copied):
+    given = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(given | {"quantization_config": config}))
+    with pytest.raises(UserError, match=rf"model: .* is quantized \({config['quant_method']}\): .*{remedy}") as caught:
+        run(PAIRS, model=copied, peft={"targetModules": ["q_proj"]})
+    assert caught.value.reason == "InvalidSpec"
+
+
+def test_gpt_oss_as_published_is_refused_and_what_the_message_says_mends_it(run, tmp_path):
+    """Its experts are stored in MXFP4, under names that the model itself does not have."""
+    make_gpt_oss(tmp_path / "published")
+    with pytest.raises(UserError, match=r"model: .* is quantized \(mxfp4\): dequantize it with ") as caught:
+        run(PAIRS, model=tmp_path / "published")
+    code = caught.value.message.split("dequantize it with ")[1].split(", and save")[0]
+    names = {"FOLDER": tmp_path / "published", "NEW": tmp_path / "new"}
+    exec(code, {"AutoModelForCausalLM": AutoModelForCausalLM, "Mxfp4Config": Mxfp4Config, **names})
+    assert run(PAIRS, model=tmp_path / "new", peft={"targetModules": ["q_proj"]}).architecture == "GptOssForCausalLM"
+    first, again = (AutoModelForCausalLM.from_pretrained(folder).state_dict() for folder in names.values())
+    assert [name for name in first if not first[name].equal(again[name])] == []
+
+
+def make_gpt_oss(folder):
+    torch.manual_seed(0)
+    config = GptOssConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=32, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, num_local_experts=4, num_experts_per_tok=2, pad_token_id=0, eos_token_id=4,
+    )  # fmt: skip
+    GptOssForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    stored = {}
+    for name, value in load_file(folder / "model.safetensors").items():
+        if not name.endswith(("gate_up_proj", "down_proj")):
+            stored[name] = value
+            continue
+        experts, rows, columns = value.shape
+        shape = (experts, columns, rows // 32)
+        stored[f"{name}_blocks"] = torch.randint(0, 256, (*shape, 16), dtype=torch.uint8)
+        stored[f"{name}_scales"] = torch.randint(118, 124, shape, dtype=torch.uint8)
+    save_file(stored, folder / "model.safetensors", {"format": "pt"})
+    written = json.loads((folder / "config.json").read_text())
+    written["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["lm_head"]}
+    (folder / "config.json").write_text(json.dumps(written))
 
 
 def test_pickle_weights_are_refused(run, copied):
@@ -181,6 +254,9 @@ def test_a_cut_config_is_refused(run, copied):
 def test_a_tokenizer_with_more_tokens_than_the_model_is_refused(run, copied):
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps(config | {"vocab_size": 10}))
+    weights = load_file(copied / "model.safetensors")
+    fewer = {"model.embed_tokens.weight": weights["model.embed_tokens.weight"][:10].clone()}
+    save_file(weights | fewer, copied / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"the tokenizer has token \d+, but the model knows only 10") as caught:
         run(PAIRS, model=copied)
     assert caught.value.reason == "InvalidSpec"

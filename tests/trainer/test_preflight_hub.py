@@ -8,6 +8,8 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import torch
+from safetensors.torch import save
 
 COMMIT = "a" * 40
 FILES = {"good": ["config.json", "model.safetensors"], "pickle": ["config.json", "pytorch_model.bin"]}
@@ -17,6 +19,7 @@ READ = """
 import contextlib, io, json, sys
 from trl_trainer.local import cli
 from trl_trainer.models import source
+from trl_trainer.preflight import architecture
 from trl_trainer.errors import UserError
 folder, *repos = sys.argv[1:]
 for repo in repos:
@@ -28,6 +31,11 @@ for repo in repos:
     with contextlib.redirect_stderr(said):
         code = cli.main(["explain", f"{folder}/{repo}.yaml"])
     print(json.dumps([read, code, said.getvalue()]))
+try:
+    config = source.read_config("org/good", None, "model")
+    architecture.covered("org/good", None, config, "model", classifier=False)
+except UserError as error:
+    print(error.message)
 """
 
 
@@ -56,12 +64,14 @@ class Hub(BaseHTTPRequestHandler):
             self.reply(200, [{"type": "file", "path": file, "size": 1, "oid": "b" * 40} for file in FILES[name]])
         elif path.endswith("/config.json"):
             self.reply(200, CONFIG)
+        elif path.endswith("/model.safetensors") and (self.command == "HEAD" or "range" in self.headers):
+            self.reply(200, save({"model.norm.weight": torch.zeros(16)}))
         else:
             assert not path.endswith((".safetensors", ".bin")), "weights were asked for"
             self.reply(404, error="EntryNotFound")
 
     def reply(self, code, body=None, error=None):
-        body = b"" if body is None else json.dumps(body).encode()
+        body = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
         self.send_response(code)
         self.send_header("Content-Length", str(len(body)))
         self.send_header("ETag", '"1"')
@@ -96,7 +106,8 @@ def test_a_hub_model_is_read_without_its_weights_and_what_is_wrong_with_it_is_sa
         [sys.executable, "-c", READ, tmp_path, *repos], env=environment, capture_output=True, text=True, timeout=180
     )
     assert done.returncode == 0, done.stderr
-    good, pickle, gated, missing = map(json.loads, done.stdout.splitlines())
+    *lines, lacking = done.stdout.splitlines()
+    good, pickle, gated, missing = map(json.loads, lines)
     assert good[0] == 16
     assert pickle[0] == ["ModelNotFound", "model: org/pickle has no safetensors, and pickle weights are not loaded"]
     assert gated[0] == ["AccessDenied", "model: org/gated is gated: give tokenSecretRef and ask for access"]
@@ -107,3 +118,6 @@ def test_a_hub_model_is_read_without_its_weights_and_what_is_wrong_with_it_is_sa
     assert good[2].startswith("error: ModelNotFound: model: org/good has no tokenizer")
     for (reason, message), _, said in (pickle, gated, missing):
         assert said.startswith(f"error: {reason}: {message.splitlines()[0]}")
+    # Of the weights only the header is asked for: these are a norm and nothing else.
+    assert lacking.startswith("model: the files in org/good lack ")
+    assert "weights of a Qwen3ForCausalLM, or have them in another shape (lm_head.weight, model.embed" in lacking

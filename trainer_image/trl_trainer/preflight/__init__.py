@@ -11,7 +11,7 @@ from trl_contract.jobfile import JobFile
 from trl_contract.report import FailureReason
 from trl_trainer.data import Data, DataReport
 from trl_trainer.errors import UserError
-from trl_trainer.models import source
+from trl_trainer.models import skeleton, source
 from trl_trainer.preflight import architecture, lengths, memory
 from trl_trainer.preflight.architecture import Architecture
 from trl_trainer.preflight.lengths import Lengths
@@ -150,9 +150,10 @@ def _explicit_reference(job: JobFile, base: Architecture) -> int:
     if job.paths.reference_model is not None:
         architecture.check_weights(Path(where), field)
     config = source.read_config(where, given.revision, field)
+    architecture.check_unquantized(config, where, field)
     if config.get_text_config().vocab_size < base.vocabulary:
         raise UserError("InvalidSpec", f"{field}: {where} knows fewer tokens than the model that is trained")
-    return int(architecture.build(config, classifier=False).num_parameters())
+    return int(architecture.covered(where, given.revision, config, field, classifier=False).num_parameters())
 
 
 def _reward_models(job: JobFile) -> int:
@@ -161,7 +162,7 @@ def _reward_models(job: JobFile) -> int:
     for reward in job.spec.rewards:
         if reward.reward_model is not None:
             config = architecture.classifier_config(job.paths.rewards[reward.name], f"grpo.rewards.{reward.name}")
-            total += architecture.build(config, classifier=True).num_parameters()
+            total += skeleton.build(config, classifier=True).num_parameters()
     return total * (2 if job.spec.training.precision == "bf16" else 4)
 
 

@@ -6,20 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HfHubHTTPError
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    AutoModelForCausalLM,
-    AutoModelForSequenceClassification,
 )
 from transformers.pytorch_utils import Conv1D
 
 from trl_contract.jobfile import JobFile
 from trl_trainer.errors import UserError
-from trl_trainer.models import adapter, source
+from trl_trainer.models import adapter, skeleton, source
 from trl_trainer.stage import Stage
 
 
@@ -49,13 +48,15 @@ def inspect(job: JobFile, stage: Stage) -> Architecture:
     if Path(where).is_absolute():
         check_weights(Path(where), "model")
     config = source.read_config(where, job.spec.model.revision, "model")
-    check_kind(config, where, stage.is_classifier)
-    skeleton = build(config, stage.is_classifier)
-    parameters, linear = skeleton.num_parameters(), _linear(skeleton)
-    adapter = _adapter(job, stage, skeleton)
+    classifier = stage.is_classifier
+    check_kind(config, where, classifier)
+    check_unquantized(config, where, "model")
+    model = covered(where, job.spec.model.revision, config, "model", classifier=classifier, new_head=classifier)
+    parameters, linear = model.num_parameters(), _linear(model)
+    adapter = _adapter(job, stage, model)
     text = config.get_text_config()
     return Architecture(
-        name=type(skeleton).__name__,
+        name=type(model).__name__,
         parameters=parameters,
         trainable=parameters if job.spec.peft.method == "none" else adapter,
         linear=linear,
@@ -83,6 +84,51 @@ def check_weights(folder: Path, field: str) -> None:
             raise UserError("ModelNotFound", f"{field}: {path} is not sound ({error}); copy it again") from error
 
 
+def check_unquantized(config: Any, where: str, field: str) -> None:
+    """Raise UserError if the weights are stored in fewer bits than they are computed in: nothing could be merged into
+    them, and what transformers 5.23 saves of a dequantized model is not what it then loads."""
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is None:
+        return
+    given = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    method = str(getattr(given["quant_method"], "value", given["quant_method"]))
+    remedy = "give the model that it was made from; peft.method qlora brings that to 4 bit while it is loaded"
+    if method == "mxfp4":
+        remedy = (
+            "dequantize it with AutoModelForCausalLM.from_pretrained(FOLDER, quantization_config=Mxfp4Config("
+            "dequantize=True)).save_pretrained(NEW, save_original_format=False), and save its tokenizer there"
+        )
+    raise UserError("InvalidSpec", f"{field}: {where} is quantized ({method}): {remedy}")
+
+
+def covered(
+    where: str, revision: str | None, config: Any, field: str, *, classifier: bool, new_head: bool = False
+) -> Any:
+    """Return the model on meta; UserError if the files of a folder or hub repository lack weights of it, which would
+    start at random.
+
+    new_head: a classifier's head may be missing, since the job trains one.
+    """
+    if Path(where).is_absolute():
+        found = skeleton.of_folder(Path(where), config, classifier)
+    else:
+        try:
+            found = skeleton.of_headers(skeleton.hub_headers(where, revision), config, classifier)
+        except (HfHubHTTPError, OSError):
+            # The hub does not answer, and the cache may have it all.
+            return skeleton.build(config, classifier)
+    trained = f"{found.model.base_model_prefix}." if new_head else ""
+    missing = [name for name in found.missing if name.startswith(trained)]
+    if missing:
+        raise UserError(
+            "ModelNotFound",
+            f"{field}: the files in {where} lack {len(missing)} weights of a {type(found.model).__name__}, or have them"
+            f" in another shape ({', '.join(missing[:5])}); they would start at random: copy the model again, or mend"
+            " its config.json",
+        )
+    return found.model
+
+
 def check_kind(config: Any, where: str, reward: bool) -> None:
     """Raise UserError unless the model was trained as a language model or, for a reward model, also as a classifier."""
     families = [MODEL_FOR_CAUSAL_LM_MAPPING] + ([MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING] if reward else [])
@@ -95,7 +141,8 @@ def check_kind(config: Any, where: str, reward: bool) -> None:
 
 
 def classifier_config(folder: str, field: str) -> Any:
-    """Return the config of a reward model's folder; UserError unless it is a classifier with one label, sound."""
+    """Return the config of a reward model's folder; UserError unless it is a classifier with one label,
+    sound and whole."""
     source.check_folder(folder, field)
     check_weights(Path(folder), field)
     config = source.read_config(folder, None, field)
@@ -105,6 +152,8 @@ def classifier_config(folder: str, field: str) -> Any:
         raise UserError("InvalidSpec", f"{field}: {folder} is a {found}, but a reward model is a sequence classifier")
     if config.num_labels != 1:
         raise UserError("InvalidSpec", f"{field}: {folder} has {config.num_labels} labels; a reward model has one")
+    check_unquantized(config, folder, field)
+    covered(folder, None, config, field, classifier=True)
     return config
 
 
@@ -112,27 +161,18 @@ def _names(classes: Any) -> list[str]:
     return [item.__name__ for item in (classes if isinstance(classes, list | tuple) else [classes])]
 
 
-def build(config: Any, classifier: bool, **options: Any) -> Any:
-    """Return the model without weights (on the meta device). `options` go to from_config."""
-    with torch.device("meta"):
-        if classifier:
-            config.num_labels = 1
-            return AutoModelForSequenceClassification.from_config(config, **options)
-        return AutoModelForCausalLM.from_config(config, **options)
-
-
-def _linear(skeleton: Any) -> int:
-    output = skeleton.get_output_embeddings() if hasattr(skeleton, "get_output_embeddings") else None
-    layers = [m for m in skeleton.modules() if isinstance(m, torch.nn.Linear | Conv1D) and m is not output]
+def _linear(model: Any) -> int:
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    layers = [m for m in model.modules() if isinstance(m, torch.nn.Linear | Conv1D) and m is not output]
     return sum(layer.weight.numel() for layer in layers)
 
 
-def _adapter(job: JobFile, stage: Stage, skeleton: Any) -> int:
+def _adapter(job: JobFile, stage: Stage, model: Any) -> int:
     """Return the number of parameters of the adapter, made by peft itself; UserError if it cannot be put on."""
     task = stage.task_type
     config = adapter.lora(job, task) or LoraConfig(r=job.spec.peft.r, target_modules="all-linear", task_type=task)
     try:
-        adapted = get_peft_model(skeleton, config, low_cpu_mem_usage=True)
+        adapted = get_peft_model(model, config, low_cpu_mem_usage=True)
     except ValueError as error:
         raise UserError("InvalidSpec", f"peft: {error}") from error
     if not stage.adapts_head and isinstance(adapted.get_output_embeddings(), BaseTunerLayer):

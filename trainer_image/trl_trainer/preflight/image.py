@@ -5,7 +5,7 @@ import torch
 from trl_contract.jobfile import JobFile
 from trl_contract.training import BITSANDBYTES_OPTIMIZERS
 from trl_trainer.errors import UserError
-from trl_trainer.models import source
+from trl_trainer.models import skeleton, source
 from trl_trainer.preflight import architecture
 from trl_trainer.stage import Stage
 
@@ -53,7 +53,7 @@ def _check_attention(job: JobFile, stage: Stage) -> None:
     config = source.read_config(where, job.spec.model.revision, "model")
     architecture.check_kind(config, where, stage.is_classifier)
     try:
-        architecture.build(config, stage.is_classifier, attn_implementation=wanted, dtype=torch.bfloat16)
+        skeleton.build(config, stage.is_classifier, attn_implementation=wanted, dtype=torch.bfloat16)
     except (ImportError, ValueError) as error:
         raise UserError(
             "InvalidSpec",

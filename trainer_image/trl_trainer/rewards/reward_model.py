@@ -24,14 +24,9 @@ class RewardModelScorer:
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
         self._field = field
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-        self._model, loading = AutoModelForSequenceClassification.from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True, output_loading_info=True
+        self._model = AutoModelForSequenceClassification.from_pretrained(
+            folder, config=config, dtype=dtype, use_safetensors=True
         )
-        if loading["missing_keys"]:
-            missing = ", ".join(sorted(loading["missing_keys"])[:3])
-            raise UserError(
-                "ModelNotFound", f"{field}: {folder} lacks weights ({missing}): it is no trained reward model"
-            )
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self._model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
