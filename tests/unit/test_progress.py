@@ -54,6 +54,21 @@ def test_a_step_is_shown_of_all_steps_with_the_time_that_is_left() -> None:
     assert "gradNorm" not in found
 
 
+def test_what_is_done_before_the_first_step_is_shown_with_its_share() -> None:
+    found = progress_fields(progress(activity="tokenizing", activityPercentage=40), None, {})["progress"]
+    assert (found["activity"], found["display"], found["percentage"]) == ("tokenizing", "tokenizing 40 %", 0)
+
+
+def test_what_a_newer_trainer_says_beside_what_is_known_does_no_harm() -> None:
+    told = {"activity": "dreaming", "lastUpdateTime": TIME, "mood": "good"}
+    report = {"trainerStatus": {"lastUpdatedTime": TIME, "mood": 1}, "trl": told, "more": []}
+    known = ProgressReport.model_validate(report).trl
+    assert known is not None
+    assert progress_fields(known, None, {})["progress"]["activity"] == "dreaming"
+    record = {"outcome": "Failed", "time": TIME, "progress": told, "more": 1}
+    assert ExitRecord.model_validate(record).progress == known
+
+
 def test_all_steps_done_is_not_yet_done() -> None:
     assert progress_fields(progress(step=40, totalSteps=40), None, {})["progress"]["percentage"] == 99
     done = progress_fields(progress(step=40, totalSteps=40, etaSeconds=3), 100, {})["progress"]

@@ -2,14 +2,22 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from trl_contract.base import CONTRACT_VERSION, Int32, Model
 
 Count = Annotated[Int32, Field(ge=0)]
 """As much as the status can hold."""
 
-Activity = Literal["loading", "training", "evaluating", "saving", "exporting"]
+
+class Told(Model):
+    """What a trainer tells the operator: one that is newer may say more than this version knows."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+Activity = Literal["loading", "tokenizing", "training", "evaluating", "saving", "exporting"]
+"""What this trainer says that it does."""
 
 FailureReason = Literal[
     "InvalidSpec",
@@ -51,14 +59,14 @@ SECRET_VARIABLES = "TRL_SECRET_VARIABLES"
 """Variable with the names of the variables whose values come from Secrets, divided by spaces: no message tells them."""
 
 
-class Metric(Model):
+class Metric(Told):
     name: Annotated[str, Field(min_length=1, max_length=64)]
     """Exactly as TRL logs it, for example rewards/margins."""
     value: Annotated[str, Field(max_length=64)]
     """A finite decimal number."""
 
 
-class CheckpointReport(Model):
+class CheckpointReport(Told):
     step: Count
     path: Annotated[str, Field(max_length=1024)]
     """Relative to the storage volume."""
@@ -67,19 +75,19 @@ class CheckpointReport(Model):
     metrics: Annotated[list[Metric], Field(max_length=8)] = []
 
 
-class RewardReport(Model):
+class RewardReport(Told):
     name: Annotated[str, Field(max_length=64)]
     mean: Annotated[str, Field(max_length=64)]
     std: Annotated[str, Field(max_length=64)]
     errors: Count = 0
 
 
-class EvaluationReport(Model):
+class EvaluationReport(Told):
     before: Annotated[list[Metric], Field(max_length=24)] = []
     after: Annotated[list[Metric], Field(max_length=24)] = []
 
 
-class Artifact(Model):
+class Artifact(Told):
     type: Literal["model", "adapter"]
     uri: Annotated[str, Field(max_length=1024)]
     """Path relative to the storage volume."""
@@ -87,11 +95,14 @@ class Artifact(Model):
     """sha256:<hex> over the names and contents of the folder's files, in order of name."""
 
 
-class Progress(Model):
+class Progress(Told):
     """One report of rank 0. All numbers are finite; a number that is not known is absent."""
 
     attempt: Count = 0
-    activity: Activity = "loading"
+    activity: Annotated[str, Field(min_length=1, max_length=63)] = "loading"
+    """One of Activity; the operator shows whatever a newer trainer says."""
+    activity_percentage: Annotated[int, Field(ge=0, le=100)] | None = None
+    """How much of an activity that is no training is done; absent where that is not known."""
     step: Count = 0
     total_steps: Count = 0
     epoch: float | None = None
@@ -111,7 +122,7 @@ class Progress(Model):
     """What the preflight found worth a look: cut or dropped rows, duplicates, a tight memory estimate."""
 
 
-class TrainerStatus(Model):
+class TrainerStatus(Told):
     """Kubeflow Trainer's TrainJob status (KEP-2779); a stock transformers script sends just this."""
 
     progress_percentage: Annotated[int, Field(ge=0, le=100)] | None = None
@@ -120,14 +131,14 @@ class TrainerStatus(Model):
     last_updated_time: Annotated[str, Field(max_length=40)]
 
 
-class ProgressReport(Model):
+class ProgressReport(Told):
     """Body of a POST to the receiver: `trainerStatus` for everyone, `trl` beside it from our trainer."""
 
     trainer_status: TrainerStatus
     trl: Progress | None = None
 
 
-class ExitRecord(Model):
+class ExitRecord(Told):
     """The termination message: how the attempt ended on this pod, and everything the status still needs."""
 
     contract_version: int = CONTRACT_VERSION

@@ -88,9 +88,9 @@ class ProgressStatus(Model):
     attempt: Count
     """Attempt that reported."""
     activity: Text63
-    """loading, training, evaluating, saving or exporting."""
+    """loading, tokenizing, training, evaluating, saving or exporting."""
     display: Text63
-    """Step of all steps, like 120/1000."""
+    """Step of all steps, like 120/1000; before the first one what is being done, like tokenizing 40 %."""
     eta: Text63 | None = None
     """Time to the end of training, like 1h20m."""
     eta_seconds: Count | None = None

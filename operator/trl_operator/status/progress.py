@@ -115,8 +115,8 @@ def _progress(progress: Progress, percentage: int | None) -> Status:
     eta = progress.eta_seconds if percentage < DONE else 0
     fields: dict[str, Any] = {
         "attempt": progress.attempt,
-        "activity": progress.activity,
-        "display": f"{progress.step}/{total}" if total else str(progress.step),
+        "activity": clean(progress.activity, 63),
+        "display": _display(progress),
         "eta": duration(eta) if eta is not None else None,
         "etaSeconds": eta,
         "step": progress.step,
@@ -130,6 +130,12 @@ def _progress(progress: Progress, percentage: int | None) -> Status:
         "warnings": [clean(warning, 300) for warning in progress.warnings],
     }
     return {name: value for name, value in fields.items() if value is not None and value != []}
+
+
+def _display(progress: Progress) -> str:
+    if progress.activity_percentage is not None:
+        return f"{clean(progress.activity, 50)} {progress.activity_percentage} %"
+    return f"{progress.step}/{progress.total_steps}" if progress.total_steps else str(progress.step)
 
 
 def _metrics(metrics: list[Metric]) -> list[Status]:
