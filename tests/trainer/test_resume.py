@@ -13,7 +13,11 @@ ROWS = {"SFTJob": conversations, "RewardJob": preference_pairs, "DPOJob": prefer
 VOLATILE = {"time", "num_tokens", "step_time"}
 CASES: dict[str, dict[str, Any]] = {
     "dpo-full-sharded": {"kind": "DPOJob", "spec": {}},
-    "dpo-lora": {"kind": "DPOJob", "spec": {"peft": {"method": "lora", "r": 4}}},
+    "dpo-lora": {
+        "kind": "DPOJob",
+        # Three steps an epoch: it is resumed in the middle of the second one, as grpo-lora is.
+        "spec": {"peft": {"method": "lora", "r": 4}, "dataset": {"maxExamples": 27}},
+    },
     "sft-packed": {"kind": "SFTJob", "spec": {"sft": {"packing": True}, "training": {"maxLength": 32}}},
     "reward-full": {"kind": "RewardJob", "spec": {}},
     "reward-lora": {"kind": "RewardJob", "spec": {"peft": {"method": "lora", "r": 4}}},
@@ -39,6 +43,7 @@ CASES: dict[str, dict[str, Any]] = {
                 "generation": {"maxCompletionLength": 12},
                 "rewards": [{"name": "alike", "similarity": {"column": "answer"}}],
             },
+            "dataset": {"maxExamples": 4, "evalSplit": 0.25},
             "evaluation": {"everySteps": 3, "maxExamples": 4},
         },
     },

@@ -14,6 +14,7 @@ from trl_trainer.models import adapter, source
 from trl_trainer.preflight import steps
 from trl_trainer.rewards import Rewards
 from trl_trainer.stage import Stage
+from trl_trainer.stages.row_order import TakesRowsInOrder
 
 
 def settings(job: JobFile[GRPOSpec]) -> dict[str, Any]:
@@ -40,10 +41,12 @@ def settings(job: JobFile[GRPOSpec]) -> dict[str, Any]:
     }
 
 
-def trainer(
-    run: Run, args: GRPOConfig, tokenizer: PreTrainedTokenizerBase, data: Data, rewards: Rewards
-) -> GRPOTrainer:
-    made = GRPOTrainer(
+class Trainer(TakesRowsInOrder, GRPOTrainer):
+    pass
+
+
+def trainer(run: Run, args: GRPOConfig, tokenizer: PreTrainedTokenizerBase, data: Data, rewards: Rewards) -> Trainer:
+    made = Trainer(
         model=source.path(run.job),
         reward_funcs=rewards.functions,
         args=args,
