@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from kill_kit import CASES, FAULTS, TOLERANCE, Result, Whole, chain, warm_parent, whole
 
 SHORT_SEED = 11
-ACTIVITIES = ("starting", "loading", "evaluating", "training", "saving", "exporting")
+ACTIVITIES = ("starting", "loading", "tokenizing", "evaluating", "training", "saving", "exporting")
 
 
 def test_a_job_that_is_killed_at_random_instants_ends_as_if_nothing_had_happened(

@@ -23,8 +23,8 @@ from trl_trainer import data, errors, stages
 for spec in json.loads(sys.argv[2]):
     job = JobFile.model_validate(spec)
     try:
-        loaded = data.load(job, stages.of(job), None, Path(sys.argv[1], job.uid), 0)
-        print(json.dumps([loaded.train.num_rows, loaded.eval.num_rows, loaded.train.column_names]))
+        loaded = data.write(job, stages.of(job), None, Path(sys.argv[1], job.uid, "data"))
+        print(json.dumps([len(loaded.train), len(loaded.eval), list(loaded.train.take([0])[0])]))
     except errors.UserError as error:
         print(json.dumps([error.reason, error.message]))
     except ConnectionError as error:

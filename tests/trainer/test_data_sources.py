@@ -1,15 +1,19 @@
 """Files of every kind, sound and damaged."""
 
 import gzip
+import io
 import json
 import os
 import tempfile
+import tracemalloc
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pyarrow import Table, parquet
 
-from trl_trainer.data import sources
+from trl_trainer.data import jsonlist, sources
 from trl_trainer.data.rows import BadRow
 from trl_trainer.errors import UserError
 
@@ -143,3 +147,48 @@ def test_a_file_that_may_not_be_read_is_access_denied(unreadable):
     with pytest.raises(UserError, match="uid 1000 may not read it") as denied:
         read(unreadable)
     assert denied.value.reason == "AccessDenied"
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=9),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+def elements(text, longest):
+    return list(jsonlist.elements(io.StringIO(text), longest, lambda name: None))
+
+
+@given(values=st.lists(VALUES, max_size=9), indent=st.sampled_from([None, 0, 2]), longest=st.integers(400, 900))
+def test_a_json_list_is_read_through_a_window_as_json_reads_it_whole(values, indent, longest):
+    text = f" {json.dumps(values, indent=indent)}\n"
+    assert elements(text, longest) == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[1, 2", "[1 2]", "[1,]", '[1, {"a": }]', '[{"a": 1}]\n x', '[\n1,\n "x]', "[", "[1] [2]", "[1,\n\n  oops]"],
+)
+def test_an_error_in_a_json_list_has_the_place_that_json_tells(text):
+    with pytest.raises(json.JSONDecodeError) as whole:
+        json.loads(text)
+    for longest in (5, 8, 1000):
+        with pytest.raises(json.JSONDecodeError) as found:
+            elements(text, longest)
+        assert (found.value.lineno, found.value.colno) == (whole.value.lineno, whole.value.colno)
+
+
+def test_a_json_list_of_any_length_takes_little_memory(tmp_path):
+    path = tmp_path / "a.json"
+    with path.open("w") as file:
+        file.write("[0")
+        file.writelines(f',{{"n": {i}, "text": "{"x" * 2000}"}}' for i in range(30_000))
+        file.write("]")
+    tracemalloc.start()
+    numbers = sum(1 for _ in sources.read_file(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert numbers == 30_001
+    assert path.stat().st_size > 60e6
+    assert peak < 45e6

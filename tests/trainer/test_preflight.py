@@ -58,7 +58,7 @@ def run(tmp_path, model_folder):
         }  # fmt: skip
         job = resolve(JobFile.model_validate(wire))
         tokenizer = AutoTokenizer.from_pretrained(model_folder)
-        found = data.load(job, stages.of(job), tokenizer, tmp_path / "u", 0)
+        found = data.write(job, stages.of(job), tokenizer, tmp_path / "u/data")
         return preflight.run(job, stages.of(job), tokenizer, found, tmp_path / "u", device)
 
     return go

@@ -3,6 +3,7 @@
 import json
 import math
 
+import datasets
 import pytest
 from transformers import AutoTokenizer
 from trl import (
@@ -66,7 +67,7 @@ def test_rows_and_steps_are_those_of_trl(kind, tmp_path, model_folder):
     wire = {"kind": kind, "namespace": "a", "name": "b", "uid": "u", "paths": paths, "spec": spec}
     job = resolve(JobFile.model_validate(wire))
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
-    rows = data.load(job, STAGES[kind], tokenizer, tmp_path / "u", 0)
+    rows = data.write(job, STAGES[kind], tokenizer, tmp_path / "u/data")
     known = preflight.run(job, STAGES[kind], tokenizer, rows, tmp_path / "u", "cpu")
 
     trainer, config, options = TRAINERS[kind]
@@ -76,7 +77,11 @@ def test_rows_and_steps_are_those_of_trl(kind, tmp_path, model_folder):
     )  # fmt: skip
     extra = {"reward_funcs": lambda completions, **_: [0.0] * len(completions)} if kind == "GRPOJob" else {}
     made = trainer(
-        model=str(model_folder), args=arguments, train_dataset=rows.train, processing_class=tokenizer, **extra
+        model=str(model_folder),
+        args=arguments,
+        train_dataset=datasets.Dataset.from_list(rows.train.take(range(len(rows.train)))),
+        processing_class=tokenizer,
+        **extra,
     )
     assert known.lengths.kept == len(made.train_dataset)
     assert known.total_steps == math.ceil(len(made.get_train_dataloader()) / 2)

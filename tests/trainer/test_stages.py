@@ -248,7 +248,7 @@ def test_the_card_tells_the_lineage(warm: Warm, model_folder: Path, tmp_path: Pa
     card = (model / "README.md").read_text()
     report = json.loads((tmp_path / "DPOJob" / "storage" / "uid-1" / "data" / "report.json").read_text())
     assert "| parent job | SFTJob default/sftjob, uid uid-1 |" in card
-    assert report["digest"] in card
+    assert report["trainFile"]["digest"] in card
     assert "| preference_accuracy | 0 |" in card
     assert "trl 1.16.0" in card
     assert '"beta": 0.1' in card

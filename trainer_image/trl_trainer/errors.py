@@ -15,6 +15,10 @@ class TrainerError(Exception):
         self.reason: FailureReason = reason
         self.message = message
 
+    def __reduce__(self) -> tuple[type["TrainerError"], tuple[FailureReason, str]]:
+        # It may come from a process of ours, and an exception remembers only what its base class was given.
+        return type(self), (self.reason, self.message)
+
 
 class UserError(TrainerError):
     """A mistake that the user can mend; the message names the field or file, the value and the remedy."""

@@ -104,22 +104,25 @@ def train(job: JobFile, scores: Rewards, reporter: Reporter, termination: Termin
 def load_data(
     run: Run, stage: Stage, tokenizer: Any, scores: Rewards, reporter: Reporter
 ) -> tuple[data.Data, Preflight]:
-    """Return the rows, checked, and what rank 0 knows about the job: it writes the rows and looks at everything that
-    can be known before weights are loaded, the others read what it wrote. UserError when the job cannot work."""
+    """Return the rows, checked and tokenized, and what is known about the job: rank 0 writes the rows, looks at
+    everything that can be known before weights are loaded, and tokenizes them; the others read what it wrote.
+    UserError when the job cannot work."""
+    folder, known = run.work / "data", run.work / "preflight.json"
 
-    def prepare() -> Preflight:
-        rows = data.load(run.job, stage, tokenizer, run.work, run.rank)
+    def prepare(tell: data.Tell) -> str:
+        rows = data.write(run.job, stage, tokenizer, folder, tell)
         seen = preflight.run(run.job, stage, tokenizer, rows, run.work, run.device)
-        findings = [*seen.findings, *scores.try_out(rows.train.select(range(min(3, len(rows.train)))).to_list())]
+        findings = [*seen.findings, *scores.try_out(rows.train.take(range(3)))]
         for line in findings:
             print(f"preflight: {line}", flush=True)
         reporter.update(warnings=[line[:300] for line in findings[:8]])
-        write_json(run.work / "preflight.json", seen.to_wire())
+        write_json(known, seen.to_wire())
         write_json(run.work / "resolved.json", run.job.to_wire())
-        return seen
+        return data.build(run.job, stage, tokenizer, stages.tokenizing(run.job, stage, tokenizer), rows, folder, tell)
 
-    known = world.broadcast(run, prepare)
-    return data.load(run.job, stage, tokenizer, run.work, run.rank), known
+    name = data.together(run, prepare, reporter.preparing)
+    reporter.activity("loading")
+    return data.load(folder / name), Preflight.model_validate_json(known.read_text())
 
 
 def build(run: Run, stage: Stage, tokenizer: Any, rows: data.Data, scores: Rewards, sync_each_batch: bool) -> Trainer:

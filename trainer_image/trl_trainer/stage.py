@@ -29,6 +29,12 @@ class Stage:
     longer than training.maxLength; it cuts the others."""
     total_steps: Callable[[Any, int], int | None]
     """(resolved job, training rows) -> optimizer steps; None where only TRL knows. Raises UserError."""
+    tokens: tuple[str, ...] = ()
+    """Columns of token ids that TRL's preparation makes of a row; none where the trainer takes rows as they are."""
+    tokenize: Callable[..., Any] = lambda job, args, tokenizer, rows, split: rows
+    """(resolved job, TRL's config, tokenizer, IterableDataset, train or eval) -> the rows as TRL prepares them."""
+    pack: Callable[[Any], Callable[[Any], Any] | None] = lambda job: None
+    """(resolved job) -> what puts several tokenized rows into one; None where each stays alone."""
     check: Callable[[Any, Any, Any], None] = lambda job, tokenizer, report: None
     """(job, tokenizer, data report): raises UserError for what this kind cannot do with such data."""
     task_type: Literal["CAUSAL_LM", "SEQ_CLS"] = "CAUSAL_LM"

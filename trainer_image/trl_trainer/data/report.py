@@ -9,6 +9,14 @@ ColumnType = Literal["text", "integer", "number", "boolean", "messages", "json"]
 integers beyond 64 bits become text)."""
 
 
+class WrittenFile(Model):
+    """A file of rows that was written down."""
+
+    digest: str
+    """sha256:<hex>"""
+    bytes: int
+
+
 class DataReport(Model):
     """What became of the rows; all counts are of rows."""
 
@@ -30,10 +38,12 @@ class DataReport(Model):
     """Held-out rows that are also training rows; they are kept."""
     empty_answers: int = 0
     """Rows with an answer without a visible character; they are kept."""
-    digest: str
-    """sha256:<hex> of the training rows as they are trained on."""
-    eval_digest: str
-    """The same of the held-out rows."""
+    unread: list[str] = []
+    """Columns with values that nothing reads, by name; 20 at most."""
+    train_file: WrittenFile
+    """The training rows as they are trained on."""
+    eval_file: WrittenFile
+    """The held-out rows."""
     changed: bool = False
     """The training rows differ from those of an earlier attempt of this job."""
     fingerprint: str
@@ -52,6 +62,7 @@ class DataReport(Model):
             (self.duplicates, f"{self.duplicates} of {self.train} training rows are duplicates"),
             (self.shared, f"{self.shared} of {self.eval} held-out rows are also training rows"),
             (self.empty_answers, f"{self.empty_answers} of {total} rows have an empty answer"),
+            (len(self.unread), f"columns that are not read: {', '.join(self.unread)}"),
             (self.changed, "the training data differ from those of the attempt before: the runs are not comparable"),
         ]
         return [text for count, text in lines if count]

@@ -24,9 +24,20 @@ def shape(
     shaped = form(row)
     if system_prompt is not None:
         _add_system_prompt(shaped, system_prompt)
-    if "tools" in row and "tools" not in shaped and conversational(shaped):
-        shaped["tools"] = _tools(row["tools"])
+    if conversational(shaped):
+        if "tools" in row and "tools" not in shaped:
+            shaped["tools"] = _tools(row["tools"])
+        if "chat_template_kwargs" in row and "chat_template_kwargs" not in shaped:
+            shaped["chat_template_kwargs"] = _template_kwargs(row["chat_template_kwargs"])
     return shaped
+
+
+def unread(row: Row, shaped: Row, columns: dict[str, str]) -> set[str]:
+    """Return the names of the row's columns that have a value and that nothing of the shaped row comes from."""
+    read = {columns.get(name, name) for name in shaped}
+    if "messages" in row and not {"messages", "chosen"} & shaped.keys():
+        read.add("messages")  # a prompt may be what they begin with
+    return {name for name, value in row.items() if value is not None and name not in read}
 
 
 def conversational(row: Row) -> bool:
@@ -257,6 +268,13 @@ def _tools(value: Any) -> list[Any]:
     if not isinstance(tools, list):
         raise BadRow(f"tools is {_type(tools)}; it must be a list of tool descriptions")
     return tools
+
+
+def _template_kwargs(value: Any) -> Row:
+    """Return what a row tells the chat template; fields that Arrow has added for other rows are null."""
+    if not isinstance(value, dict):
+        raise BadRow(f"chat_template_kwargs is {_type(value)}; it must be an object")
+    return {name: item for name, item in value.items() if item is not None}
 
 
 def _type(value: Any) -> str:

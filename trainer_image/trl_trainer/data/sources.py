@@ -7,6 +7,7 @@ import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -15,6 +16,7 @@ from pyarrow import ArrowInvalid, parquet  # type: ignore[import-untyped]
 
 from trl_contract.report import FailureReason
 from trl_contract.sources import DataSource, HubDataset
+from trl_trainer.data.jsonlist import elements
 from trl_trainer.data.rows import BadRow
 from trl_trainer.errors import UserError
 from trl_trainer.stage import Row
@@ -113,14 +115,14 @@ def _json(file: BinaryIO) -> Iterator[Numbered]:
     if start != b"[":
         yield from _jsonl(file)
         return
+    text = TextIOWrapper(file, "utf-8-sig")
     try:
-        rows = json.loads(file.read().decode("utf-8-sig"), parse_constant=_refuse_constant)
+        for number, row in enumerate(elements(text, MAX_ROW_BYTES, _refuse_constant), start=1):
+            yield number, _object(row)
     except json.JSONDecodeError as error:
         raise _Unreadable(f"is not JSON: {error.msg} in line {error.lineno}, column {error.colno}") from error
     except RecursionError as error:
         raise _Unreadable("is nested too deeply") from error
-    for number, row in enumerate(rows, start=1):
-        yield number, _object(row)
 
 
 def _csv(file: BinaryIO) -> Iterator[Numbered]:
@@ -150,26 +152,33 @@ def _parquet(file: BinaryIO) -> Iterator[Numbered]:
         raise _Unreadable(f"is not a sound parquet file: {error}") from error
 
 
-def open_source(source: DataSource, path: str | None, split: str, folder: Path) -> tuple[str, Iterator[Numbered]]:
-    """Return the source's name for messages, and its rows. `split` is the default one of a data set on the hub."""
+def open_source(
+    source: DataSource, path: str | None, split: str, folder: Path, limit: int | None
+) -> tuple[str, Iterator[Numbered]]:
+    """Return the source's name for messages, and its rows, of which no more than about `limit` will be read (None:
+    all). `split` is the default one of a data set on the hub."""
     if source.hub is not None:
-        return source.hub.repo, read_hub(source.hub, split, folder / "hub")
+        return source.hub.repo, read_hub(source.hub, split, folder / "hub", limit)
     assert path is not None, "the launcher gives a path for everything that is not on the hub"
     return Path(path).name, read_file(Path(path))
 
 
-def read_hub(source: HubDataset, split: str, cache: Path) -> Iterator[Numbered]:
+def read_hub(source: HubDataset, split: str, cache: Path, limit: int | None) -> Iterator[Numbered]:
     """Yield the rows of a data set on the hub. Raises UserError when it is not there or may not be read.
 
-    A hub that cannot be reached is no mistake of the user: its ConnectionError is passed on.
+    With a limit they come as they are read, else the whole set is downloaded first, in large pieces. A hub that cannot
+    be reached is no mistake of the user: its ConnectionError is passed on.
     """
+    split = source.split or split
     try:
         rows = datasets.load_dataset(
             f"hf://datasets/{source.repo}",  # never a local folder that happens to have this name
             source.config,
-            split=source.split or split,
+            split=split,
             revision=source.revision,
             cache_dir=str(cache),
+            # A split with a slice, like train[:10%], cannot be streamed.
+            streaming=limit is not None and "[" not in split,
         )
     except datasets.exceptions.DatasetNotFoundError as error:
         reason: FailureReason = "AccessDenied" if "gated" in str(error) else "DatasetNotFound"
@@ -179,4 +188,4 @@ def read_hub(source: HubDataset, split: str, cache: Path) -> Iterator[Numbered]:
     try:
         yield from enumerate(rows, start=1)
     finally:
-        shutil.rmtree(cache)  # the rows are written down in our own form: one copy is enough
+        shutil.rmtree(cache, ignore_errors=True)  # the rows are written down in our own form: one copy is enough

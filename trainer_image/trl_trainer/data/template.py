@@ -25,7 +25,7 @@ def check(tokenizer: Any, row: Row) -> None:
         texts = [row["prompt"] + row[name] for name in ("completion", "chosen", "rejected") if name in row]
     try:
         for messages in texts or [row["prompt"]]:
-            _render(tokenizer, messages, row.get("tools"), add_generation_prompt=not texts)
+            render(tokenizer, messages, options(row), add_generation_prompt=not texts)
     except (TemplateError, TypeError, ValueError) as error:
         raise BadRow(f"the chat template refuses it: {error}") from error
 
@@ -34,14 +34,20 @@ def prompt_length(tokenizer: Any, row: Row) -> int:
     """Return the number of tokens of the row's prompt as TRL will see it."""
     prompt = row["prompt"]
     if isinstance(prompt, list):
-        prompt = _render(tokenizer, prompt, row.get("tools"), add_generation_prompt=True)
+        prompt = render(tokenizer, prompt, options(row), add_generation_prompt=True)
         return len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
     return len(tokenizer(prompt)["input_ids"])
 
 
-def _render(tokenizer: Any, messages: Any, tools: Any, add_generation_prompt: bool) -> str:
-    text = tokenizer.apply_chat_template(
-        messages, tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
-    )
+def options(row: Row) -> dict[str, Any]:
+    """Return what a row tells the chat template beside its messages. A prompt alone is grpo's, where TRL takes
+    chat_template_kwargs for a column of the rewards."""
+    has_answer = any(name in row for name in ("messages", "completion", "chosen"))
+    return {"tools": row.get("tools"), **(row.get("chat_template_kwargs", {}) if has_answer else {})}
+
+
+def render(tokenizer: Any, messages: Any, given: dict[str, Any], add_generation_prompt: bool) -> str:
+    """Return a conversation as text; `given` as `options` returns it."""
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt, **given)
     assert isinstance(text, str)
     return text

@@ -28,7 +28,7 @@ def library_settings(job: JobFile) -> dict[str, str]:
     return {
         # Our own reporter posts from a thread of its own; transformers' would post from the training thread.
         "DISABLE_KUBEFLOW_INTEGRATION": "TRUE",
-        # On the shared volume, or the reference log-probabilities that rank 0 caches are unknown to other nodes.
+        # What is downloaded or cached of the data may be larger than the node's own disk.
         "HF_DATASETS_CACHE": str(work / "cache" / "datasets"),
         "TOKENIZERS_PARALLELISM": "false",
     }

@@ -1,9 +1,16 @@
 """Processes below this one: started, told to end with it, reaped and killed; and what the container may use."""
 
 import ctypes
+import multiprocessing
 import os
 import signal
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -90,3 +97,48 @@ def cpus(root: Path = Path("/sys/fs/cgroup")) -> int:
         if quota != "max":
             return max(1, min(allowed, -(-int(quota) // int(period))))
     return allowed
+
+
+def in_parallel(function: Callable[[T], bytes], tasks: Sequence[T], number: int) -> Iterator[bytes]:
+    """Yield function(task) of each task, in their order, from `number` forked processes.
+
+    A process works one task ahead of what is taken from it, so memory does not grow with the tasks. What `function`
+    raises is raised here; ChildProcessError when a process dies. They end with the iteration, however that ends.
+    """
+    context = multiprocessing.get_context("fork")
+    number = min(number, len(tasks))
+    workers, answers = [], []
+    try:
+        for share in range(number):
+            ours, theirs = context.Pipe(duplex=False)
+            worker = context.Process(target=_work, args=(function, tasks[share::number], theirs))
+            worker.start()
+            theirs.close()
+            workers.append(worker)
+            answers.append(ours)
+        for index in range(len(tasks)):
+            try:
+                answer = answers[index % number].recv()
+            except EOFError:
+                worker = workers[index % number]
+                worker.join()
+                raise ChildProcessError(f"a process that prepares data ended with {worker.exitcode}") from None
+            if isinstance(answer, BaseException):
+                raise answer
+            yield answer
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.join()
+
+
+def _work(function: Callable[[T], bytes], tasks: Sequence[T], answers: Connection) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with_parent()
+    for task in tasks:
+        try:
+            answers.send(function(task))
+        except Exception as error:
+            traceback.print_exc()
+            answers.send(error)
+            return

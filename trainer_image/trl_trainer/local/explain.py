@@ -11,7 +11,7 @@ import yaml
 from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
 from trl_trainer import data, local, preflight, rewards, stages
-from trl_trainer.data import Data
+from trl_trainer.data import Written
 from trl_trainer.local.resource import read
 from trl_trainer.models import adapter, arguments, source
 from trl_trainer.models.tokenizer import load_tokenizer
@@ -36,7 +36,7 @@ def explain(path: Path, places: local.Places) -> int:
         here, there = resolve(given), resolve(local.as_written(given, resource))
         tokenizer, stage = load_tokenizer(here), stages.of(here)
         _print_config(there, here)
-        rows = data.load(here, stage, tokenizer, Path(folder) / here.uid, 0)
+        rows = data.write(here, stage, tokenizer, Path(folder) / here.uid / "data")
         _print_plan(there, here, stage, rows, tokenizer)
         storage = _nearest(local.storage_folder(resource, places))
         known = preflight.inspect(here, stage, tokenizer, rows, storage, _device(here))
@@ -44,11 +44,11 @@ def explain(path: Path, places: local.Places) -> int:
     return 0
 
 
-def _try_rewards(job: JobFile, rows: Data) -> list[str]:
+def _try_rewards(job: JobFile, rows: Written) -> list[str]:
     """Run the rewards on a few rows, as the trainer does before it loads weights."""
     scores = rewards.build(job)
     try:
-        return scores.try_out(rows.train.select(range(min(3, len(rows.train)))).to_list())
+        return scores.try_out(rows.train.take(range(3)))
     finally:
         scores.close()
 
@@ -90,7 +90,7 @@ def _yaml(value: dict[str, Any]) -> str:
     return str(yaml.safe_dump(value, sort_keys=False, default_flow_style=False))
 
 
-def _print_plan(there: JobFile, here: JobFile, stage: Stage, rows: Data, tokenizer: Any) -> None:
+def _print_plan(there: JobFile, here: JobFile, stage: Stage, rows: Written, tokenizer: Any) -> None:
     base, report = architecture.inspect(here, stage), rows.report
     seen = lengths.measure(here, stage, rows.train, report, tokenizer)
     print(f"# Model\n{base.name}, {base.parameters:,} parameters, {base.trainable:,} trained\n")

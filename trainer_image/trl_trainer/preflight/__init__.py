@@ -9,7 +9,7 @@ import torch
 from trl_contract.base import Model
 from trl_contract.jobfile import JobFile
 from trl_contract.report import FailureReason
-from trl_trainer.data import Data, DataReport
+from trl_trainer.data import DataReport, Written
 from trl_trainer.errors import UserError
 from trl_trainer.models import skeleton, source
 from trl_trainer.preflight import architecture, lengths, memory
@@ -40,7 +40,7 @@ class Preflight(Model):
     """Reason and message if this machine has too little memory or disk; another one may have enough."""
 
 
-def run(job: JobFile, stage: Stage, tokenizer: Any, rows: Data, work: Path, device: str) -> Preflight:
+def run(job: JobFile, stage: Stage, tokenizer: Any, rows: Written, work: Path, device: str) -> Preflight:
     """Return what is known about a resolved job before its weights are loaded. UserError when it cannot work here."""
     found = inspect(job, stage, tokenizer, rows, work, device)
     if found.too_little is not None:
@@ -48,7 +48,7 @@ def run(job: JobFile, stage: Stage, tokenizer: Any, rows: Data, work: Path, devi
     return found
 
 
-def inspect(job: JobFile, stage: Stage, tokenizer: Any, rows: Data, work: Path, device: str) -> Preflight:
+def inspect(job: JobFile, stage: Stage, tokenizer: Any, rows: Written, work: Path, device: str) -> Preflight:
     """Return what is known about a resolved job before its weights are loaded.
 
     UserError when it can work nowhere: a model that is not there or of the wrong kind, a tokenizer that does not fit,

@@ -5,7 +5,8 @@ from typing import Any
 
 from trl_contract.base import Model
 from trl_contract.jobfile import JobFile
-from trl_trainer.data import DataReport
+from trl_trainer.data import DataReport, template
+from trl_trainer.data.lines import Lines
 from trl_trainer.stage import Stage
 
 SAMPLE = 1000
@@ -38,7 +39,7 @@ class Lengths(Model):
         return self.rows - round(self.rows * self.dropped / self.sampled)
 
 
-def measure(job: JobFile, stage: Stage, rows: Any, report: DataReport, tokenizer: Any) -> Lengths:
+def measure(job: JobFile, stage: Stage, rows: Lines, report: DataReport, tokenizer: Any) -> Lengths:
     """Return the lengths of up to SAMPLE rows of a data set, evenly spread, and what TRL 1.16 does with them.
 
     sft cuts at training.maxLength, and drops a row of which only prompt is left when the loss is on completions;
@@ -47,7 +48,7 @@ def measure(job: JobFile, stage: Stage, rows: Any, report: DataReport, tokenizer
     max_length = job.spec.max_length
     total = len(rows)
     number = min(total, SAMPLE)
-    sample = rows.select([i * total // number for i in range(number)])
+    sample = rows.take(i * total // number for i in range(number))
     prompts = _tokens(tokenizer, [_prompt(row) for row in sample])
     wholes = [stage.sequences(row, tokenizer.eos_token or "") for row in sample]
     flat = iter(_tokens(tokenizer, [text for texts in wholes for text in texts]))
@@ -88,8 +89,8 @@ def _tokens(tokenizer: Any, texts: list[Any]) -> list[int]:
     """Return the number of tokens of each text or rendered conversation, as TRL counts them."""
     plain = [text for text in texts if isinstance(text, str)]
     rendered = [
-        tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=generate)
-        for messages, tools, generate in (text for text in texts if not isinstance(text, str))
+        template.render(tokenizer, messages, given, add_generation_prompt=generate)
+        for messages, given, generate in (text for text in texts if not isinstance(text, str))
     ]
     counts = [len(ids) for ids in tokenizer(plain)["input_ids"]] if plain else []
     if rendered:
@@ -100,21 +101,17 @@ def _tokens(tokenizer: Any, texts: list[Any]) -> list[int]:
 
 def _prompt(row: dict[str, Any]) -> Any:
     prompt = row.get("prompt", "")
-    return (prompt, _tools(row), True) if isinstance(prompt, list) else prompt
+    return (prompt, template.options(row), True) if isinstance(prompt, list) else prompt
 
 
 def whole(row: dict[str, Any], eos: str) -> list[Any]:
     """Return the sequences that the model sees of a row; TRL ends plain text with the end-of-text token."""
     if "messages" in row:
-        return [(row["messages"], _tools(row), False)]
+        return [(row["messages"], template.options(row), False)]
     if "text" in row:
         return [row["text"].removesuffix(eos) + eos]
     prompt = row.get("prompt", "")
     answers = [row[name] for name in ("completion", "chosen", "rejected") if name in row]
     if isinstance(answers[0], list):
-        return [(prompt + answer, _tools(row), False) for answer in answers]
+        return [(prompt + answer, template.options(row), False) for answer in answers]
     return [prompt + answer.removesuffix(eos) + eos for answer in answers]
-
-
-def _tools(row: dict[str, Any]) -> Any:
-    return row.get("tools")

@@ -121,12 +121,21 @@ class Reporter(TrainerCallback):
 
     def update(self, **changes: Any) -> None:
         """Change fields of the state and report it."""
+        if "activity" in changes:
+            changes = {"activity_percentage": None, **changes}
         with self._changing:
             self.state = self.state.model_copy(update={**changes, "last_update_time": now()})
             self._publish()
 
     def activity(self, activity: Activity) -> None:
         self.update(activity=activity)
+
+    def preparing(self, doing: str, done: int, total: int | None = None) -> None:
+        """Report that `done` of `total` rows are prepared."""
+        if total:
+            self.update(activity="tokenizing", activity_percentage=100 * done // total)
+        else:
+            self.update(activity="loading")
 
     def close(self, *, done: bool = False) -> None:
         """Send the last report; only a finished job is at 100 %."""

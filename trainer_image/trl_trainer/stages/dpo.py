@@ -14,6 +14,7 @@ from trl_trainer.preflight import lengths, steps
 from trl_trainer.results.evaluation import preference_accuracy
 from trl_trainer.rewards import Rewards
 from trl_trainer.stage import Stage
+from trl_trainer.stages import preparation
 
 
 def settings(job: JobFile[DPOSpec]) -> dict[str, Any]:
@@ -29,8 +30,12 @@ def settings(job: JobFile[DPOSpec]) -> dict[str, Any]:
     }
 
 
-def trainer(run: Run, args: DPOConfig, tokenizer: PreTrainedTokenizerBase, data: Data, rewards: Rewards) -> DPOTrainer:
-    return DPOTrainer(
+class Trainer(preparation.TakesPreparedRows, DPOTrainer):
+    pass
+
+
+def trainer(run: Run, args: DPOConfig, tokenizer: PreTrainedTokenizerBase, data: Data, rewards: Rewards) -> Trainer:
+    return Trainer(
         model=source.path(run.job),
         ref_model=reference.explicit_reference(run),
         args=args,
@@ -51,6 +56,8 @@ STAGE = Stage(
     sequences=lengths.whole,
     drops=lambda job, report, prompt_fills: prompt_fills,
     total_steps=steps.of_rows,
+    tokens=("prompt_ids", "chosen_ids", "rejected_ids"),
+    tokenize=lambda job, args, tokenizer, rows, split: preparation.prepare(DPOTrainer, rows, tokenizer, args),
     # TRL multiplies with the head's weight itself.
     adapts_head=False,
     measures={"preference_accuracy": preference_accuracy},

@@ -13,6 +13,7 @@ from trl_trainer.models import adapter, source
 from trl_trainer.preflight import lengths, steps
 from trl_trainer.rewards import Rewards
 from trl_trainer.stage import Stage
+from trl_trainer.stages import preparation
 
 
 def settings(job: JobFile[RewardSpec]) -> dict[str, Any]:
@@ -23,11 +24,13 @@ def settings(job: JobFile[RewardSpec]) -> dict[str, Any]:
     }
 
 
-def trainer(
-    run: Run, args: RewardConfig, tokenizer: PreTrainedTokenizerBase, data: Data, rewards: Rewards
-) -> RewardTrainer:
+class Trainer(preparation.TakesPreparedRows, RewardTrainer):
+    pass
+
+
+def trainer(run: Run, args: RewardConfig, tokenizer: PreTrainedTokenizerBase, data: Data, rewards: Rewards) -> Trainer:
     """The head has random weights of the job's seed."""
-    return RewardTrainer(
+    return Trainer(
         model=source.path(run.job),
         args=args,
         train_dataset=data.train,
@@ -48,5 +51,7 @@ STAGE = Stage(
     sequences=lengths.whole,
     drops=lambda job, report, prompt_fills: True,
     total_steps=steps.of_rows,
+    tokens=("chosen_ids", "rejected_ids"),
+    tokenize=lambda job, args, tokenizer, rows, split: preparation.prepare(RewardTrainer, rows, tokenizer, args),
     task_type="SEQ_CLS",
 )

@@ -1,10 +1,11 @@
 """SFT: texts, prompts with completions, or conversations (TRL's SFTTrainer)."""
 
 import re
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
-from trl import SFTConfig, SFTTrainer, get_training_chat_template
+from trl import SFTConfig, SFTTrainer, get_training_chat_template, pack_dataset
 
 from trl_contract.jobfile import JobFile
 from trl_contract.training import SFTSpec
@@ -15,6 +16,7 @@ from trl_trainer.models import adapter, source
 from trl_trainer.preflight import lengths, steps
 from trl_trainer.rewards import Rewards
 from trl_trainer.stage import Stage
+from trl_trainer.stages import preparation
 
 
 def settings(job: JobFile[SFTSpec]) -> dict[str, Any]:
@@ -30,8 +32,14 @@ def settings(job: JobFile[SFTSpec]) -> dict[str, Any]:
     }
 
 
-def trainer(run: Run, args: SFTConfig, tokenizer: PreTrainedTokenizerBase, data: Data, rewards: Rewards) -> SFTTrainer:
-    return SFTTrainer(
+class Trainer(preparation.TakesPreparedRows, SFTTrainer):
+    pass
+
+
+def trainer(run: Run, args: SFTConfig, tokenizer: PreTrainedTokenizerBase, data: Data, rewards: Rewards) -> Trainer:
+    # The labels say it already; with the option TRL would look for conversations in the rows.
+    args.assistant_only_loss = False
+    return Trainer(
         model=source.path(run.job),
         args=args,
         train_dataset=data.train,
@@ -67,16 +75,45 @@ def check(job: JobFile[SFTSpec], tokenizer: Any, report: DataReport) -> None:
         return
     if not report.conversational:
         raise UserError("InvalidSpec", f"sft.assistantOnlyLoss needs conversations, but the data have {report.form}")
-    if re.search(r"\{%-?\s*generation\s*-?%\}", tokenizer.chat_template):
-        return
     try:
-        get_training_chat_template(tokenizer)  # TRL knows marked forms of well-known templates
+        training_template(tokenizer)
     except ValueError as error:
         raise UserError(
             "InvalidSpec",
             "sft.assistantOnlyLoss: the chat template does not mark assistant turns with {% generation %}:"
             f" set model.chatTemplate to one that does ({error})",
         ) from error
+
+
+def training_template(tokenizer: Any) -> str | None:
+    """Return the chat template that marks assistant turns, or None if the tokenizer's own does. ValueError if there is
+    none: TRL knows marked forms of well-known templates."""
+    if re.search(r"\{%-?\s*generation\s*-?%\}", tokenizer.chat_template):
+        return None
+    return get_training_chat_template(tokenizer)
+
+
+def tokenize(job: JobFile[SFTSpec], args: SFTConfig, tokenizer: Any, rows: Any, split: str) -> Any:
+    given = job.spec.sft.completion_only_loss
+    if job.spec.sft.packing and split == "train":
+        # Packing cuts, and is done when all rows are there.
+        args.max_length = None
+    return preparation.prepare(
+        SFTTrainer,
+        rows,
+        tokenizer,
+        args,
+        {
+            "chat_template": training_template(tokenizer) if args.assistant_only_loss else None,
+            "completion_only_loss": "completion" in next(iter(rows)) if given is None else given,
+        },
+        packing=False,
+        formatting_func=None,
+    )
+
+
+def pack(job: JobFile[SFTSpec], rows: Any) -> Any:
+    return pack_dataset(rows.select_columns(["input_ids", "labels"]), job.spec.max_length)
 
 
 STAGE = Stage(
@@ -88,5 +125,8 @@ STAGE = Stage(
     sequences=lengths.whole,
     drops=drops,
     total_steps=total_steps,
+    tokens=("input_ids", "labels"),
+    tokenize=tokenize,
+    pack=lambda job: partial(pack, job) if job.spec.sft.packing else None,
     check=check,
 )
