@@ -111,6 +111,9 @@ kill-test: $(VENV) ## Kill jobs at 200 random instants; each must end as if noth
 bench-trainer: $(VENV) ## Ours against plain TRL: speed, start-up, checkpoints (about 20 minutes on 2 quiet cores)
 	@PYTHONPATH=$(CURDIR)/tests/bench $(PY) tests/bench/bench_trainer.py --output docs/bench-trainer.json
 
+bench-data: $(VENV) ## Rows from the file to the first step: speed, memory, restart (about 12 minutes on 2 quiet cores)
+	@PYTHONPATH=$(CURDIR)/tests/bench $(PY) tests/bench/data_size.py --output docs/bench-data.json
+
 # GPU_PYTHON=python3 takes a machine's own PyTorch, with the wheels of `make gpu-wheels` on its PYTHONPATH.
 gpu-check: $(if $(GPU_PYTHON),,$(VENV)) ## What must be true on a GPU, in at most 6 minutes on one; writes docs/gpu.md (PART=truth)
 	@PYTHONPATH=$(subst $() ,:,$(addprefix $(CURDIR)/,trainer_image tests/gpu tests/bench tests/trainer)):$${PYTHONPATH:-} \

@@ -161,7 +161,7 @@ def compare(job: Any, modes: list[str], steps: int) -> dict[str, Any]:
     reporter = Reporter(job.attempt, run.work / "metrics.jsonl", Sender(os.environ if run.is_main else {}))
     tokenizer = load_tokenizer(job)
     rows, known = rank.load_data(run, stages.of(job), tokenizer, Rewards([]), reporter)
-    bare = bare_losses(run, tokenizer, rows, 2 * steps)
+    bare = bare_losses(run, tokenizer, 2 * steps)
     trainer = rank.build(run, stages.of(job), tokenizer, rows, Rewards([]), known.memory.sync_each_batch)
     before = evaluation.Before(run, stages.of(job), trainer, tokenizer, [], rows.report.conversational)
     switch = Switch()
@@ -196,8 +196,9 @@ def sync_of(device: str) -> Callable[[], None]:
     return torch.cuda.synchronize if device == "cuda" else lambda: None
 
 
-def bare_losses(run: Any, tokenizer: Any, rows: Any, steps: int) -> list[float]:
+def bare_losses(run: Any, tokenizer: Any, steps: int) -> list[float]:
     """What a DPOTrainer with the same config, and nothing of ours but that, logs in its first `steps` steps."""
+    import plain
     from transformers import TrainerCallback
     from trl import DPOConfig, DPOTrainer
 
@@ -215,8 +216,9 @@ def bare_losses(run: Any, tokenizer: Any, rows: Any, steps: int) -> list[float]:
     args = DPOConfig(**config)
     # Plain TRL's own precision with several processes on GPUs is another.
     sharding.configure(args, run, sync_each_batch=False)
+    rows = plain.load(run.job)
     trainer = DPOTrainer(
-        model=source.path(run.job), args=args, train_dataset=rows.train, processing_class=tokenizer,
+        model=source.path(run.job), args=args, train_dataset=rows, processing_class=tokenizer,
         peft_config=adapter.lora(run.job, "CAUSAL_LM"),
     )  # fmt: skip
     trainer.add_callback(Stop())

@@ -306,7 +306,7 @@ def test_make_kubeconfig_prints_its_path_alone_also_when_it_installs_packages_fi
     assert "setup: installing" in done.stderr
 
 
-@pytest.mark.parametrize("target", ["kill-test", "bench-trainer", "gpu-check"])
+@pytest.mark.parametrize("target", ["kill-test", "bench-trainer", "bench-data", "gpu-check"])
 def test_what_make_test_does_not_run_starts(target: str, tmp_path: Path) -> None:
     python = tmp_path / "python"
     python.write_text(f'#!/bin/sh\nexec {sys.executable} "$@" --help\n')
