@@ -64,8 +64,7 @@ class Processes:
         return Ended([code], records.read(base / "records"), [log.read_text() if log.exists() else ""])
 
     def close(self) -> None:
-        assert self._next.stdin is not None
-        self._next.stdin.close()
+        self._next.kill()
         self._next.wait()
 
 
