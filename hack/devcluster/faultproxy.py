@@ -14,9 +14,9 @@ from aiohttp import web
 
 HOP_BY_HOP = {"host", "connection", "transfer-encoding", "content-length", "content-encoding", "accept-encoding"}
 
-Verdict = int | Literal["pass", "reset"]
-"""pass: as if there were no proxy; reset: the connection breaks; a number: this answer (429 with Retry-After: 3)
-without asking anybody."""
+Verdict = int | Literal["pass", "reset", "truncate"]
+"""pass: as if there were no proxy; reset: the connection breaks; truncate (after only): half of the answer, and a length
+that says nothing of it; a number: this answer (429 with Retry-After: 3) without asking anybody."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,11 @@ class FaultProxy:
         async with self._session.request(
             request.method, url, headers=headers, data=shown.body or None, timeout=timeout
         ) as upstream:
-            if answer := self._judge(self.after(shown), request):
+            verdict = self.after(shown)
+            if verdict == "truncate":
+                whole = await upstream.read()
+                return web.Response(status=upstream.status, body=whole[: len(whole) // 2])
+            if answer := self._judge(verdict, request):
                 return answer
             kept = {name: value for name, value in upstream.headers.items() if name.lower() not in HOP_BY_HOP}
             response = web.StreamResponse(status=upstream.status, headers=kept)
@@ -107,6 +111,7 @@ class FaultProxy:
             if request.transport is not None:
                 request.transport.abort()
             return web.Response()
+        assert verdict != "truncate", "there is no answer yet"
         headers = {"Retry-After": "3"} if verdict == 429 else {}
         body = {"kind": "Status", "message": "by the fault proxy", "code": verdict}
         return web.json_response(body, status=verdict, headers=headers)

@@ -54,20 +54,20 @@ JOBS: Final[dict[str, Resource]] = {kind: Resource(GROUP, VERSION, info.plural) 
 
 
 class Kube:
-    """One connection pool to the API server. Every call has a timeout; every failure is an ApiError."""
+    """A pool of connections to the API server. Every call has a timeout; every failure is an ApiError."""
 
     def __init__(self, client: ApiClient) -> None:
         self._client = client
 
     @classmethod
-    async def connect(cls) -> Self:
-        """Connect as the pod's service account, or as KUBECONFIG says."""
+    async def connect(cls, connections: int = CONNECTIONS) -> Self:
+        """Connect as the pod's service account, or as KUBECONFIG says, with at most so many connections."""
         configuration = Configuration()
         if "KUBERNETES_SERVICE_HOST" in os.environ and "KUBECONFIG" not in os.environ:
             load_incluster_config(client_configuration=configuration)
         else:
             await load_kube_config(os.environ.get("KUBECONFIG"), client_configuration=configuration)
-        configuration.connection_pool_maxsize = CONNECTIONS
+        configuration.connection_pool_maxsize = connections
         client = ApiClient(configuration)
         client.user_agent = "trl-operator"
         return cls(client)
@@ -152,7 +152,12 @@ class Kube:
                 data = await response.read()
         except (aiohttp.ClientError, ApiException, OSError, TimeoutError) as error:
             raise ApiError(0, repr(error), request=f"{method} {path}") from error
-        answer: Obj = json.loads(data) if data.startswith(b"{") else {"message": data.decode(errors="replace")[:300]}
+        try:
+            answer: Obj = (
+                json.loads(data) if data.startswith(b"{") else {"message": data.decode(errors="replace")[:300]}
+            )
+        except ValueError as error:
+            raise ApiError(0, f"an answer that ends too early: {error}", request=f"{method} {path}") from error
         if response.status >= 400:
             wait = response.headers.get("Retry-After", "0")
             retry_after = float(wait) if wait.isdigit() else 0.0

@@ -40,7 +40,7 @@ class Lease:
         logger.info("this replica leads now")
 
     async def keep(self) -> None:
-        """Renew the lease for ever; raise LeaseLost when it cannot be held."""
+        """Renew the lease for ever; raise LeaseLost when it cannot be held, at once when another replica holds it."""
         while True:
             await asyncio.sleep(self._settings.retry_seconds)
             assert self._renewed is not None, "acquire comes first"
@@ -57,14 +57,15 @@ class Lease:
             lease["spec"] |= {"holderIdentity": "", "leaseDurationSeconds": 1}
             await self._kube.replace(LEASES, self._settings.namespace, self._settings.lease_name, lease)
 
-    async def _try(self) -> bool:
+    async def _try(self, again: bool = False) -> bool:
+        started = self._clock()
         try:
-            started = self._clock()
             if not await self._take():
                 return False
         except ApiError as error:
             logger.warning("lease: %s", error)
-            return False
+            # Whoever was faster may hold it now: that is looked at without a pause, once.
+            return error.status == 409 and not again and await self._try(again=True)
         self._renewed = started
         return True
 
@@ -86,7 +87,10 @@ class Lease:
             await self._kube.create(LEASES, body | {"spec": self._spec({})}, settings.namespace)
             return True
         spec = lease["spec"]
-        if spec.get("holderIdentity") not in ("", None, settings.identity) and not self._expired(spec):
+        holder = spec.get("holderIdentity") or settings.identity
+        if holder != settings.identity and self._renewed is not None:
+            raise LeaseLost(f"{holder} holds the lease")
+        if holder != settings.identity and not self._expired(spec):
             return False
         await self._kube.replace(LEASES, settings.namespace, settings.lease_name, lease | {"spec": self._spec(spec)})
         return True

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Any
 
@@ -21,7 +22,7 @@ from trl_operator.errors import ApiError
 from trl_operator.kube import JOBS, TOKEN_REVIEWS, Kube
 from trl_operator.metrics import Metrics
 from trl_operator.plan.observation import Key, Pod, current_attempt
-from trl_operator.status.progress import DONE, from_stock, has_valid_times, is_newer, progress_fields
+from trl_operator.status.progress import DONE, from_stock, has_valid_times, is_newer, not_later_than, progress_fields
 
 logger = logging.getLogger(__name__)
 
@@ -132,11 +133,13 @@ class Receiver:
 
     def _take(self, key: Key, obj: dict[str, Any], pod: Pod, report: ProgressReport) -> tuple[bool, str]:
         """Keep the report for writing if it says something new; return whether, and why not."""
-        progress = report.trl or from_stock(report, pod.attempt)
+        progress = not_later_than(datetime.now(UTC), report.trl or from_stock(report, pod.attempt))
         if progress.attempt != pod.attempt:
             return False, f"this is attempt {pod.attempt}, the report is of attempt {progress.attempt}"
         if not has_valid_times(progress):
             return False, "a time is not RFC 3339 like 2026-11-21T06:00:00.123456Z"
+        if progress.step > progress.total_steps > 0:
+            return False, f"step {progress.step} is beyond the last one, {progress.total_steps}"
         if "completionTime" in obj.get("status", {}):
             return False, "the job has ended"
         pending = self._pending.get(key)

@@ -1,6 +1,8 @@
 """The leader's lease, with an API server that stops answering."""
 
 import asyncio
+from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import pytest
@@ -38,5 +40,64 @@ def test_a_leader_whose_reads_hang_gives_up_before_its_lease_ends(monkeypatch: p
         assert lease.outlasts(0), "nobody else can lead yet"
         with pytest.raises(ApiError, match="not read within"):
             await asyncio.wait_for(lease.release(), 10)
+
+    asyncio.run(main())
+
+
+SETTINGS = Settings(namespace="trl", identity="one", trainer_image="t", receiver_url="https://op:1", retry_seconds=0.5)
+
+
+class Store:
+    """Keeps one lease, as the API server does; `before_write` may change it in between."""
+
+    def __init__(self) -> None:
+        self.lease: dict[str, Any] | None = None
+        self.before_write: Callable[[], None] = lambda: None
+
+    async def get(self, *_: Any) -> dict[str, Any] | None:
+        return deepcopy(self.lease)
+
+    async def create(self, _: Any, body: dict[str, Any], *__: Any) -> None:
+        self.before_write()
+        if self.lease is not None:
+            raise ApiError(409, "already exists")
+        self.lease = body
+
+    async def replace(self, *arguments: Any) -> None:
+        self.before_write()
+        self.lease = arguments[-1]
+
+
+def held_by(identity: str) -> dict[str, Any]:
+    return {"spec": {"holderIdentity": identity, "renewTime": "t", "leaseDurationSeconds": 15}}
+
+
+@pytest.mark.parametrize("how", ["taken away", "deleted and taken before it is made again"])
+def test_a_leader_ends_at_once_when_another_replica_holds_the_lease(how: str) -> None:
+    async def main() -> None:
+        store = Store()
+        lease = Lease(store, SETTINGS)  # type: ignore[arg-type]
+        await lease.acquire()
+        if how == "taken away":
+            store.lease = held_by("two")
+        else:
+            store.lease = None
+            store.before_write = lambda: setattr(store, "lease", held_by("two"))
+        with pytest.raises(LeaseLost, match="two holds the lease"):
+            await asyncio.wait_for(lease.keep(), 0.9)
+
+    asyncio.run(main())
+
+
+def test_a_leader_makes_a_lease_that_was_deleted_again_and_goes_on() -> None:
+    async def main() -> None:
+        store = Store()
+        lease = Lease(store, SETTINGS)  # type: ignore[arg-type]
+        await lease.acquire()
+        store.lease = None
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(lease.keep(), 0.8)
+        assert store.lease is not None
+        assert store.lease["spec"]["holderIdentity"] == "one"
 
     asyncio.run(main())

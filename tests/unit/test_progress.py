@@ -1,6 +1,7 @@
 """Reports become status: short, finite, bounded, and nothing is forgotten that the new report does not say."""
 
 import json
+from datetime import datetime
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from trl_operator.status.progress import (
     has_valid_times,
     is_newer,
     last_words,
+    not_later_than,
     progress_fields,
 )
 
@@ -75,6 +77,23 @@ def test_all_steps_done_is_not_yet_done() -> None:
     assert (done["percentage"], done["eta"], done["etaSeconds"]) == (100, "0s", 0)
 
 
+def test_a_report_of_a_newer_trainer_is_taken_without_what_is_not_known() -> None:
+    metrics = [{"name": "a" * 65, "value": "1", "unit": "s"}] + [{"name": f"m{n}", "value": "0"} for n in range(99)]
+    ours = {"lastUpdateTime": TIME, "step": 3, "activity": "dancing", "metrics": metrics, "mood": {"good": True}}
+    status = {"lastUpdatedTime": TIME, "metrics": metrics, "mood": 1}
+    report = ProgressReport.model_validate({"trainerStatus": status, "trl": ours, "mood": 1})
+    assert report.trl is not None
+    found = progress_fields(report.trl, None, {})["progress"]
+    assert (found["step"], found["activity"], len(found["metrics"])) == (3, "dancing", 24)
+    assert found["metrics"][0] == {"name": "a" * 64, "value": "1"}
+
+
+def test_an_exit_record_of_a_newer_trainer_is_one() -> None:
+    said = {"contractVersion": 2, "outcome": "Failed", "time": TIME, "reason": "MoonTooClose", "log": "x" * 9999}
+    record = ExitRecord.model_validate({**said, "mood": 1, "progress": {"lastUpdateTime": TIME, "mood": 1}})
+    assert (record.outcome, record.reason, len(record.log)) == ("Failed", "Unknown", 2048)
+
+
 def test_what_a_report_does_not_say_is_kept() -> None:
     checkpoints = [{"step": 10, "path": "u/checkpoint-10", "time": TIME}]
     before = [{"name": "accuracy", "value": "0.1"}]
@@ -94,16 +113,23 @@ def test_what_a_report_does_not_say_is_kept() -> None:
     assert fresh["checkpoints"] == checkpoints
 
 
-def test_only_a_later_attempt_or_step_or_time_is_newer() -> None:
+def test_only_a_later_attempt_or_time_is_newer_whatever_the_step() -> None:
     known = {"progress": {"attempt": 1, "step": 10, "lastUpdateTime": TIME}}
     later = "2026-11-21T12:00:01.000000Z"
     assert is_newer(progress(), {})
     assert is_newer(progress(attempt=2), known)
-    assert is_newer(progress(attempt=1, step=11), known)
     assert is_newer(progress(attempt=1, step=10, lastUpdateTime=later), known)
+    assert is_newer(progress(attempt=1, step=9, lastUpdateTime=later), known), "a forged far step silences nobody"
     assert not is_newer(progress(attempt=1, step=10), known)
-    assert not is_newer(progress(attempt=1, step=9, lastUpdateTime=later), known)
+    assert not is_newer(progress(attempt=1, step=11), known)
     assert not is_newer(progress(attempt=0, step=99, lastUpdateTime=later), known)
+
+
+def test_a_time_ahead_of_ours_is_ours(now: datetime) -> None:
+    ahead = not_later_than(now, progress(lastUpdateTime="2099-01-01T00:00:00Z"))
+    assert (ahead.last_update_time, ahead.step) == (TIME, 0)
+    assert has_valid_times(ahead)
+    assert not_later_than(now, progress()) == progress()
 
 
 def test_times_are_compared_as_times_not_as_text() -> None:

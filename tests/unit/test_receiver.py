@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -119,6 +120,22 @@ def test_a_pod_that_is_done_again_and_again_waits_for_its_turn(job_object: Calla
             assert (await world.post(report(40, second=second, percentage=100)))[1]["accepted"] is True
         await asyncio.sleep(0.1)
         assert world.writes() == 1
+
+    run(world, test)
+
+
+def test_a_forged_report_does_not_silence_the_attempt(world: World) -> None:
+    async def test() -> None:
+        far = {"totalSteps": 2**31 - 1, "lastUpdateTime": "2099-01-01T00:00:00Z"}
+        forged, beyond = report(2, **far), report(3)
+        for body in (forged, beyond):
+            body["trl"]["step"] = 2**31 - 1
+        assert (await world.post(forged))[1]["accepted"] is True
+        assert "beyond the last one, 40" in (await world.post(beyond))[1]["message"]
+        await until(lambda: world.writes() == 1)
+        time = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        assert (await world.post(report(5, lastUpdateTime=time)))[1]["accepted"] is True
+        await until(lambda: world.status["progress"]["display"] == "5/40")
 
     run(world, test)
 

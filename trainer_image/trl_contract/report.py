@@ -1,10 +1,23 @@
-"""What the trainer says about itself: progress while it runs, and one record when it ends."""
+"""What the trainer says about itself: progress while it runs, and one record when it ends.
 
-from typing import Annotated, Literal
+Whoever reads it may be older than the trainer: fields that are not known are passed over, and what is too long is cut.
+"""
 
-from pydantic import ConfigDict, Field
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from trl_contract.base import CONTRACT_VERSION, Int32, Model
+
+
+def _cut(length: int) -> tuple[BeforeValidator, Any]:
+    """Return what cuts a text or a list to `length`: one long name must not cost the whole report."""
+
+    def cut(value: Any) -> Any:
+        return value[:length] if isinstance(value, str | list) else value
+
+    return BeforeValidator(cut), Field(max_length=length)
+
 
 Count = Annotated[Int32, Field(ge=0)]
 """As much as the status can hold."""
@@ -39,6 +52,11 @@ FailureReason = Literal[
 ]
 """Reasons that the trainer itself can tell; the operator adds those that only the cluster knows."""
 
+
+def _known_reason(value: Any) -> Any:
+    return "Unknown" if isinstance(value, str) and value not in get_args(FailureReason) else value
+
+
 EXIT_CODES: dict[str, int] = {
     "OutOfGPUMemory": 11,
     "OutOfHostMemory": 137,
@@ -60,7 +78,7 @@ SECRET_VARIABLES = "TRL_SECRET_VARIABLES"
 
 
 class Metric(Told):
-    name: Annotated[str, Field(min_length=1, max_length=64)]
+    name: Annotated[str, *_cut(64), Field(min_length=1)]
     """Exactly as TRL logs it, for example rewards/margins."""
     value: Annotated[str, Field(max_length=64)]
     """A finite decimal number."""
@@ -72,19 +90,19 @@ class CheckpointReport(Told):
     """Relative to the storage volume."""
     time: Annotated[str, Field(max_length=40)]
     """RFC 3339, UTC."""
-    metrics: Annotated[list[Metric], Field(max_length=8)] = []
+    metrics: Annotated[list[Metric], *_cut(8)] = []
 
 
 class RewardReport(Told):
-    name: Annotated[str, Field(max_length=64)]
+    name: Annotated[str, *_cut(64)]
     mean: Annotated[str, Field(max_length=64)]
     std: Annotated[str, Field(max_length=64)]
     errors: Count = 0
 
 
 class EvaluationReport(Told):
-    before: Annotated[list[Metric], Field(max_length=24)] = []
-    after: Annotated[list[Metric], Field(max_length=24)] = []
+    before: Annotated[list[Metric], *_cut(24)] = []
+    after: Annotated[list[Metric], *_cut(24)] = []
 
 
 class Artifact(Told):
@@ -99,7 +117,7 @@ class Progress(Told):
     """One report of rank 0. All numbers are finite; a number that is not known is absent."""
 
     attempt: Count = 0
-    activity: Annotated[str, Field(min_length=1, max_length=63)] = "loading"
+    activity: Annotated[str, *_cut(63), Field(min_length=1)] = "loading"
     """One of Activity; the operator shows whatever a newer trainer says."""
     activity_percentage: Annotated[int, Field(ge=0, le=100)] | None = None
     """How much of an activity that is no training is done; absent where that is not known."""
@@ -112,13 +130,13 @@ class Progress(Told):
     trainable_parameters: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
     last_update_time: Annotated[str, Field(max_length=40)]
     """RFC 3339, UTC."""
-    metrics: Annotated[list[Metric], Field(max_length=64)] = []
+    metrics: Annotated[list[Metric], *_cut(64)] = []
     """loss, learning_rate, grad_norm and the rest of the last log entry."""
     resumed_from_step: Count | None = None
-    checkpoints: Annotated[list[CheckpointReport], Field(max_length=5)] = []
+    checkpoints: Annotated[list[CheckpointReport], *_cut(5)] = []
     evaluation: EvaluationReport | None = None
-    rewards: Annotated[list[RewardReport], Field(max_length=16)] = []
-    warnings: Annotated[list[Annotated[str, Field(max_length=300)]], Field(max_length=8)] = []
+    rewards: Annotated[list[RewardReport], *_cut(16)] = []
+    warnings: Annotated[list[Annotated[str, *_cut(300)]], *_cut(8)] = []
     """What the preflight found worth a look: cut or dropped rows, duplicates, a tight memory estimate."""
 
 
@@ -127,7 +145,7 @@ class TrainerStatus(Told):
 
     progress_percentage: Annotated[int, Field(ge=0, le=100)] | None = None
     estimated_remaining_seconds: Count | None = None
-    metrics: Annotated[list[Metric], Field(max_length=256)] = []
+    metrics: Annotated[list[Metric], *_cut(256)] = []
     last_updated_time: Annotated[str, Field(max_length=40)]
 
 
@@ -144,8 +162,8 @@ class ExitRecord(Told):
     contract_version: int = CONTRACT_VERSION
     outcome: Literal["Succeeded", "Failed", "Preempted"]
     attempt: Count = 0
-    reason: FailureReason | None = None
-    message: Annotated[str, Field(max_length=1024)] = ""
+    reason: Annotated[FailureReason | None, BeforeValidator(_known_reason)] = None
+    message: Annotated[str, *_cut(1024)] = ""
     rank: Count | None = None
     """Global rank whose failure came first."""
     time: Annotated[str, Field(max_length=40)]
@@ -153,8 +171,8 @@ class ExitRecord(Told):
     step: Count | None = None
     checkpoint: Annotated[str, Field(max_length=1024)] | None = None
     """Newest published checkpoint, relative to the storage volume."""
-    log: Annotated[str, Field(max_length=2048)] = ""
+    log: Annotated[str, *_cut(2048)] = ""
     """Tail of the failing rank's own traceback, secrets masked."""
-    artifacts: Annotated[list[Artifact], Field(max_length=4)] = []
+    artifacts: Annotated[list[Artifact], *_cut(4)] = []
     progress: Progress | None = None
     """The last report, cut to what fits; only on the pod of rank 0."""

@@ -35,12 +35,22 @@ def from_stock(report: ProgressReport, attempt: int) -> Progress:
 
 
 def is_newer(progress: Progress, current: Status) -> bool:
-    """Return whether a report says more than the stored status: a later attempt, or step, or the same step later."""
+    """Return whether a report says more than the stored status: it is of a later attempt, or of a later time.
+
+    Steps decide nothing: whoever can forge one report of an attempt would else silence the attempt with a far step.
+    """
     known = current.get("progress")
     if known is None:
         return True
-    said = (progress.attempt, progress.step, _when(progress.last_update_time))
-    return said > (known["attempt"], known["step"], _when(known["lastUpdateTime"]))
+    said = (progress.attempt, _when(progress.last_update_time))
+    return said > (known["attempt"], _when(known["lastUpdateTime"]))
+
+
+def not_later_than(now: datetime, progress: Progress) -> Progress:
+    """Return the report with a time that is not ahead of ours, so that no clock outruns the reports after it."""
+    if _when(progress.last_update_time) <= now:
+        return progress
+    return progress.model_copy(update={"last_update_time": now.strftime("%Y-%m-%dT%H:%M:%S.%fZ")})
 
 
 def has_valid_times(progress: Progress) -> bool:

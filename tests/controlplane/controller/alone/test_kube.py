@@ -140,6 +140,12 @@ def test_every_failure_is_an_api_error_that_says_how_long_to_wait(
                         await call
                     assert caught.value.status == status
                     assert caught.value.retry_after == (3 if given == 429 else 0)
+            verdict[:] = ["pass"]
+            proxy.after = lambda _: "truncate"
+            with pytest.raises(ApiError, match="an answer that ends too early") as caught:
+                await kube.list(CONFIG_MAPS, "default")
+            assert caught.value.status == 0
+            proxy.after = lambda _: "pass"
             verdict.clear()
             with pytest.raises(ApiError, match="TimeoutError"):
                 await kube.create(CONFIG_MAPS, config_map("x"), "default")
