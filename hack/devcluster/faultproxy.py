@@ -15,8 +15,8 @@ from aiohttp import web
 HOP_BY_HOP = {"host", "connection", "transfer-encoding", "content-length", "content-encoding", "accept-encoding"}
 
 Verdict = int | Literal["pass", "reset", "truncate"]
-"""pass: as if there were no proxy; reset: the connection breaks; truncate (after only): half of the answer, and a length
-that says nothing of it; a number: this answer (429 with Retry-After: 3) without asking anybody."""
+"""pass: as if there were no proxy; reset: the connection breaks; truncate (after only): half of the answer, and a
+length that says nothing of it; a number: this answer (429 with Retry-After: 3) without asking anybody."""
 
 
 @dataclass(frozen=True)

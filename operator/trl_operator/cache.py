@@ -1,9 +1,13 @@
 """What the watches saw: jobs, PyTorchJobs and pods, kept small."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
+from trl_operator.constants import LABEL_JOB_UID
+from trl_operator.kube import JOBS, PODS, PYTORCHJOBS
 from trl_operator.plan.observation import Attempt, Child, Key, Pod, child_from, pod_from
+from trl_operator.watched import Watched, covers
 
 Obj = dict[str, Any]
 
@@ -29,6 +33,22 @@ class Cache:
         self._children: dict[tuple[str, str], Child] = {}
         self._pods: dict[str, Pod] = {}
         self._pods_of: dict[str, set[str]] = {}
+
+    def watched(self) -> list[Watched]:
+        """Return what has to be watched to keep this cache."""
+
+        def drop_job(obj: Obj) -> None:
+            self.drop_job(key_of(obj))
+
+        def drop_child(obj: Obj) -> None:
+            self.drop_child(obj["metadata"]["namespace"], obj["metadata"]["name"])
+
+        jobs = [Watched(found, self.put_job, drop_job, partial(self.sweep_jobs, kind)) for kind, found in JOBS.items()]
+        return [
+            *jobs,
+            Watched(PODS, self.put_pod, self.drop_pod, self.sweep_pods, LABEL_JOB_UID),
+            Watched(PYTORCHJOBS, self.put_child, drop_child, self.sweep_children, LABEL_JOB_UID),
+        ]
 
     def follow(self, changed: Callable[[Key], None]) -> None:
         """Call `changed` with every known job now, and from now on with each job that something happens to.
@@ -143,45 +163,35 @@ class Cache:
         placed = {bool(self._pods[uid].node) for uid in uids if not self._pods[uid].finished}
         return len(placed) == 2
 
-    def pod(self, uid: str) -> Pod | None:
-        return self._pods.get(uid)
-
-    def replace_jobs(self, kind: str, namespaces: list[str], listed: Iterable[Obj], version: int) -> None:
-        """Take over a fresh list of one kind: watches do not tell what was deleted while they were interrupted."""
-        seen = set()
-        for obj in listed:
-            seen.add(key_of(obj))
-            self.put_job(obj)
+    def sweep_jobs(self, kind: str, namespaces: list[str], uids: set[str], version: int) -> None:
+        """Forget jobs that a fresh list does not hold: watches do not tell what was deleted while they were cut off."""
         for key, obj in list(self.jobs.items()):
-            if key[0] == kind and _covers(namespaces, key[1]) and key not in seen and _version(obj) <= version:
+            gone = obj["metadata"]["uid"] not in uids and _version(obj) <= version
+            if key[0] == kind and covers(namespaces, key[1]) and gone:
                 self.drop_job(key)
 
-    def replace_children(self, namespaces: list[str], listed: Iterable[Obj], version: int) -> None:
-        seen = set()
-        for obj in listed:
-            seen.add((obj["metadata"]["namespace"], obj["metadata"]["name"]))
-            self.put_child(obj)
-        for place, child in list(self._children.items()):
-            if _covers(namespaces, place[0]) and place not in seen and child.version <= version:
-                self.drop_child(*place)
+    def sweep_children(self, namespaces: list[str], uids: set[str], version: int) -> None:
+        for (namespace, name), child in list(self._children.items()):
+            if covers(namespaces, namespace) and child.uid not in uids and child.version <= version:
+                self.drop_child(namespace, name)
 
-    def replace_pods(self, namespaces: list[str], listed: Iterable[Obj], version: int) -> None:
-        known = [pod for pod in self._pods.values() if _covers(namespaces, pod.job[1])]
-        self._replace_pods(known, listed, version)
+    def sweep_pods(self, namespaces: list[str], uids: set[str], version: int) -> None:
+        known = [pod for pod in self._pods.values() if covers(namespaces, pod.job[1])]
+        self._sweep_pods(known, uids, version)
 
     def replace_attempt(self, job_uid: str, namespace: str, attempt: int, listed: Iterable[Obj], version: int) -> None:
         """Take over a fresh list of the pods of one attempt."""
         known = [self._pods[uid] for uid in self._pods_of.get(job_uid, ())]
         known = [pod for pod in known if (pod.job[1], pod.attempt) == (namespace, attempt)]
-        self._replace_pods(known, listed, version)
-
-    def _replace_pods(self, known: list[Pod], listed: Iterable[Obj], version: int) -> None:
         seen = set()
         for obj in listed:
             seen.add(obj["metadata"]["uid"])
             self.put_pod(obj)
+        self._sweep_pods(known, seen, version)
+
+    def _sweep_pods(self, known: list[Pod], uids: set[str], version: int) -> None:
         for pod in known:
-            if pod.uid not in seen and pod.version <= version:
+            if pod.uid not in uids and pod.version <= version:
                 self._vanish(pod.uid)
 
 
@@ -191,7 +201,3 @@ def _ignore(_: Key) -> None:
 
 def _version(obj: Obj) -> int:
     return int(obj["metadata"]["resourceVersion"])
-
-
-def _covers(namespaces: list[str], namespace: str) -> bool:
-    return not namespaces or namespace in namespaces

@@ -1,18 +1,18 @@
-"""kopf's part: watch streams. An event updates the cache, which puts the job's key into the queue; nothing else."""
+"""kopf's part: watch streams. An event goes to whoever keeps such objects; nothing else."""
 
 import asyncio
 import dataclasses
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
 import kopf
 
-from trl_operator.api.kinds import KINDS
-from trl_operator.cache import Cache, key_of
-from trl_operator.constants import GROUP, KUBEFLOW_GROUP, LABEL_JOB_UID, VERSION
+from trl_operator.constants import GROUP
 from trl_operator.kube import PAGE
+from trl_operator.watched import Watched
 
 LOGIN_LIFE = timedelta(minutes=20)
 """Service-account tokens rotate on disk; reading them again in time never meets an expired one."""
@@ -25,19 +25,18 @@ class Backoffs(Iterable[float]):
         return itertools.chain((1.0, 2.0, 4.0, 8.0), itertools.repeat(10.0))
 
 
-def registry(cache: Cache) -> kopf.OperatorRegistry:
+def registry(watched: Sequence[Watched]) -> kopf.OperatorRegistry:
     """Return the handlers of all watched resources."""
     found = kopf.OperatorRegistry()
-    kopf.on.startup(registry=found)(_configure)
+    kopf.on.startup(registry=found)(partial(_configure, watched))
     kopf.on.login(registry=found)(_login)
-    for info in KINDS.values():
-        kopf.on.event(GROUP, VERSION, info.plural, registry=found)(_job_handler(cache))
-    kopf.on.event(KUBEFLOW_GROUP, "v1", "pytorchjobs", registry=found)(_child_handler(cache))
-    kopf.on.event("", "v1", "pods", registry=found)(_pod_handler(cache))
+    for each in watched:
+        resource = each.resource
+        kopf.on.event(resource.group, resource.version, resource.plural, registry=found)(_handler(each))
     return found
 
 
-async def _configure(settings: kopf.OperatorSettings, **_: Any) -> None:
+async def _configure(watched: Sequence[Watched], settings: kopf.OperatorSettings, **_: Any) -> None:
     settings.scanning.disabled = True
     settings.posting.enabled = False
     settings.watching.server_timeout = 300
@@ -45,8 +44,10 @@ async def _configure(settings: kopf.OperatorSettings, **_: Any) -> None:
     settings.watching.connect_timeout = 10
     settings.watching.reconnect_backoff = 1.0
     settings.watching.chunk_size = PAGE
-    settings.watching.label_selectors["", "v1", "pods"] = LABEL_JOB_UID
-    settings.watching.label_selectors[KUBEFLOW_GROUP, "v1", "pytorchjobs"] = LABEL_JOB_UID
+    for each in watched:
+        if each.selector:
+            place = (each.resource.group, each.resource.version, each.resource.plural)
+            settings.watching.label_selectors[place] = each.selector
     settings.queueing.idle_timeout = 2.0
     settings.queueing.exit_timeout = 2.0
     settings.networking.error_backoffs = Backoffs()
@@ -66,43 +67,18 @@ async def _login(**kwargs: Any) -> kopf.ConnectionInfo:
     return dataclasses.replace(found, expiration=datetime.now(UTC) + LOGIN_LIFE)
 
 
-def _job_handler(cache: Cache) -> Any:
-    async def job(event: kopf.RawEvent, **_: Any) -> None:
+def _handler(watched: Watched) -> Any:
+    async def handle(event: kopf.RawEvent, **_: Any) -> None:
         obj: Any = event["object"]
-        if event["type"] == "DELETED":
-            cache.drop_job(key_of(obj))
-        else:
-            cache.put_job(obj)
+        (watched.drop if event["type"] == "DELETED" else watched.put)(obj)
 
-    return job
+    return handle
 
 
-def _child_handler(cache: Cache) -> Any:
-    async def child(event: kopf.RawEvent, **_: Any) -> None:
-        obj: Any = event["object"]
-        if event["type"] == "DELETED":
-            cache.drop_child(obj["metadata"]["namespace"], obj["metadata"]["name"])
-        else:
-            cache.put_child(obj)
-
-    return child
-
-
-def _pod_handler(cache: Cache) -> Any:
-    async def pod(event: kopf.RawEvent, **_: Any) -> None:
-        obj: Any = event["object"]
-        if event["type"] == "DELETED":
-            cache.drop_pod(obj)
-        else:
-            cache.put_pod(obj)
-
-    return pod
-
-
-async def watch(cache: Cache, namespaces: list[str], stop: asyncio.Event, ready: asyncio.Event) -> None:
+async def watch(watched: Sequence[Watched], namespaces: list[str], stop: asyncio.Event, ready: asyncio.Event) -> None:
     """Run kopf until `stop` is set."""
     await kopf.operator(
-        registry=registry(cache),
+        registry=registry(watched),
         standalone=True,
         clusterwide=not namespaces,
         namespaces=namespaces,

@@ -15,7 +15,9 @@ RELIST_PERIODS = 3
 class Health:
     """Measures the event loop's lag and knows the ages that tell a stuck process from a quiet one."""
 
-    def __init__(self, oldest_key: Callable[[], float], relist_age: Callable[[], float], relist_seconds: float) -> None:
+    def __init__(
+        self, relist_age: Callable[[], float], relist_seconds: float, oldest_key: Callable[[], float] = lambda: 0.0
+    ) -> None:
         self.ready = False
         self._oldest_key = oldest_key
         self._relist_age = relist_age

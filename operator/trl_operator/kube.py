@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
@@ -18,6 +19,8 @@ from trl_operator.constants import GROUP, VERSION
 from trl_operator.errors import ApiError
 
 Obj = dict[str, Any]
+Page = tuple[list[Obj], int]
+"""Objects, and the version of the list that they are from."""
 
 READ_SECONDS = 30.0
 WRITE_SECONDS = 4.0
@@ -92,17 +95,28 @@ class Kube:
     async def list(
         self, resource: Resource, namespace: str | None = None, selector: str = "", fields: str = ""
     ) -> tuple[list[Obj], int]:
-        """Return all objects that the label and field selectors choose, page by page, and the version of the list."""
+        """Return all objects that the label and field selectors choose, and the version of the list."""
         items: list[Obj] = []
+        version = 0
+        async for page, listed in self.pages(resource, namespace, selector, fields):
+            items += page
+            version = listed
+        return items, version
+
+    async def pages(
+        self, resource: Resource, namespace: str | None = None, selector: str = "", fields: str = ""
+    ) -> AsyncIterator[Page]:
+        """Yield the objects that the label and field selectors choose, page by page, with the version of the list."""
         query = {"limit": str(PAGE), "labelSelector": selector, "fieldSelector": fields}
         query = {name: value for name, value in query.items() if value}
         while True:
             page = await self._request("GET", resource.path(namespace), query=query)
             kind = page["kind"].removesuffix("List")
-            items += [{"apiVersion": page["apiVersion"], "kind": kind, **item} for item in page["items"]]
             metadata = page["metadata"]
+            items = [{"apiVersion": page["apiVersion"], "kind": kind, **item} for item in page["items"]]
+            yield items, int(metadata["resourceVersion"])
             if not metadata.get("continue"):
-                return items, int(metadata["resourceVersion"])
+                return
             query["continue"] = metadata["continue"]
 
     async def create(self, resource: Resource, body: Obj, namespace: str | None = None) -> Obj:

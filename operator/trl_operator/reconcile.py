@@ -50,7 +50,7 @@ class Reconciler:
         kube: Kube,
         cache: Cache,
         lease: Lease,
-        installation: Installation,
+        installation: Callable[[], Installation],
         identity: str,
         backend: Callable[[], bool],
         metrics: Metrics,
@@ -227,11 +227,11 @@ class Reconciler:
                 await self._kube.create(CLAIMS, manifest, job.namespace)
         for resource, manifest in (
             (NETWORK_POLICIES, network_policy(job)),
-            (CONFIG_MAPS, config_map(job, attempt, self._installation)),
+            (CONFIG_MAPS, config_map(job, attempt, self._installation())),
         ):
             async with self._telling_refusal(job, obj, manifest):
                 await self._kube.apply(resource, job.namespace, manifest, MANAGER)
-        manifest = pytorchjob(job, attempt, self._installation)
+        manifest = pytorchjob(job, attempt, self._installation())
         try:
             async with self._telling_refusal(job, obj, manifest):
                 return child_from(await self._kube.create(PYTORCHJOBS, manifest, job.namespace))

@@ -2,16 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterator
-from functools import partial
-from typing import Any
+from collections.abc import Sequence
 
-from trl_operator.cache import Cache
-from trl_operator.constants import LABEL_JOB_UID
 from trl_operator.errors import ApiError
-from trl_operator.kube import JOBS, PODS, PYTORCHJOBS, Kube, Resource
-
-Obj = dict[str, Any]
+from trl_operator.kube import PYTORCHJOBS, Kube, Resource
+from trl_operator.watched import Watched
 
 logger = logging.getLogger(__name__)
 
@@ -19,14 +14,14 @@ PAUSE_AFTER_FAILURE = 5.0
 
 
 class Relist:
-    """Keeps the cache true, as far as it may and can list.
+    """Keeps what is known true, as far as it may and can list.
 
     A namespace or a Role that is taken away, and a kind that is not installed, keep nothing else from going on.
     """
 
-    def __init__(self, kube: Kube, cache: Cache, namespaces: list[str], seconds: float) -> None:
+    def __init__(self, kube: Kube, watched: Sequence[Watched], namespaces: list[str], seconds: float) -> None:
         self._kube = kube
-        self._cache = cache
+        self._watched = watched
         self._namespaces = namespaces
         self._seconds = seconds
         self._done = 0.0
@@ -57,27 +52,29 @@ class Relist:
         refused: dict[tuple[str, Resource], ApiError] = {}
         lists = 0
         for namespace in self._namespaces or [""]:
-            for resource, selector, take in self._takers([namespace] if namespace else []):
+            for each in self._watched:
                 lists += 1
                 try:
-                    listed = await self._kube.list(resource, namespace, selector)
+                    await self._take(each, namespace)
                 except ApiError as error:
                     if error.status not in (403, 404):
                         raise
-                    refused[namespace, resource] = error
-                else:
-                    take(*listed)
+                    refused[namespace, each.resource] = error
         if len(refused) == lists:
             raise next(iter(refused.values()))
         self._tell(refused)
         self._refused, self._done = refused, started
 
-    def _takers(self, scope: list[str]) -> Iterator[tuple[Resource, str, Callable[[list[Obj], int], None]]]:
-        """What is listed, with its label selector, and where it goes."""
-        for kind, resource in JOBS.items():
-            yield resource, "", partial(self._cache.replace_jobs, kind, scope)
-        yield PODS, LABEL_JOB_UID, partial(self._cache.replace_pods, scope)
-        yield PYTORCHJOBS, LABEL_JOB_UID, partial(self._cache.replace_children, scope)
+    async def _take(self, watched: Watched, namespace: str) -> None:
+        """Hand over a fresh list, page by page: whole, it may be as big as all jobs that ever were."""
+        seen: set[str] = set()
+        version = 0
+        async for page, listed in self._kube.pages(watched.resource, namespace, watched.selector):
+            version = listed
+            for obj in page:
+                seen.add(obj["metadata"]["uid"])
+                watched.put(obj)
+        watched.sweep([namespace] if namespace else [], seen, version)
 
     def _tell(self, refused: dict[tuple[str, Resource], ApiError]) -> None:
         """Log what has changed, once."""

@@ -1,13 +1,23 @@
 """An API server in memory, as far as the reconciler and the receiver of one job need it."""
 
-from collections.abc import Callable
+import json
+from base64 import urlsafe_b64encode
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from trl_operator.errors import ApiError
-from trl_operator.kube import TOKEN_REVIEWS, Resource
+from trl_operator.kube import TOKEN_REVIEWS, Page, Resource
+from trl_operator.receiver.tokens import claims
 
 Obj = dict[str, Any]
 Place = tuple[str, str, str]
+
+
+def token(pod_uid: str, audience: str, expires: float = 4e9, signature: str = "good") -> str:
+    """A service-account token that is bound to a pod."""
+    payload = {"aud": [audience], "exp": expires, "kubernetes.io": {"pod": {"uid": pod_uid}}}
+    parts = (urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in ({"alg": "R"}, payload))
+    return ".".join([*parts, signature])
 
 
 class FakeKube:
@@ -25,6 +35,7 @@ class FakeKube:
         self.refuse_object: Callable[[Obj], None] = lambda _: None
         self.refuse_list: Callable[[str, str | None], None] = lambda *_: None
         self.version = 100
+        self.reviews = 0
 
     def put(self, plural: str, obj: Obj) -> Obj:
         """Store an object as its next version."""
@@ -47,10 +58,19 @@ class FakeKube:
         ]
         return [obj for obj in found if wanted.items() <= obj["metadata"].get("labels", {}).items()], self.version
 
+    async def pages(
+        self, resource: Resource, namespace: str | None = None, selector: str = "", fields: str = ""
+    ) -> AsyncIterator[Page]:
+        yield await self.list(resource, namespace, selector, fields)
+
     async def create(self, resource: Resource, body: Obj, namespace: str | None = None) -> Obj:
-        """Store an object; a token is that of the pod whose uid it is."""
+        """Store an object; a token is what it says, but for one with a bad signature."""
         if resource == TOKEN_REVIEWS:
-            user = {"extra": {"authentication.kubernetes.io/pod-uid": [body["spec"]["token"]]}}
+            self.reviews += 1
+            said = claims(body["spec"]["token"])
+            if said is None or not body["spec"]["token"].endswith(".good"):
+                return {"status": {"error": "invalid token"}}
+            user = {"extra": {"authentication.kubernetes.io/pod-uid": [said.pod_uid]}}
             return {"status": {"authenticated": True, "audiences": body["spec"]["audiences"], "user": user}}
         self.refuse_object(body)
         self.writes.append(("create", resource.plural))

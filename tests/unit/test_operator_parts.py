@@ -1,18 +1,14 @@
-"""The small parts of the operator: acceptance, cache, certificates, settings, metrics, events, health."""
+"""The small parts of the operator: acceptance, cache, settings, metrics, events, health."""
 
 import asyncio
 import json
-import ssl
 from collections.abc import Callable
-from datetime import datetime, timedelta
 from itertools import islice, pairwise
 from typing import Any
 
 import pytest
-from cryptography import x509
 from pydantic import ValidationError
 
-from trl_operator import certs
 from trl_operator.cache import Cache
 from trl_operator.handlers import Backoffs
 from trl_operator.health import Health
@@ -21,7 +17,7 @@ from trl_operator.plan.acceptance import check_reference, check_retained, check_
 from trl_operator.plan.observation import Attempt, current_attempt
 from trl_operator.plan.outcome import classify
 from trl_operator.render.manifests import Installation, config_map
-from trl_operator.settings import from_environment
+from trl_operator.settings import ReceiverSettings, Settings, from_environment
 from trl_operator.status.events import events
 
 Make = Callable[..., Any]
@@ -197,6 +193,15 @@ def test_a_pod_that_is_gone_is_remembered_in_its_last_state_until_its_attempt_is
     assert cache.pods(ATTEMPT) == []
 
 
+def relist(keeper: Any, plural: str, listed: list[Any], version: int, namespaces: list[str] | None = None) -> None:
+    """Hand over a fresh list, as Relist does."""
+    for watched in keeper.watched():
+        if watched.resource.plural == plural:
+            for obj in listed:
+                watched.put(obj)
+            watched.sweep(namespaces or [], {obj["metadata"]["uid"] for obj in listed}, version)
+
+
 def forgotten(cache: Cache) -> bool:
     return not cache._pods and not cache._pods_of
 
@@ -213,7 +218,7 @@ def test_nothing_is_left_of_a_job_whose_pods_go_after_it() -> None:
     assert forgotten(cache)
     cache.drop_pod(pod(4, "Failed"))
     cache.put_pod(pod(5))
-    cache.replace_pods([], [], version=6)
+    relist(cache, "pods", [], 6)
     assert forgotten(cache), "a relist finds out too"
 
 
@@ -232,7 +237,7 @@ def test_pods_of_an_attempt_that_is_over_are_not_kept_though_they_stay_for_their
     cache.put_pod(pod(2, "Failed"))
     cache.put_job(job(3, attempt=1))
     assert forgotten(cache)
-    cache.replace_pods([], [pod(2, "Failed")], version=4)
+    relist(cache, "pods", [pod(2, "Failed")], 4)
     assert forgotten(cache)
 
 
@@ -293,11 +298,11 @@ def test_a_relist_finds_what_was_deleted_unseen_and_spares_what_is_newer() -> No
     cache.put_job(stored("DPOJob", "new", 50))
     cache.put_job(stored("SFTJob", "other", 5))
     cache.put_pod(pod(5))
-    cache.replace_jobs("DPOJob", [], [stored("DPOJob", "kept", 8)], version=20)
-    cache.replace_pods([], [], version=20)
+    relist(cache, "dpojobs", [stored("DPOJob", "kept", 8)], 20)
+    relist(cache, "pods", [], 20)
     assert {key[2] for key in cache.jobs} == {"new", "other", "kept", "tune"}
     assert [found.gone for found in cache.pods(ATTEMPT)] == [True]
-    cache.replace_jobs("DPOJob", ["elsewhere"], [], version=99)
+    relist(cache, "dpojobs", [], 99, ["elsewhere"])
     assert {key[2] for key in cache.jobs} == {"new", "other", "kept", "tune"}
 
 
@@ -327,8 +332,8 @@ def test_a_pod_whose_labels_name_no_attempt_is_nobodys(change: dict[str, str | N
     odd["metadata"]["labels"] = {name: value for name, value in labels.items() if value is not None}
     cache.put_pod(odd)
     cache.drop_pod(odd)
-    cache.replace_pods([], [odd], version=9)
-    assert cache.pod("tune-dpo-0-worker-0-uid") is None
+    relist(cache, "pods", [odd], 9)
+    assert forgotten(cache)
     assert changed == [], "no key that the workers would stumble over"
     cache.put_pod(pod(7))
     cache.put_pod(odd)
@@ -380,7 +385,7 @@ def test_a_pytorchjob_that_no_job_controls_is_nobodys_whatever_its_labels_say(ow
     cache = Cache()
     cache.follow(changed.append)
     cache.put_child(child(1, **owner))
-    cache.replace_children([], [child(2, **owner)], version=3)
+    relist(cache, "pytorchjobs", [child(2, **owner)], 3)
     assert (cache.children("tune-uid", "team"), changed) == ([], [])
     cache.put_child(child(4))
     assert [found.job for found in cache.children("tune-uid", "team")] == [("DPOJob", "team", "tune")]
@@ -396,32 +401,13 @@ def test_a_pytorchjob_with_an_odd_label_is_still_its_jobs() -> None:
     assert [(found.attempt, found.name) for found in cache.children("tune-uid", "team")] == [(-1, "tune-dpo-0")]
 
 
-# -- certificates
-
-
-def test_a_certificate_is_for_the_receivers_host_and_renewed_in_time(now: datetime) -> None:
-    pem = certs.new_pair("op.trl.svc", now)
-    assert certs.is_fresh(pem, "op.trl.svc", now)
-    assert not certs.is_fresh(pem, "other.trl.svc", now)
-    assert not certs.is_fresh(pem, "op.trl.svc", now + timedelta(days=61))
-    again = certs.renewed(pem, "op.trl.svc", now + timedelta(days=61))
-    assert certs.is_fresh(again, "op.trl.svc", now + timedelta(days=61))
-    assert again["ca.crt"] == pem["ca.crt"], "pods load the CA once"
-    authority = x509.load_pem_x509_certificate(pem["ca.crt"])
-    assert authority.not_valid_after_utc - now > timedelta(days=3600)
-    for each in (pem, again):
-        x509.load_pem_x509_certificate(each["tls.crt"]).verify_directly_issued_by(authority)
-
-
-def test_a_server_can_load_its_certificate(now: datetime) -> None:
-    certs.load(ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), certs.new_pair("127.0.0.1", now))
-
-
 # -- settings, metrics, events
 
 
 def test_settings_come_from_the_environment() -> None:
-    settings = from_environment({**ENVIRONMENT, "TRL_OPERATOR_WATCH_NAMESPACES": "a,b", "TRL_OPERATOR_WORKERS": "3"})
+    settings = from_environment(
+        Settings, {**ENVIRONMENT, "TRL_OPERATOR_WATCH_NAMESPACES": "a,b", "TRL_OPERATOR_WORKERS": "3"}
+    )
     assert (settings.namespaces, settings.workers, settings.identity) == (["a", "b"], 3, "pod-1")
 
 
@@ -437,7 +423,14 @@ def test_settings_come_from_the_environment() -> None:
 def test_a_missing_wrong_or_unknown_setting_is_named(change: dict[str, str | None], names: str) -> None:
     environment = {name: value for name, value in {**ENVIRONMENT, **change}.items() if value is not None}
     with pytest.raises(ValidationError, match=names):
-        from_environment(environment)
+        from_environment(Settings, environment)
+
+
+def test_the_receiver_needs_no_setting_and_takes_none_of_the_controllers() -> None:
+    assert from_environment(ReceiverSettings, {}).writes_per_second == 25
+    for name, value in {"LEASE_NAME": "x", "WRITES_PER_SECOND": "0"}.items():
+        with pytest.raises(ValidationError, match=name.lower()):
+            from_environment(ReceiverSettings, {f"TRL_OPERATOR_{name}": value})
 
 
 def test_metrics_are_in_prometheus_form() -> None:
@@ -496,7 +489,7 @@ def test_a_watch_is_tried_again_without_end_and_at_least_every_ten_seconds() -> 
 def test_a_process_that_is_stuck_is_not_healthy() -> None:
     async def main() -> None:
         ages = {"queue": 0.0, "relist": 0.0}
-        health = Health(lambda: ages["queue"], lambda: ages["relist"], relist_seconds=600)
+        health = Health(lambda: ages["relist"], 600, lambda: ages["queue"])
         beat = asyncio.create_task(health.beat())
         await asyncio.sleep(0)
         assert health.problems() == []

@@ -36,7 +36,7 @@ class World:
             self.kube,  # type: ignore[arg-type]
             self.cache,
             Lease(),  # type: ignore[arg-type]
-            Installation("trainer:1", "https://op:10443", "CA"),
+            lambda: Installation("trainer:1", "https://op:10443", "CA"),
             "test",
             lambda: True,
             self.metrics,

@@ -22,7 +22,7 @@ class World:
     def __init__(self, job: Callable[..., dict[str, Any]]) -> None:
         self.kube = FakeKube()
         self.cache = Cache()
-        self.relist = Relist(self.kube, self.cache, ["a", "b"], 0.01)  # type: ignore[arg-type]
+        self.relist = Relist(self.kube, self.cache.watched(), ["a", "b"], 0.01)  # type: ignore[arg-type]
         self.refused: Refused = {}
         self.kube.refuse_list = self.refuse
         for namespace in "ab":

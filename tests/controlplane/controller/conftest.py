@@ -1,4 +1,4 @@
-"""The operator as a process of its own, under exactly the rights that the chart gives it."""
+"""Controller and receiver as processes of their own, under exactly the rights that the chart gives them."""
 
 import json
 import os
@@ -6,13 +6,20 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
+from base64 import b64decode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+# Test modules are imported without a package (importlib mode), so what they share needs a place on the path.
+sys.path.insert(0, str(Path(__file__).parent))
 
 from devcluster import tools
 from devcluster.controlplane import ControlPlane
@@ -38,60 +45,69 @@ def chart(namespace: str, *values: str) -> list[Obj]:
     return [obj for obj in yaml.safe_load_all(done.stdout) if obj]
 
 
-class Operator:
-    """An operator as a process; it may be killed and started again."""
+class Process:
+    """A process of the operator under a ServiceAccount of the chart; it may be killed and started again."""
 
-    def __init__(self, plane: ControlPlane, namespace: str, identity: str = "operator-0", **settings: str) -> None:
+    MODULE: str
+    ACCOUNT: str
+
+    def __init__(self, plane: ControlPlane, namespace: str, identity: str, settings: dict[str, str]) -> None:
         self.plane = plane
         self.namespace = namespace
         self.log = plane.logs / f"{namespace}.{identity}.log"
-        self.receiver_port, self.health_port = _free_port(), _free_port()
+        self.health_port = _free_port()
         self.settings = {
-            "NAMESPACE": namespace,
-            "IDENTITY": identity,
-            "TRAINER_IMAGE": "localhost/trl-trainer:dev",
-            "RECEIVER_URL": f"https://127.0.0.1:{self.receiver_port}",
-            "RECEIVER_PORT": str(self.receiver_port),
             "HEALTH_PORT": str(self.health_port),
             "BIND_ADDRESS": "127.0.0.1",
-            "SECRET_NAME": f"{RELEASE}-receiver",
-            "LEASE_NAME": RELEASE,
             "WATCH_NAMESPACES": namespace,
-            "PROGRESS_SECONDS": "1",
             **settings,
         }
-        self.kubeconfig = plane.kubeconfig_for_service_account(namespace, RELEASE)
         self.process: subprocess.Popen[bytes] | None = None
+
+    @cached_property
+    def kubeconfig(self) -> Path:
+        """What it talks to the API server with; a test may set another one."""
+        return self.plane.kubeconfig_for_service_account(self.namespace, self.ACCOUNT)
 
     @property
     def user(self) -> str:
-        return f"system:serviceaccount:{self.namespace}:{RELEASE}"
+        return f"system:serviceaccount:{self.namespace}:{self.ACCOUNT}"
 
     def start(self, wait: bool = True) -> None:
-        # Nothing of the developer's environment, as in a pod: a variable that is no setting ends the operator. Its
+        self.launch()
+        if wait:
+            wait_for(f"{self.MODULE} is ready", self.is_ready, READY_SECONDS, 0.1)
+
+    def launch(self) -> None:
+        """Start the process, whatever is missing."""
+        # Nothing of the developer's environment, as in a pod: a variable that is no setting ends the process. Its
         # temporary files go away with the control plane's, also when it is killed.
         environment = {"PATH": os.environ["PATH"], "TMPDIR": str(self.plane.folder), "KUBECONFIG": str(self.kubeconfig)}
         environment |= {f"TRL_OPERATOR_{name}": value for name, value in self.settings.items()}
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                ["setpriv", "--pdeathsig=KILL", sys.executable, "-m", "trl_operator"],
+                ["setpriv", "--pdeathsig=KILL", sys.executable, "-m", self.MODULE],
                 env=environment,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        if wait:
-            wait_for("the operator is ready", self.is_ready, READY_SECONDS, 0.1)
 
     def is_ready(self) -> bool:
         assert self.process is not None
         if self.process.poll() is not None:
-            pytest.fail(f"the operator ended with {self.process.returncode}:\n{self.log.read_text()[-4000:]}")
+            pytest.fail(f"{self.MODULE} ended with {self.process.returncode}:\n{self.log.read_text()[-4000:]}")
+        return self.answer("readyz") == 200
+
+    def answer(self, path: str) -> int:
+        """The status of /healthz or /readyz; 0 if nothing answers."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.health_port}/readyz", timeout=2) as answer:
-                return bool(answer.status == 200)
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.health_port}/{path}", timeout=2) as answer:
+                return int(answer.status)
+        except urllib.error.HTTPError as error:
+            return error.code
         except OSError:
-            return False
+            return 0
 
     def metrics(self) -> str:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.health_port}/metrics", timeout=5) as answer:
@@ -107,6 +123,57 @@ class Operator:
         assert self.process is not None
         self.process.terminate()
         return self.process.wait(timeout=20)
+
+
+class Receiver(Process):
+    """The receiver; `mount` does what a kubelet does with the Secret of its certificate."""
+
+    MODULE = "trl_operator.receiver"
+    ACCOUNT = f"{RELEASE}-receiver"
+
+    def __init__(self, plane: ControlPlane, namespace: str, identity: str, port: int, **settings: str) -> None:
+        self.port = port
+        self.folder = plane.folder / f"{namespace}.{identity}.tls"
+        given = {"RECEIVER_PORT": str(port), "TLS_FOLDER": str(self.folder), "PROGRESS_SECONDS": "1", **settings}
+        super().__init__(plane, namespace, identity, given)
+
+    def start(self, wait: bool = True) -> None:
+        wait_for("the Secret of the certificate holds one", self.mount, READY_SECONDS, 0.1)
+        super().start(wait)
+
+    def mount(self) -> bool:
+        """The files of the certificate are as the Secret has them; False if it has none."""
+        secret = ("get", "secret", f"{RELEASE}-receiver", f"--namespace={self.namespace}")
+        text = self.plane.kubectl(*secret, "--ignore-not-found", "--output=json")
+        data = json.loads(text).get("data", {}) if text.strip() else {}
+        if not {"tls.crt", "tls.key"} <= data.keys():
+            return False
+        self.folder.mkdir(exist_ok=True)
+        for name in ("tls.crt", "tls.key"):
+            (self.folder / name).write_bytes(b64decode(data[name]))
+        return True
+
+
+class Operator(Process):
+    """The controller. `receiver` takes the reports of its jobs, once it is started too."""
+
+    MODULE = "trl_operator"
+    ACCOUNT = RELEASE
+
+    def __init__(self, plane: ControlPlane, namespace: str, identity: str = "operator-0", **settings: str) -> None:
+        self.receiver = Receiver(plane, namespace, f"{identity}.receiver", _free_port())
+        if "WATCH_NAMESPACES" in settings:
+            self.receiver.settings["WATCH_NAMESPACES"] = settings["WATCH_NAMESPACES"]
+        given = {
+            "NAMESPACE": namespace,
+            "IDENTITY": identity,
+            "TRAINER_IMAGE": "localhost/trl-trainer:dev",
+            "RECEIVER_URL": f"https://127.0.0.1:{self.receiver.port}",
+            "SECRET_NAME": f"{RELEASE}-receiver",
+            "CA_SECRET_NAME": f"{RELEASE}-receiver-ca",
+            "LEASE_NAME": RELEASE,
+        }
+        super().__init__(plane, namespace, identity, given | settings)
 
 
 def _free_port() -> int:
@@ -131,29 +198,37 @@ def install(plane: ControlPlane, namespace: str, *values: str) -> None:
 def ended(operators: list[Operator]) -> Iterator[list[Operator]]:
     """Whatever still runs at the end is killed, and none may have met a bug."""
     yield operators
-    started = [operator for operator in operators if operator.process is not None]
-    for operator in started:
-        if operator.process is not None and operator.process.poll() is None:
-            operator.kill()
-    for operator in started:
-        assert "Traceback" not in operator.log.read_text(), operator.log.read_text()[-8000:]
+    processes: list[Process] = [process for operator in operators for process in (operator, operator.receiver)]
+    started = [process for process in processes if process.process is not None]
+    for each in started:
+        if each.process is not None and each.process.poll() is None:
+            each.kill()
+    for each in started:
+        assert "Traceback" not in each.log.read_text(), each.log.read_text()[-8000:]
 
 
 @pytest.fixture(scope="session")
 def operator(request: pytest.FixtureRequest) -> Iterator[Operator]:
-    """An operator of the whole cluster, which the tests of this folder share."""
+    """An operator of the whole cluster with its receiver, which the tests of this folder share."""
     plane: ControlPlane = request.getfixturevalue("control_plane")
     plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "trl-system"}})
     install(plane, "trl-system")
     with ended([Operator(plane, "trl-system", WATCH_NAMESPACES="")]) as [made]:
         made.start()
+        made.receiver.start()
         yield made
 
 
 @pytest.fixture
-def make_operator(control_plane: ControlPlane, namespace: str) -> Iterator[Callable[..., Operator]]:
+def make_operator(control_plane: ControlPlane, namespace: str, new_operator: Any) -> Callable[..., Operator]:
     """Operators of the test's namespace alone, which may be killed; see alone/."""
     install(control_plane, namespace, f"scope.namespaces={{{namespace}}}")
+    return new_operator  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def new_operator(control_plane: ControlPlane, namespace: str) -> Iterator[Callable[..., Operator]]:
+    """The same, for a test that installs the chart itself."""
     with ended([]) as made:
 
         def make(identity: str = "operator-0", **settings: str) -> Operator:

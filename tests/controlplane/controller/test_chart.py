@@ -12,14 +12,24 @@ import yaml
 from devcluster import tools
 from devcluster.controlplane import ControlPlane
 from devcluster.paths import REPOSITORY
+from trl_operator.constants import LABEL_JOB_UID
+from trl_operator.settings import ReceiverSettings, Settings, from_environment
 
 CHART = REPOSITORY / "deploy/helm/trl-operator"
 Render = Callable[..., list[dict[str, Any]]]
 
 
-def of(objects: list[dict[str, Any]], kind: str) -> dict[str, Any]:
-    [found] = [obj for obj in objects if obj["kind"] == kind]
+RECEIVER = "trl-operator-receiver"
+
+
+def of(objects: list[dict[str, Any]], kind: str, name: str = "trl-operator") -> dict[str, Any]:
+    [found] = [obj for obj in objects if (obj["kind"], obj["metadata"]["name"]) == (kind, name)]
     return found
+
+
+def environment(objects: list[dict[str, Any]], name: str = "trl-operator") -> dict[str, Any]:
+    [container] = of(objects, "Deployment", name)["spec"]["template"]["spec"]["containers"]
+    return {variable["name"]: variable.get("value") for variable in container["env"]}
 
 
 def test_helm_finds_nothing_to_complain_about() -> None:
@@ -36,13 +46,14 @@ def test_the_api_server_takes_everything_in_a_restricted_namespace(
     control_plane.kubectl(
         "apply", "--server-side", "--force-conflicts", "--dry-run=server", "--validate=strict", "-f", "-", stdin=items
     )
-    template = of(objects, "Deployment")["spec"]["template"]
-    spec = {**template["spec"], "serviceAccountName": "default"}
-    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "op", "namespace": namespace}, "spec": spec}
-    control_plane.kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", stdin=json.dumps(pod))
-    [container] = spec["containers"]
-    assert container["securityContext"]["readOnlyRootFilesystem"] is True
-    assert {"livenessProbe", "readinessProbe", "resources"} <= container.keys()
+    for name in ("trl-operator", RECEIVER):
+        template = of(objects, "Deployment", name)["spec"]["template"]
+        spec = {**template["spec"], "serviceAccountName": "default"}
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "op", "namespace": namespace}, "spec": spec}
+        control_plane.kubectl("create", "--dry-run=server", "--validate=strict", "-f", "-", stdin=json.dumps(pod))
+        [container] = spec["containers"]
+        assert container["securityContext"]["readOnlyRootFilesystem"] is True
+        assert {"livenessProbe", "readinessProbe", "resources"} <= container.keys()
 
 
 def test_crds_come_with_the_chart_are_kept_and_can_be_left_out(render_chart: Render) -> None:
@@ -69,20 +80,59 @@ def test_values_reach_the_operator(render_chart: Render) -> None:
         "replicaCount=3",
         "scope.namespaces={a,b}",
     )
-    deployment = of(objects, "Deployment")["spec"]
-    [container] = deployment["template"]["spec"]["containers"]
-    env = {variable["name"]: variable.get("value") for variable in container["env"]}
+    deployment, env = of(objects, "Deployment")["spec"], environment(objects)
     assert deployment["replicas"] == 3
-    assert container["image"] == "localhost/trl-operator:dev"
+    for name in ("trl-operator", RECEIVER):
+        [container] = of(objects, "Deployment", name)["spec"]["template"]["spec"]["containers"]
+        assert container["image"] == "localhost/trl-operator:dev"
+        assert environment(objects, name)["TRL_OPERATOR_WATCH_NAMESPACES"] == "a,b"
     assert env["TRL_OPERATOR_TRAINER_IMAGE"] == "example.com/trainer:7"
     assert env["TRL_OPERATOR_RECEIVER_URL"] == "https://trl-operator.trl.svc:9443"
-    assert env["TRL_OPERATOR_WATCH_NAMESPACES"] == "a,b"
+    assert environment(objects, RECEIVER)["TRL_OPERATOR_RECEIVER_PORT"] == "9443"
     assert of(objects, "Service")["spec"]["ports"] == [{"name": "receiver", "port": 9443, "targetPort": "receiver"}]
     digest = "sha256:" + "0" * 64
     [container] = of(render_chart("trl", f"image.digest={digest}"), "Deployment")["spec"]["template"]["spec"][
         "containers"
     ]
     assert container["image"] == f"trl-operator@{digest}"
+
+
+def test_every_variable_of_the_chart_is_a_setting(render_chart: Render) -> None:
+    objects = render_chart("trl", "scope.namespaces={a,b}", "receiver.replicaCount=4", "receiver.writesPerSecond=50")
+    for name, model in {"trl-operator": Settings, RECEIVER: ReceiverSettings}.items():
+        settings = from_environment(model, {key: value or "x" for key, value in environment(objects, name).items()})
+        assert settings.namespaces == ["a", "b"]
+    found = from_environment(ReceiverSettings, environment(objects, RECEIVER))
+    assert found.writes_per_second == 12.5, "the replicas share the pace"
+
+
+def test_reports_go_to_the_receiver_which_mounts_its_certificate_and_no_ca_key(render_chart: Render) -> None:
+    objects = render_chart("trl")
+    selector = of(objects, "Service")["spec"]["selector"]
+    labels = {
+        name: of(objects, "Deployment", name)["spec"]["template"]["metadata"]["labels"]
+        for name in ("trl-operator", RECEIVER)
+    }
+    assert selector.items() <= labels[RECEIVER].items()
+    assert not selector.items() <= labels["trl-operator"].items()
+    receiver = of(objects, "Deployment", RECEIVER)["spec"]["template"]["spec"]
+    [tls] = [volume["secret"] for volume in receiver["volumes"] if "secret" in volume]
+    assert tls["secretName"] == environment(objects)["TRL_OPERATOR_SECRET_NAME"]
+    assert {item["key"] for item in tls["items"]} == {"tls.crt", "tls.key"}
+    [port] = of(objects, "Service")["spec"]["ports"]
+    assert port["targetPort"] in {port["name"] for port in receiver["containers"][0]["ports"]}
+
+
+def test_only_pods_of_jobs_reach_the_receiver_and_nothing_but_probes_the_controller(render_chart: Render) -> None:
+    objects = render_chart("trl")
+    for name, open_ports in {"trl-operator": [["health"]], RECEIVER: [["health"], ["receiver"]]}.items():
+        policy, deployment = of(objects, "NetworkPolicy", name)["spec"], of(objects, "Deployment", name)["spec"]
+        assert policy["podSelector"]["matchLabels"] == deployment["selector"]["matchLabels"]
+        assert [[port["port"] for port in rule["ports"]] for rule in policy["ingress"]] == open_ports
+    [sender] = of(objects, "NetworkPolicy", RECEIVER)["spec"]["ingress"][1]["from"]
+    assert sender["podSelector"]["matchExpressions"] == [{"key": LABEL_JOB_UID, "operator": "Exists"}]
+    kinds = [obj["kind"] for obj in render_chart("trl", "networkPolicy.enabled=false")]
+    assert "NetworkPolicy" not in kinds
 
 
 @pytest.mark.parametrize(
@@ -94,6 +144,9 @@ def test_values_reach_the_operator(render_chart: Render) -> None:
         "image.digest=latest",
         "receiver.port=80",
         "receiver.port=8080",
+        "receiver.replicaCount=0",
+        "receiver.writesPerSecond=0",
+        "networkPolicy.enabled=maybe",
         "crds.keep=maybe",
     ],
 )

@@ -12,8 +12,22 @@ app.kubernetes.io/name: {{ .Chart.Name }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
+{{- define "trl-operator.receiverSelector" -}}
+app.kubernetes.io/name: {{ .Chart.Name }}-receiver
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end }}
+
 {{- define "trl-operator.labels" -}}
 {{ include "trl-operator.selector" . }}
+{{ include "trl-operator.commonLabels" . }}
+{{- end }}
+
+{{- define "trl-operator.receiverLabels" -}}
+{{ include "trl-operator.receiverSelector" . }}
+{{ include "trl-operator.commonLabels" . }}
+{{- end }}
+
+{{- define "trl-operator.commonLabels" -}}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
@@ -24,8 +38,72 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- else }}{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}{{ end }}
 {{- end }}
 
-{{- define "trl-operator.receiverSecret" -}}
+{{- /* Name of the receiver's Deployment, account, roles, and of the Secret that it mounts. */}}
+{{- define "trl-operator.receiver" -}}
 {{ include "trl-operator.fullname" . }}-receiver
+{{- end }}
+
+{{- /* What the pods of both Deployments have in common. */}}
+{{- define "trl-operator.podMetadata" -}}
+{{- with .Values.podAnnotations }}
+annotations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "trl-operator.podSpec" -}}
+enableServiceLinks: false
+terminationGracePeriodSeconds: 20
+securityContext:
+  runAsNonRoot: true
+  runAsUser: 1000
+  runAsGroup: 1000
+  fsGroup: 1000
+  seccompProfile:
+    type: RuntimeDefault
+{{- with .Values.imagePullSecrets }}
+imagePullSecrets:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+{{- with .Values.nodeSelector }}
+nodeSelector:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- end }}
+
+{{- define "trl-operator.container" -}}
+image: {{ include "trl-operator.image" . }}
+imagePullPolicy: {{ .Values.image.pullPolicy }}
+livenessProbe:
+  httpGet: {path: /healthz, port: health}
+  initialDelaySeconds: 15
+  periodSeconds: 10
+  failureThreshold: 6
+readinessProbe:
+  httpGet: {path: /readyz, port: health}
+  periodSeconds: 5
+securityContext:
+  allowPrivilegeEscalation: false
+  capabilities: {drop: [ALL]}
+  readOnlyRootFilesystem: true
+{{- end }}
+
+{{- define "trl-operator.namespacesEnv" -}}
+{{- with .Values.scope.namespaces }}
+- name: TRL_OPERATOR_WATCH_NAMESPACES
+  value: {{ join "," . | quote }}
+{{- end }}
 {{- end }}
 
 {{- define "trl-operator.jobRules" -}}
@@ -57,4 +135,17 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - apiGroups: [""]
   resources: [events]
   verbs: [create, list]
+{{- end }}
+
+{{- /* The receiver reads who may report, and writes progress. */}}
+{{- define "trl-operator.reportRules" -}}
+- apiGroups: [trl-operator.io]
+  resources: [dpojobs, grpojobs, rewardjobs, sftjobs]
+  verbs: [get, list, watch]
+- apiGroups: [trl-operator.io]
+  resources: [dpojobs/status, grpojobs/status, rewardjobs/status, sftjobs/status]
+  verbs: [patch]
+- apiGroups: [""]
+  resources: [pods]
+  verbs: [list, watch]
 {{- end }}

@@ -1,9 +1,9 @@
-"""The chart grants what the operator uses, and nothing else."""
+"""The chart grants what controller and receiver use, and nothing else."""
 
-import ssl
-import urllib.request
 from collections.abc import Callable
 from typing import Any
+
+from reporting import Trainer, report
 
 from devcluster.controlplane import ControlPlane
 from devcluster.fakenode import FakeNode
@@ -13,10 +13,20 @@ Right = tuple[str, str, str]
 """API group, resource with subresource, verb."""
 
 
-def granted(objects: list[dict[str, Any]]) -> set[Right]:
-    """Every right of the operator's own roles, without those that the API server checks within another request."""
-    roles = [obj for obj in objects if obj["kind"] in ("Role", "ClusterRole")]
-    roles = [role for role in roles if not role["metadata"]["name"].endswith(("-view", "-edit"))]
+def own_roles(objects: list[dict[str, Any]], account: str) -> list[dict[str, Any]]:
+    """The roles that are bound to this ServiceAccount."""
+    bindings = [obj for obj in objects if obj["kind"] in ("RoleBinding", "ClusterRoleBinding")]
+    bound = {
+        (binding["roleRef"]["kind"], binding["roleRef"]["name"])
+        for binding in bindings
+        if [subject["name"] for subject in binding["subjects"]] == [account]
+    }
+    return [obj for obj in objects if (obj["kind"], obj["metadata"]["name"]) in bound]
+
+
+def granted(objects: list[dict[str, Any]], account: str) -> set[Right]:
+    """Every right of a ServiceAccount, without those that the API server checks within another request."""
+    roles = own_roles(objects, account)
     found = set()
     for rule in (rule for role in roles for rule in role["rules"]):
         assert "*" not in str(rule), rule
@@ -47,6 +57,7 @@ def test_the_chart_grants_exactly_what_a_full_life_uses(
 ) -> None:
     operator = make_operator(RELIST_SECONDS="2")
     operator.start()
+    operator.receiver.start()
     job = dpo(runPolicy={"ttlSecondsAfterFinished": 3, "activeDeadlineSeconds": 600})
     others = [
         {**job, "kind": kind, "metadata": {"name": kind.lower()}, "spec": {**job["spec"], **section}}
@@ -68,8 +79,10 @@ def test_the_chart_grants_exactly_what_a_full_life_uses(
     for pod in node.pods():
         node.run(pod)
     jobs.wait_for_phase("tune", "Running")
-    [pod] = node.pods("tune-dpo-0")
-    send_report(node, pod)
+    for pod in node.pods():
+        wait_for("the receiver takes its report", lambda pod=pod: Trainer(node, pod).post(report(1))[0] == 200, 20)  # type: ignore[misc]
+    for kind, name in (("dpojob", "tune"), ("sftjob", "sftjob"), ("rewardjob", "rewardjob"), ("grpojob", "grpojob")):
+        jobs.wait(kind, name, "shows it", lambda s: "progress" in s)
     jobs.plane.kubectl(
         "delete", "pod", "tune-dpo-0-worker-0", f"--namespace={jobs.namespace}", "--force", "--grace-period=0"
     )
@@ -81,14 +94,21 @@ def test_the_chart_grants_exactly_what_a_full_life_uses(
         node.succeed(pod, record())
     for kind in ("dpojob", "sftjob", "rewardjob", "grpojob"):
         wait_for(f"the {kind} is deleted", lambda kind=kind: not jobs.list(kind), 90)  # type: ignore[misc]
-    denied = [entry for entry in control_plane.audit(operator.user) if entry["responseStatus"]["code"] == 403]
-    assert not denied, [(entry["verb"], entry["requestURI"]) for entry in denied]
+    for process in (operator, operator.receiver):
+        denied = [entry for entry in control_plane.audit(process.user) if entry["responseStatus"]["code"] == 403]
+        assert not denied, [(entry["verb"], entry["requestURI"]) for entry in denied]
     assert operator.stop() == 0
     # Another address needs another certificate, which is written at the next start.
     operator.settings["RECEIVER_URL"] = operator.settings["RECEIVER_URL"].replace("127.0.0.1", "localhost")
     operator.start()
-    grants = granted(render_chart(jobs.namespace, f"scope.namespaces={{{jobs.namespace}}}"))
-    assert used(control_plane, operator.user) == grants
+    objects = render_chart(jobs.namespace, f"scope.namespaces={{{jobs.namespace}}}")
+
+    def is_renewed() -> bool:
+        return ("", "secrets", "update") in used(control_plane, operator.user)
+
+    wait_for("the new certificate is written", is_renewed, 30)
+    for process in (operator, operator.receiver):
+        assert used(control_plane, process.user) == granted(objects, process.ACCOUNT)
 
 
 def test_a_namespace_without_a_role_stops_no_other_and_is_served_once_it_has_one(
@@ -118,25 +138,20 @@ def test_a_namespace_without_a_role_stops_no_other_and_is_served_once_it_has_one
     wait_for("the other namespace's job starts too, long before the next relist", is_started, 60)
 
 
-def send_report(node: FakeNode, pod: Any) -> None:
-    """Have a token reviewed."""
-    env = {variable["name"]: variable.get("value") for variable in pod["spec"]["containers"][0]["env"]}
-    token = node.files(pod, "/var/run/secrets/trl")["token"]
-    tls = ssl.create_default_context(cadata=node.files(pod, "/etc/trl")["ca.crt"])
-    body = b'{"trainerStatus": {"lastUpdatedTime": "2026-11-21T06:00:00Z"}}'
-    request = urllib.request.Request(
-        env["KUBEFLOW_TRAINER_SERVER_URL"], data=body, headers={"Authorization": f"Bearer {token}"}, method="POST"
-    )
-    with urllib.request.urlopen(request, timeout=20, context=tls) as answer:
-        assert answer.status == 200
-
-
 def test_for_the_whole_cluster_the_rights_are_the_same(render_chart: Callable[..., list[dict[str, Any]]]) -> None:
-    everywhere = granted(render_chart("trl"))
-    somewhere = granted(render_chart("trl", "scope.namespaces={a,b}"))
-    assert everywhere == somewhere
-    kinds = [obj["kind"] for obj in render_chart("trl", "scope.namespaces={a,b}")]
-    assert kinds.count("Role") == 3
-    cluster_wide = [obj for obj in render_chart("trl", "scope.namespaces={a}") if obj["kind"] == "ClusterRole"]
+    everywhere, somewhere = render_chart("trl"), render_chart("trl", "scope.namespaces={a,b}")
+    for account in ("trl-operator", "trl-operator-receiver"):
+        assert granted(everywhere, account) == granted(somewhere, account)
+    assert [obj["kind"] for obj in somewhere].count("Role") == 5
+    cluster_wide = [obj for obj in somewhere if obj["kind"] == "ClusterRole"]
     own = [role for role in cluster_wide if not role["metadata"]["name"].endswith(("-view", "-edit"))]
     assert [rule["resources"] for role in own for rule in role["rules"]] == [["tokenreviews"]]
+    assert own_roles(somewhere, "trl-operator-receiver")[0] in own
+
+
+def test_only_the_controller_may_touch_secrets_and_only_its_own(render_chart: Callable[..., Any]) -> None:
+    objects = render_chart("trl")
+    assert not [right for right in granted(objects, "trl-operator-receiver") if right[1] == "secrets"]
+    rules = [rule for role in own_roles(objects, "trl-operator") for rule in role["rules"]]
+    readable = [rule for rule in rules if "secrets" in rule["resources"] and rule["verbs"] != ["create"]]
+    assert [rule["resourceNames"] for rule in readable] == [["trl-operator-receiver", "trl-operator-receiver-ca"]]

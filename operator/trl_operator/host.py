@@ -1,0 +1,97 @@
+"""What the controller and the receiver do alike as processes: settings, logs, ports, watches, signals."""
+
+import asyncio
+import logging
+import os
+import signal
+import ssl
+import sys
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
+from typing import Any, TypeVar
+
+import kopf
+from aiohttp import web
+from pydantic import ValidationError
+
+from trl_operator import handlers
+from trl_operator.relist import Relist
+from trl_operator.settings import Shared, from_environment
+from trl_operator.watched import Watched
+
+S = TypeVar("S", bound=Shared)
+
+
+def configure_logging() -> None:
+    """One JSON object a line."""
+    kopf.configure(log_format=kopf.LogFormat.JSON)
+    # kopf tells of every event that it has handled; that is two lines per pod and second in a busy cluster.
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
+
+
+def read_settings(model: type[S]) -> S | None:
+    """Return the settings; None after having said what is wrong with them."""
+    try:
+        return from_environment(model, os.environ)
+    except ValidationError as error:
+        for problem in error.errors(include_url=False):
+            print(f"TRL_OPERATOR_{str(problem['loc'][0]).upper()}: {problem['msg']}", file=sys.stderr)
+        return None
+
+
+def stop_at_signals() -> asyncio.Event:
+    """Return what SIGTERM and SIGINT set."""
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop
+
+
+async def until(stop: asyncio.Event, *work: Coroutine[Any, Any, None]) -> None:
+    """Do all of `work` until `stop` is set; what one of them raises ends all.
+
+    All that goes on for long is to be one of `work`: when kopf ends, to start anew, it cancels every task that has
+    begun after it and does not end within 5 seconds, also those that are not its own.
+    """
+    async with asyncio.TaskGroup() as tasks:
+        running = [tasks.create_task(each) for each in work]
+        await stop.wait()
+        for task in running:
+            task.cancel()
+
+
+async def serve(
+    stack: AsyncExitStack, app: web.Application, address: str, port: int, tls: ssl.SSLContext | None = None
+) -> None:
+    """Answer on a port until the stack unwinds."""
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    await web.TCPSite(runner, address, port, ssl_context=tls).start()
+
+
+async def watch(
+    watched: Sequence[Watched],
+    relist: Relist,
+    namespaces: list[str],
+    filled: asyncio.Event,
+    stop: asyncio.Event,
+    ready: Callable[[], None] = lambda: None,
+) -> None:
+    """List everything, then let kopf keep it; kopf starts anew when kinds appear or go.
+
+    kopf takes over the signals of the process: when it ends without being asked to, the process is to end.
+    """
+    await relist.first()
+    filled.set()
+    while not stop.is_set():
+        restart, watching = asyncio.Event(), asyncio.Event()
+        async with asyncio.TaskGroup() as tasks:
+            keeper = tasks.create_task(relist.keep(restart))
+            watcher = tasks.create_task(handlers.watch(watched, namespaces, restart, watching))
+            await watching.wait()
+            ready()
+            await watcher
+            keeper.cancel()
+        if not restart.is_set():
+            stop.set()
