@@ -65,12 +65,20 @@ def test_a_slow_receiver_sees_the_newest_report_and_nobody_waits() -> None:
         assert len(steps) <= 4
 
 
-def test_a_refusing_receiver_is_tried_again_later() -> None:
-    with receiver(lambda n: 503 if n < 2 else 200) as (url, steps):
+def test_a_refusing_receiver_is_tried_again_later_and_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress, "MAX_BACKOFF_SECONDS", 0.05)
+    with receiver(lambda n: 503 if n < 2 or 3 <= n < 9 else 200) as (url, steps):
         sender = Sender({"KUBEFLOW_TRAINER_SERVER_URL": url}, interval=0.0)
         sender.put(report(1))
         wait_for(lambda: steps == [1], 10)
+        assert capsys.readouterr().out == "", "a receiver may be away for a moment"
+        sender.put(report(2))
+        wait_for(lambda: steps == [1, 2], 10)
         sender.close()
+        told = capsys.readouterr().out.splitlines()
+        assert told == ["progress: reports do not arrive, training goes on: HTTP Error 503: Service Unavailable"]
 
 
 def test_a_receiver_that_talks_nonsense_is_tried_again_later() -> None:

@@ -27,6 +27,8 @@ from trl_trainer.launch.records import now
 INTERVAL_SECONDS = 5.0
 """Least time between two reports."""
 MAX_BACKOFF_SECONDS = 60.0
+FAILURES_UNTIL_TOLD = 3
+"""The receiver may get to know of a pod after its first report, and is replaced now and then."""
 
 
 def metrics_of(values: Mapping[str, Any], limit: int = 64) -> list[Metric]:
@@ -50,6 +52,8 @@ class Sender:
                 print(f"progress: nothing is reported, {ca} cannot be read: {error}", flush=True)
                 self._url = ""
         self._interval = interval
+        self._failures = 0
+        """In a row."""
         self._slot: ProgressReport | None = None
         self._changed = threading.Condition()
         self._closing = False
@@ -97,8 +101,12 @@ class Sender:
                 headers["Authorization"] = f"Bearer {Path(self._token_path).read_text().strip()}"
             request = urllib.request.Request(self._url, data=body, headers=headers, method="POST")
             with urllib.request.urlopen(request, timeout=5, context=self._tls):
+                self._failures = 0
                 return True
-        except (OSError, ValueError, http.client.HTTPException):
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            self._failures += 1
+            if self._failures == FAILURES_UNTIL_TOLD:
+                print(f"progress: reports do not arrive, training goes on: {error}", flush=True)
             return False
 
 
