@@ -211,8 +211,9 @@ def bare_losses(run: Any, tokenizer: Any, steps: int) -> list[float]:
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             control.should_training_stop |= state.global_step >= steps
 
-    config = arguments(run.job, stages.of(run.job), output_dir=str(run.work / "bare"), world=run.world,
-                       device=run.device, gradient_checkpointing=source.gradient_checkpointing(run.job))  # fmt: skip
+    config = arguments(
+        run.job, stages.of(run.job), output_dir=str(run.work / "bare"), world=run.world, device=run.device
+    )
     args = DPOConfig(**config)
     # Plain TRL's own precision with several processes on GPUs is another.
     sharding.configure(args, run, sync_each_batch=False)

@@ -31,8 +31,7 @@ def main() -> None:
     run = world.start(job)
     tokenizer = load_tokenizer(job)
     train = load(job)
-    config = arguments(job, stages.of(job), output_dir=f"{run.work}-plain", world=run.world, device=run.device,
-                        gradient_checkpointing=source.gradient_checkpointing(job))  # fmt: skip
+    config = arguments(job, stages.of(job), output_dir=f"{run.work}-plain", world=run.world, device=run.device)
     trainer = DPOTrainer(
         model=source.path(job), args=DPOConfig(**config), train_dataset=train, processing_class=tokenizer
     )

@@ -110,9 +110,22 @@ def test_explain_prints_config_plan_and_findings_and_trains_nothing(
     assert ["processes", "2", "1"] in plan
     assert ["rows", "per", "optimizer", "step", "8", "4"] in plan
     assert ["gradients", "are", "reduced", "every", "step", "step"] in plan
+    assert ["activations", "kept", "kept"] in plan
     assert "36 rows to train on, 4 held out" in out
     assert "duplicates" in out
     assert not storage.exists()
+
+
+def test_explain_says_how_many_gpus_a_job_needs(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trl_trainer.local.explain.GPUS", (0.0001, 24))
+    path = write(tmp_path, changed(resources={"limits": {"nvidia.com/gpu": 4}}))
+    assert main(command("explain", path, volumes(model_folder, tmp_path), tmp_path / "out")) == 0
+    out = capsys.readouterr().out
+    assert "the smallest number that fits: 1 of 24 GB, or no number up to 128 of 0 GB (the plan is for 80 GB)" in out
+    there, _ = out.split("# On this machine instead")
+    assert "activation_checkpointing" not in there, "the GPU's memory decides, and the plan says it"
 
 
 def test_explain_does_not_take_this_machine_for_the_cluster(

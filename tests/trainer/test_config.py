@@ -21,7 +21,7 @@ from trl_contract.resolve import resolve
 from trl_contract.training import SPECS
 from trl_trainer import supervisor
 from trl_trainer.errors import UserError
-from trl_trainer.models import adapter, arguments, source
+from trl_trainer.models import adapter, arguments
 from trl_trainer.stages import STAGES
 
 # field: (value, attribute of the TRL config, value there)
@@ -138,7 +138,6 @@ def build(folder: Path, kind: Kind, fields: dict[str, Any], *, world: int = 1) -
             output_dir=str(folder),
             world=world,
             device="cpu",
-            gradient_checkpointing=source.gradient_checkpointing(job),
         )
     )
 

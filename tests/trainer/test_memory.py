@@ -1,15 +1,22 @@
 """The memory estimate: hand-computed bytes, the smallest change that fits, and this machine's limit."""
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
-from trl_trainer.preflight import host_memory_findings
-from trl_trainer.preflight.memory import Sizes, estimate, host_memory
+from trl_trainer.preflight import decide, host_memory_findings
+from trl_trainer.preflight.memory import FITS, Sizes, estimate, host, host_memory, smallest_world
 
 M = 1_000_000
 BIG = 10**15
-SIZES = Sizes(parameters=100 * M, linear=80 * M, adapter=2 * M, hidden=512, layers=10, vocabulary=1000, length=100)
+SIZES = Sizes(
+    parameters=100 * M, linear=70 * M, adapter=2 * M, embedding=10 * M, head=10 * M, tied=False, hidden=500, layers=10,
+    vocabulary=20_000, queries=500, keys=100, wide=2000, norms=1000, length=100,
+)  # fmt: skip
+"""Blocks of 8 M parameters."""
 
 
 def job(kind="SFTJob", nodes=1, processes=1, gpus=False, **sections):
@@ -27,74 +34,78 @@ def job(kind="SFTJob", nodes=1, processes=1, gpus=False, **sections):
     return resolve(JobFile.model_validate(wire))
 
 
+def changed(made, processes=None, **training):
+    made = made.model_copy(update={"num_proc_per_node": processes or made.num_proc_per_node})
+    section = made.spec.training.model_copy(update=training)
+    return made.model_copy(update={"spec": made.spec.model_copy(update={"training": section})})
+
+
 FULL = {"peft": {"method": "none"}}
 
 
+SMALL = {"perDeviceBatchSize": 1}
+ONCE = {"training": {"gradientAccumulationSteps": 1}}
+
+
 @pytest.mark.parametrize(
-    ("made", "weights", "gradients", "optimizer", "beside"),
+    ("made", "weights", "gradients", "optimizer", "gathered", "beside"),
     [
         # Full: fp32 weights, gradients and two Adam moments.
-        (job(**FULL), 400, 400, 800, 0),
-        # Four micro-steps a step (the default): 400 for whole gradients, too, where there is room.
-        (job(nodes=2, processes=2, **FULL), 100, 100 + 400, 200, 0),
+        (job(**FULL), 400, 400, 800, 0, 0),
+        # Two blocks, 8 M each, are gathered, or the head, 10 M: whichever is more.
+        (job(nodes=2, processes=2, **FULL, **ONCE), 100, 100, 200, 4 * 16, 0),
+        (job(nodes=2, processes=2, gpus=True, **FULL, **ONCE), 100, 100, 200, 2 * 16, 0),
+        # Four micro-steps: whole gradients beside the shards, where there is room.
+        (job(nodes=2, processes=2, **FULL), 100, 100 + 400, 200, 4 * 16, 0),
+        (job(nodes=2), (400 + 8) / 2, 8 / 2 + 8, 16 / 2, 4 * 16, 0),
         # LoRA: a frozen base in the precision of the arithmetic, an fp32 adapter.
-        (job(), 400 + 8, 8, 16, 0),
-        (job(gpus=True), 200 + 8, 8, 16, 0),
-        # QLoRA: 80 M in NF4 (0.515869140625 bytes), the other 20 M in bf16.
-        (job(gpus=True, peft={"method": "qlora"}), 41.26953125 + 40 + 8, 8, 16, 0),
-        (job(**FULL, training={"optimizer": "adafactor"}), 400, 400, 0, 0),
-        (job(gpus=True, **FULL, training={"optimizer": "adamw_bnb_8bit"}), 400, 400, 200, 0),
+        (job(), 400 + 8, 8, 16, 0, 0),
+        (job(gpus=True), 200 + 8, 8, 16, 0, 0),
+        # An adapter of rank 16 has rows for 16 of 64 processes.
+        (job(nodes=64, gpus=True, **ONCE), 200 / 64 + 8 / 16, 8 / 16, 16 / 16, 2 * 16, 0),
+        # QLoRA: 70 M in NF4 (half a byte, and 0.015869140625 for constants), the other 30 M in bf16.
+        (job(gpus=True, peft={"method": "qlora"}), 35 + 1.11083984375 + 60 + 8, 8, 16, 0, 0),
+        # Constants are whole on every process, and blocks are gathered in 4 bit: 7 M of 8 M; the head is more.
+        (job(gpus=True, nodes=2, peft={"method": "qlora"}, **ONCE), 95 / 2 + 1.11083984375 + 4, 4, 8, 2 * 10, 0),
+        (job(**FULL, training={"optimizer": "adafactor"}), 400, 400, 0, 0, 0),
+        (job(gpus=True, **FULL, training={"optimizer": "adamw_bnb_8bit"}), 400, 400, 200, 0, 0),
         # Sharded over the two processes of each of four nodes.
-        (job(nodes=4, processes=2, **FULL, fsdp={"hybrid": True}), 200, 200 + 400, 400, 0),
-        (job(gpus=True, nodes=2, processes=2, **FULL, fsdp={"cpuOffload": True}), 0, 400, 0, 0),
-        # Not resharded: every process also holds the whole gathered model, in bf16.
-        (job(gpus=True, nodes=2, **FULL, fsdp={"reshardAfterForward": False}), 200 + 200, 200 + 400, 400, 0),
-        # The reference is a whole copy on each process, unless it is precomputed or has an adapter to switch off.
-        (job("DPOJob", nodes=2, gpus=True, **FULL), 200, 200 + 400, 400, 200),
-        (job("DPOJob", **FULL, dpo={"referenceModel": {"mode": "precompute"}}), 400, 400, 800, 0),
+        (job(nodes=4, processes=2, **FULL, **ONCE, fsdp={"hybrid": True}), 200, 200, 400, 4 * 16, 0),
+        (job(gpus=True, nodes=2, processes=2, **FULL, fsdp={"cpuOffload": True}), 0, 400, 0, 2 * 16, 0),
+        # Not resharded: every process also holds all blocks and the head, in bf16.
+        (job(gpus=True, nodes=2, **FULL, **ONCE, fsdp={"reshardAfterForward": False}), 200, 200, 400, 2 * 90, 0),
+        # The reference is sharded, unless it is precomputed or has an adapter to switch off.
+        (job("DPOJob", nodes=2, gpus=True, **FULL, **ONCE), 200, 200, 400, 2 * 16, 200 / 2),
+        (job("DPOJob", **FULL, dpo={"referenceModel": {"mode": "precompute"}}), 400, 400, 800, 0, 0),
         # Under FSDP TRL precomputes with a whole fp32 copy.
-        (job("DPOJob", nodes=2, **FULL, dpo={"referenceModel": {"mode": "precompute"}}), 200, 200 + 400, 400, 400),
-        (job("DPOJob"), 408, 8, 16, 0),
-        (job("GRPOJob", **FULL), 400, 400, 800, 400),
-        (job("GRPOJob", **FULL, grpo={"beta": 0}), 400, 400, 800, 0),
+        (
+            job("DPOJob", nodes=2, **FULL, **ONCE, dpo={"referenceModel": {"mode": "precompute"}}),
+            200,
+            200,
+            400,
+            64,
+            400,
+        ),
+        (job("DPOJob"), 408, 8, 16, 0, 0),
+        (job("GRPOJob", **FULL), 400, 400, 800, 0, 400),
+        (job("GRPOJob", **FULL, grpo={"beta": 0}), 400, 400, 800, 0, 0),
     ],
 )
-def test_certain_bytes_per_process(made, weights, gradients, optimizer, beside):
+def test_certain_bytes_per_process(made, weights, gradients, optimizer, gathered, beside):
     found = estimate(made, SIZES, BIG, "cpu")
-    assert (found.weights, found.gradients, found.optimizer, found.beside) == tuple(
-        round(value * M) for value in (weights, gradients, optimizer, beside)
+    assert (found.weights, found.gradients, found.optimizer, found.gathered, found.beside) == tuple(
+        round(value * M) for value in (weights, gradients, optimizer, gathered, beside)
     )
-    assert found.certain == found.weights + found.gradients + found.optimizer + found.beside + found.saving
-
-
-@pytest.mark.parametrize(
-    ("made", "room", "sync_each_batch"),
-    [
-        # Whole gradients: 4 bytes x 100 M full, x 2 M with an adapter.
-        (job(nodes=2, **FULL), 400 * M, False),
-        (job(nodes=2, **FULL), 400 * M - 1, True),
-        (job(nodes=2), 8 * M, False),
-        (job(nodes=2), 8 * M - 1, True),
-        # Nothing is kept with one micro-step, or reduced with one process.
-        (job(nodes=2, **FULL, training={"gradientAccumulationSteps": 1}), 0, False),
-        (job(**FULL), 0, False),
-    ],
-)
-def test_gradients_are_reduced_once_a_step_where_whole_ones_fit(made, room, sync_each_batch):
-    least = estimate(made, SIZES, 0, "cpu")
-    found = estimate(made, SIZES, least.total + room, "cpu")
-    assert found.sync_each_batch is sync_each_batch
-    assert found.gradients - least.gradients == (room if not sync_each_batch else 0)
-    assert found.total <= found.available
-    assert found.change is None
+    parts = found.weights + found.gradients + found.optimizer + found.gathered + found.beside
+    assert found.certain == parts + found.saving
 
 
 @pytest.mark.parametrize(
     ("made", "device", "saving"),
     [
-        # Weights and two Adam moments of this process's half; an adapter is gathered and saved whole instead.
+        # Weights and two Adam moments of this process's half of what is trained.
         (job(nodes=2, **FULL), "cpu", 600),
-        (job(nodes=2), "cpu", 0),
+        (job(nodes=2, fsdp={"stateDictType": "full"}), "cpu", 0),
         (job(**FULL), "cpu", 0),
         (job(nodes=2, gpus=True, **FULL), "cuda", 0),
     ],
@@ -104,61 +115,95 @@ def test_several_cpu_processes_hold_the_copy_that_they_save(made, device, saving
 
 
 @pytest.mark.parametrize(
-    ("made", "offloaded", "limit", "says"),
+    ("room", "checkpointing", "sync_each_batch"),
+    [(0, False, False), (-1, False, True), (-401 * M, True, False), (-801 * M, True, True)],
+)
+def test_what_costs_less_time_is_kept_where_it_fits(room, checkpointing, sync_each_batch):
+    """First whole gradients go (400 M, in messages only), then activations are recomputed."""
+    made = job(gpus=True, nodes=2, **FULL)
+    long = replace(SIZES, length=5000)
+    both = estimate(made, long, BIG, "cuda")
+    assert (both.gradient_checkpointing, both.sync_each_batch) == (False, False)
+    recomputed = estimate(changed(made, gradient_checkpointing=True), long, BIG, "cuda")
+    assert both.total - recomputed.total > 800 * M
+    room = room if room > -401 * M else recomputed.total - both.total + (0 if room == -401 * M else -1)
+    found = estimate(made, long, math.ceil((both.total + room) / FITS), "cuda")
+    assert (found.gradient_checkpointing, found.sync_each_batch) == (checkpointing, sync_each_batch)
+
+
+@pytest.mark.parametrize(
+    ("made", "given"),
     [
-        (job(nodes=2, processes=4, gpus=True, **FULL), 0, 11, ["up to 12.0 GiB of each pod's memory", "11.0 GiB"]),
-        (job(nodes=2, processes=4, gpus=True, **FULL), 0, 12, []),
-        # Each node has a whole copy of the state.
-        (job(nodes=2, processes=4, gpus=True, **FULL, fsdp={"hybrid": True}), 0, 23, ["up to 24.0 GiB", "23.0 GiB"]),
-        (job(nodes=2, processes=4, gpus=True, **FULL, fsdp={"cpuOffload": True}), 2**30, 15, ["up to 16.0 GiB"]),
-        (job(nodes=2, processes=4, gpus=True, **FULL, fsdp={"cpuOffload": True}), 2**30, 16, []),
-        (job(nodes=2, processes=4, gpus=True), 0, 1, []),
-        (job(gpus=True, **FULL), 0, 1, []),
+        (job(nodes=2, **FULL, **ONCE), "nothing is kept with one micro-step"),
+        (job(**FULL), "nothing is reduced with one process"),
     ],
 )
-def test_a_pod_of_gpus_with_too_little_memory_for_the_copy_is_told(made, offloaded, limit, says):
-    found = host_memory_findings(made, 12 * 2**30, offloaded, limit * 2**30)
-    assert len(found) == bool(says)
-    assert all(part in found[0] for part in says)
+def test_gradients_are_whole_only_between_the_micro_steps_of_several_processes(made, given):
+    assert not estimate(made, SIZES, 1, "cpu").sync_each_batch, given
 
 
-def test_an_explicit_reference_and_reward_models_count_in_full():
+def test_what_is_given_is_not_decided():
+    assert not estimate(job(), SIZES, 1, "cpu").gradient_checkpointing, "off without GPUs"
+    made = job(gpus=True, training={"gradientCheckpointing": False})
+    assert not estimate(made, SIZES, 1, "cuda").gradient_checkpointing
+    made = job(gpus=True, training={"gradientCheckpointing": True})
+    assert estimate(made, SIZES, BIG, "cuda").gradient_checkpointing
+    assert decide(job(gpus=True), estimate(job(gpus=True), SIZES, 1, "cuda")).spec.training.gradient_checkpointing
+
+
+def test_an_explicit_reference_is_sharded_and_reward_models_are_whole():
     explicit = {"mode": "explicit", "source": {"volume": {"claimName": "models", "path": "other"}}}
     dpo = job("DPOJob", nodes=2, dpo={"referenceModel": explicit})
-    sizes = Sizes(**{**SIZES.__dict__, "other_model": 70 * M, "reward_models": 0})
-    assert estimate(dpo, sizes, BIG, "cpu").beside == 4 * 70 * M
-    sizes = Sizes(**{**SIZES.__dict__, "reward_models": 33 * M})
-    assert estimate(job("GRPOJob", nodes=2), sizes, BIG, "cpu").beside == 33 * M
+    assert estimate(dpo, replace(SIZES, other_model=70 * M), BIG, "cpu").beside == 4 * 70 * M / 2
+    assert estimate(job("GRPOJob", nodes=2), replace(SIZES, reward_models=33 * M), BIG, "cpu").beside == 33 * M
 
 
-def test_activations_grow_with_rows_and_pairs_and_shrink_with_checkpointing():
-    tokens = 4 * 100
-    plain = 4 * tokens * 512 * 17 * 10
-    assert estimate(job("GRPOJob"), SIZES, BIG, "cpu").activations == plain
-    assert estimate(job("RewardJob"), SIZES, BIG, "cpu").activations == 2 * plain
-    assert estimate(job("SFTJob"), SIZES, BIG, "cpu").activations == plain + 8 * tokens * 1000
-    less = job("GRPOJob", training={"gradientCheckpointing": True})
-    assert estimate(less, SIZES, BIG, "cpu").activations == 4 * tokens * 512 * (10 + 17)
+def test_activations_of_one_process_by_hand():
+    """fp32, LoRA, 4 rows of 100 tokens; per token and block: norms 4 x 1000; inputs of linear layers 2 x 500, queries,
+    keys, values and output 4 x 500, mask 100, MLP 4 x 2000, each 4 bytes."""
+    tokens, block = 4 * 100, 4 * 1000 + 4 * (2 * 500 + 4 * 500 + 100 + 4 * 2000)
+    last, tile = 8 * tokens * 500, 4 * tokens * 32768
+    loss = tile + 6 * tokens * 500
+    assert estimate(job(), SIZES, BIG, "cpu").activations == 10 * tokens * block + last + loss
+    pairs = estimate(job("RewardJob"), replace(SIZES, head=0), BIG, "cpu").activations
+    assert pairs == 2 * (10 * tokens * block + last + 4 * 2 * 2000 * tokens), "a classifier has no head"
+    less = job(training={"gradientCheckpointing": True})
+    assert estimate(less, SIZES, BIG, "cpu").activations == 10 * tokens * 4 * 500 + last + loss
+
+
+def test_generation_holds_keys_and_values_of_a_whole_step():
+    made = job("GRPOJob", gpus=True, training={"gradientCheckpointing": True})
+    answers = replace(SIZES, prompt=10, length=100_000)
+    without = estimate(made, replace(answers, keys=0), BIG, "cuda").activations
+    cache = 4 * 4 * 100_000 * 10 * 2 * 3000 * 2
+    assert estimate(made, replace(answers, keys=3000), BIG, "cuda").activations > max(without, cache)
 
 
 @pytest.mark.parametrize(
     ("made", "device", "available", "change"),
     [
         (job(**FULL), "cpu", 1999 * M, None),
-        (job(**FULL), "cpu", 1650 * M, "training.gradientCheckpointing: true"),
+        (job(**FULL), "cpu", 1710 * M, "training.gradientCheckpointing: true"),
         (
             job(**FULL, training={"gradientCheckpointing": True}),
             "cpu",
-            1610 * M,
-            "training.gradientCheckpointing: true with perDeviceBatchSize: 1 and gradientAccumulationSteps: 16",
+            1690 * M,
+            "training.perDeviceBatchSize: 2 and gradientAccumulationSteps: 8",
         ),
         (job(**FULL), "cpu", 1500 * M, "peft.method: lora"),
         (job(gpus=True, **FULL), "cuda", 1500 * M, "training.optimizer: adamw_bnb_8bit"),
-        (job("DPOJob", gpus=True, **FULL), "cuda", 1700 * M, "dpo.referenceModel.mode: precompute"),
-        (job(gpus=True), "cuda", 200 * M, "peft.method: qlora"),
-        (job(), "cpu", 300 * M, "numNodes: 2"),
-        (job(nodes=2, processes=2, fsdp={"hybrid": True}), "cpu", 150 * M, "fsdp.hybrid: false"),
-        (job(processes=4), "cpu", 60 * M, "numNodes: 2"),
+        # Its kernels do not work with several processes.
+        (job(gpus=True, nodes=2, **FULL), "cuda", 800 * M, "peft.method: lora"),
+        (job("DPOJob", gpus=True, **FULL), "cuda", 1980 * M, "dpo.referenceModel.mode: precompute"),
+        (job(gpus=True), "cuda", 250 * M, "peft.method: qlora"),
+        # qlora needs a GPU.
+        (job(), "cpu", 440 * M, "numNodes: 4"),
+        (
+            job(nodes=2, processes=2, fsdp={"hybrid": True}, training={"gradientCheckpointing": True, **SMALL}),
+            "cpu",
+            250 * M,
+            "fsdp.hybrid: false",
+        ),
         (job(), "cpu", 100, None),
     ],
 )
@@ -166,16 +211,44 @@ def test_the_smallest_change_that_fits_is_named(made, device, available, change)
     assert estimate(made, SIZES, available, device).change == change
 
 
-def test_a_named_change_really_fits():
-    found = estimate(job(**FULL), SIZES, 1500 * M, "cpu")
-    assert found.certain > 1500 * M
-    assert estimate(job(peft={"method": "lora"}), SIZES, 1500 * M, "cpu").certain <= 1500 * M
+def test_the_smallest_number_of_gpus_is_found():
+    made = job(gpus=True, **FULL)
+    worlds = [smallest_world(made, SIZES, size * M, "cuda") for size in (2000, 1000, 600, 400, 50)]
+    assert worlds[0] == 1
+    assert worlds[1:-1] == sorted(worlds[1:-1])
+    for world, size in zip(worlds[1:-1], (1000, 600, 400), strict=True):
+        fits = [estimate(changed(made, processes=n), SIZES, size * M, "cuda").fits for n in (world // 2, world)]
+        assert fits == [False, True]
+    assert worlds[-1] is None, "the largest block and the head must fit"
+    eight = job(gpus=True, **FULL, training={"optimizer": "adamw_bnb_8bit"})
+    assert smallest_world(eight, SIZES, 800 * M, "cuda") is None, "works with one process only"
+
+
+@pytest.mark.parametrize(
+    ("made", "doing", "wanted"),
+    [
+        (job(nodes=2, gpus=True), "loading the model", 1.6 * 200),
+        (job(nodes=2, gpus=True, **FULL), "saving a checkpoint", 2000 / 2),
+        (job(gpus=True, **FULL), "loading the model", 1.6 * 400),
+        # Without GPUs what is trained lies there too: 4 x (100 + 200).
+        (job(processes=4, **FULL), "saving a checkpoint", 4 * (100 + 200) + 2000),
+        (job(**FULL), "exporting the model", 400 + 800 + 1.3 * 400),
+        # Each node has a whole copy of the state, and what is offloaded.
+        (job(nodes=2, processes=4, gpus=True, **FULL, fsdp={"hybrid": True}), "saving a checkpoint", 2000),
+        (job(nodes=2, processes=4, gpus=True, **FULL, fsdp={"cpuOffload": True}), "saving a checkpoint", 800 + 1000),
+    ],
+)
+def test_a_pod_with_too_little_memory_is_told_for_what(made, doing, wanted):
+    needs = host(made, estimate(made, SIZES, BIG, "cuda" if made.has_gpus else "cpu"), SIZES.parameters, 2000 * M)
+    assert host_memory_findings(needs, round(wanted * M)) == []
+    (found,) = host_memory_findings(needs, round(wanted * M) - 1)
+    assert found.startswith(f"{doing} takes up to ")
 
 
 def test_the_description_has_every_number():
-    found = estimate(job(**FULL), Sizes(**{**SIZES.__dict__, "parameters": 2**30}), 20 * 2**30, "cpu")
+    found = estimate(job(**FULL), replace(SIZES, parameters=2**30), 20 * 2**30, "cpu")
     assert found.describe() == (
-        "16.0 GiB per process (weights 4.0, gradients 4.0, optimizer 8.0) and about 0.1 GiB of activations;"
+        "16.0 GiB per process (weights 4.0, gradients 4.0, optimizer 8.0) and about 0.3 GiB of activations;"
         " the process has 20.0 GiB"
     )
 

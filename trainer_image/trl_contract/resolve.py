@@ -9,7 +9,7 @@ from trl_contract.training import EvaluationBase, GrpoTraining, Peft
 def resolve(job: JobFile) -> JobFile:
     """Return `job` with every default filled in that depends on another field; what the user gave is kept.
 
-    Only `training.gradientCheckpointing` may stay unset: it depends on the model's size, which the trainer knows.
+    Only `training.gradientCheckpointing` may stay unset: it depends on the memory estimate, which the trainer makes.
     """
     spec = job.spec
     changes: dict[str, Any] = {

@@ -66,7 +66,8 @@ class GrpoTraining(Model):
     seed: Annotated[Int32, Field(ge=0)] = 42
     """Seed of everything random."""
     gradient_checkpointing: bool | None = None
-    """Recompute activations in the backward pass. Default: on with GPUs and models over 1B parameters."""
+    """Recompute activations in the backward pass. Default: with GPUs, on where the estimate does not fit without; off
+    without GPUs."""
     logging_steps: Annotated[Int32, Field(ge=1)] = 10
     """Steps between two log entries."""
     torch_compile: bool = False

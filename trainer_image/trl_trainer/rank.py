@@ -3,6 +3,7 @@
 import json
 import os
 import traceback
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from trl_trainer.errors import Preempted, UserError
 from trl_trainer.launch import records
 from trl_trainer.launch.termination import Termination
 from trl_trainer.launch.watchdog import Watchdog
-from trl_trainer.models import arguments, source
+from trl_trainer.models import arguments
 from trl_trainer.models.tokenizer import load_tokenizer
 from trl_trainer.preflight import Preflight, image
 from trl_trainer.reports import tracking
@@ -72,6 +73,7 @@ def train(job: JobFile, scores: Rewards, reporter: Reporter, termination: Termin
     image.check(job, stage, run.device)
     tokenizer = load_tokenizer(job)
     rows, known = load_data(run, stage, tokenizer, scores, reporter)
+    run = replace(run, job=preflight.decide(job, known.memory))
     tracking.configure(job, run.work)
     trainer = build(run, stage, tokenizer, rows, scores, known.memory.sync_each_batch)
     before = evaluation.Before(run, stage, trainer, tokenizer, job.spec.sample_prompts, rows.report.conversational)
@@ -117,7 +119,7 @@ def load_data(
             print(f"preflight: {line}", flush=True)
         reporter.update(warnings=[line[:300] for line in findings[:8]])
         write_json(known, seen.to_wire())
-        write_json(run.work / "resolved.json", run.job.to_wire())
+        write_json(run.work / "resolved.json", preflight.decide(run.job, seen.memory).to_wire())
         return data.build(run.job, stage, tokenizer, stages.tokenizing(run.job, stage, tokenizer), rows, folder, tell)
 
     name = data.together(run, prepare, reporter.preparing)
@@ -133,7 +135,6 @@ def build(run: Run, stage: Stage, tokenizer: Any, rows: data.Data, scores: Rewar
         output_dir=str(run.work),
         world=run.world,
         device=run.device,
-        gradient_checkpointing=source.gradient_checkpointing(run.job),
     )
     args = stage.config(**found)
     sharding.configure(args, run, sync_each_batch=sync_each_batch)

@@ -1,11 +1,13 @@
 """`python -m trl_trainer explain`: what a job would do, in the cluster and here, without training."""
 
 import dataclasses
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import datasets
+import torch
 import yaml
 
 from trl_contract.jobfile import JobFile
@@ -13,7 +15,7 @@ from trl_contract.resolve import resolve
 from trl_trainer import data, local, preflight, rewards, stages
 from trl_trainer.data import Written
 from trl_trainer.local.resource import read
-from trl_trainer.models import adapter, arguments, source
+from trl_trainer.models import adapter, arguments
 from trl_trainer.models.tokenizer import load_tokenizer
 from trl_trainer.preflight import Preflight, architecture, lengths, memory
 from trl_trainer.preflight.architecture import Architecture
@@ -22,6 +24,11 @@ from trl_trainer.stage import Stage
 
 UNTOLD = ("output_dir", "report_to", "disable_tqdm", "logging_nan_inf_filter", "save_strategy", "trust_remote_code")
 """What is the same for every job."""
+
+GPUS = (24, 40, 80, 141)
+"""Memory of common GPUs in GB (L4 or RTX 4090, A100, A100 or H100, H200)."""
+TYPICAL = 80 * 10**9
+"""Where there is no GPU here, the plan is for such ones."""
 
 
 def explain(path: Path, places: local.Places) -> int:
@@ -37,7 +44,9 @@ def explain(path: Path, places: local.Places) -> int:
         tokenizer, stage = load_tokenizer(here), stages.of(here)
         _print_config(there, here)
         rows = data.write(here, stage, tokenizer, Path(folder) / here.uid / "data")
-        _print_plan(there, here, stage, rows, tokenizer)
+        base = architecture.inspect(here, stage)
+        seen = lengths.measure(here, stage, rows.train, rows.report, tokenizer)
+        _print_plan(there, here, stage, rows, base, seen)
         storage = _nearest(local.storage_folder(resource, places))
         known = preflight.inspect(here, stage, tokenizer, rows, storage, _device(here))
         _print_findings(known, _try_rewards(here, rows))
@@ -63,15 +72,12 @@ def _nearest(folder: Path) -> Path:
 
 
 def _config(job: JobFile) -> dict[str, Any]:
-    world = job.world_size
-    found = arguments.arguments(
-        job,
-        stages.of(job),
-        output_dir="",
-        world=world,
-        device=_device(job),
-        gradient_checkpointing=source.gradient_checkpointing(job),
-    )
+    world, device = job.world_size, _device(job)
+    found = arguments.arguments(job, stages.of(job), output_dir="", world=world, device=device)
+    if device == "cuda" and job.spec.training.gradient_checkpointing is None:
+        # The plan below says what the memory of the GPU decides.
+        for section in (found, found.get("fsdp_config", {})):
+            section.pop("activation_checkpointing", None)
     return {name: value for name, value in found.items() if name not in UNTOLD}
 
 
@@ -90,19 +96,29 @@ def _yaml(value: dict[str, Any]) -> str:
     return str(yaml.safe_dump(value, sort_keys=False, default_flow_style=False))
 
 
-def _print_plan(there: JobFile, here: JobFile, stage: Stage, rows: Written, tokenizer: Any) -> None:
-    base, report = architecture.inspect(here, stage), rows.report
-    seen = lengths.measure(here, stage, rows.train, report, tokenizer)
+def _print_plan(there: JobFile, here: JobFile, stage: Stage, rows: Written, base: Architecture, seen: Lengths) -> None:
     print(f"# Model\n{base.name}, {base.parameters:,} parameters, {base.trainable:,} trained\n")
-    print(f"# Data\n{report.form}: {report.train} rows to train on, {report.eval} held out")
+    print(f"# Data\n{rows.report.form}: {rows.report.train} rows to train on, {rows.report.eval} held out")
     print(f"tokens per row: median {seen.p50}, 90 % {seen.p90}, 99 % {seen.p99}, longest {seen.longest}")
     print(f"histogram: {', '.join(f'{bound}: {count}' for bound, count in seen.histogram.items())}\n")
-    # What the cluster's devices have is not known here: the least that the job needs.
-    limits = (0, preflight.available(here, _device(here)))
+    limits = (_available(_device(there)), preflight.available(here, _device(here)))
     columns = [_column(job, stage, base, seen, limit) for job, limit in zip((there, here), limits, strict=True)]
-    print(f"# Plan\n{'':<34}{'cluster':>14}{'here':>14}")
+    print(f"# Plan\n{'':<34}{'cluster':>18}{'here':>18}")
     for name, *values in zip(_NAMES, *columns, strict=True):
-        print(f"{name:<34}{values[0]:>14}{values[1]:>14}")
+        print(f"{name:<34}{values[0]:>18}{values[1]:>18}")
+    if there.has_gpus:
+        print(f"\n# GPUs\n{_smallest(there, preflight.sizes(there, base, seen))}")
+
+
+def _smallest(job: JobFile, sizes: memory.Sizes) -> str:
+    """Return how many GPUs the job needs at least: of those here, else of common ones."""
+    known = torch.cuda.is_available()
+    common = [torch.cuda.mem_get_info()[1]] if known else [count * 10**9 for count in GPUS]
+    found = [(memory.smallest_world(job, sizes, each, "cuda"), each) for each in common]
+    fits = [f"{count} of {each / 1e9:.0f} GB" for count, each in found if count is not None]
+    few = [f"no number up to 128 of {each / 1e9:.0f} GB" for count, each in found if count is None]
+    plan = "" if known else f" (the plan is for {TYPICAL / 1e9:.0f} GB)"
+    return f"the smallest number that fits: {', or '.join([*fits, *few])}{plan}"
 
 
 def _print_findings(known: Preflight, more: list[str]) -> None:
@@ -119,10 +135,12 @@ _NAMES = (
     "processes",
     "rows per optimizer step",
     "optimizer steps",
+    "activations",
     "gradients are reduced every",
     "per process: weights",
     "per process: gradients",
     "per process: optimizer",
+    "per process: gathered weights",
     "per process: models beside",
     "per process: copy to save",
     "per process: activations",
@@ -135,15 +153,22 @@ def _column(job: JobFile, stage: Stage, base: Architecture, seen: Lengths, limit
     total = stage.total_steps(job, seen.kept)
     device = _device(job)
     needs = memory.estimate(job, preflight.sizes(job, base, seen), limit, device)
-    reduced = "step" if not needs.sync_each_batch else "micro-step" if limit else "as it fits"
-    parts = (needs.weights, needs.gradients, needs.optimizer, needs.beside, needs.saving, needs.activations)
+    parts = (needs.weights, needs.gradients, needs.optimizer, needs.gathered, needs.beside, needs.saving)
     return [
         str(world),
         str(training.per_device_batch_size * training.gradient_accumulation_steps * world),
         "packing decides" if total is None else str(total),
-        reduced,
-        *(_size(part) for part in parts),
+        "recomputed" if needs.gradient_checkpointing else "kept",
+        "micro-step" if needs.sync_each_batch else "step",
+        *(_size(part) for part in (*parts, needs.activations)),
     ]
+
+
+def _available(device: str) -> int:
+    """Return the bytes of a GPU here; where there is none, of a common one, and no bound for processes without."""
+    if device == "cpu":
+        return sys.maxsize
+    return int(torch.cuda.mem_get_info()[1]) if torch.cuda.is_available() else TYPICAL
 
 
 def _size(count: int) -> str:

@@ -7,20 +7,16 @@ from trl_trainer.reports import tracking
 from trl_trainer.stage import Stage
 
 
-def arguments(
-    job: JobFile, stage: Stage, *, output_dir: str, world: int, device: str, gradient_checkpointing: bool
-) -> dict[str, Any]:
-    """Return the keyword arguments of the kind's TRL config for a resolved job."""
+def arguments(job: JobFile, stage: Stage, *, output_dir: str, world: int, device: str) -> dict[str, Any]:
+    """Return the keyword arguments of the kind's TRL config for a resolved job (preflight has decided the rest)."""
     return {
-        **_common(
-            job, output_dir=output_dir, world=world, device=device, gradient_checkpointing=gradient_checkpointing
-        ),
+        **_common(job, output_dir=output_dir, world=world, device=device),
         **stage.settings(job),
         "model_init_kwargs": model_init(job, frozen=False),
     }
 
 
-def _common(job: JobFile, *, output_dir: str, world: int, device: str, gradient_checkpointing: bool) -> dict[str, Any]:
+def _common(job: JobFile, *, output_dir: str, world: int, device: str) -> dict[str, Any]:
     """What all kinds have in common.
 
     Saving and evaluating before training are ours (checkpoint.py, evaluation.py), so TRL's are off. A NaN loss is an
@@ -54,7 +50,7 @@ def _common(job: JobFile, *, output_dir: str, world: int, device: str, gradient_
         "disable_tqdm": True,
         "use_cpu": device == "cpu",
         "dataloader_pin_memory": device == "cuda",
-        "activation_checkpointing": gradient_checkpointing and world == 1,
+        "activation_checkpointing": bool(training.gradient_checkpointing) and world == 1,
         "trust_remote_code": False,
     }
     if training.max_steps is not None:
@@ -62,18 +58,18 @@ def _common(job: JobFile, *, output_dir: str, world: int, device: str, gradient_
     else:
         found["num_train_epochs"] = training.epochs
     if world > 1:
-        found |= {"fsdp": True, "fsdp_config": fsdp(job, gradient_checkpointing)}
+        found |= {"fsdp": True, "fsdp_config": fsdp(job)}
     return found
 
 
-def fsdp(job: JobFile, gradient_checkpointing: bool) -> dict[str, Any]:
+def fsdp(job: JobFile) -> dict[str, Any]:
     """Return the FSDP2 settings."""
     section = job.spec.fsdp
     return {
         "version": 2,
         "reshard_after_forward": section.reshard_after_forward,
         "state_dict_type": "SHARDED_STATE_DICT" if section.state_dict_type == "sharded" else "FULL_STATE_DICT",
-        "activation_checkpointing": gradient_checkpointing,
+        "activation_checkpointing": bool(job.spec.training.gradient_checkpointing),
         "auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
         "cpu_offload": section.cpu_offload,
     }

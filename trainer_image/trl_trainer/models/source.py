@@ -11,10 +11,7 @@ from transformers import AutoConfig
 from trl_contract.jobfile import JobFile
 from trl_contract.sources import ModelSource
 from trl_trainer.errors import UserError
-from trl_trainer.models import skeleton
 
-LARGE = 1_000_000_000
-"""From so many parameters on, gradient checkpointing is on by default on GPUs."""
 WEIGHTS = frozenset({"model.safetensors", "model.safetensors.index.json"})
 """One of these files transformers reads first."""
 
@@ -85,17 +82,3 @@ def read_config(where: str, revision: str | None, field: str) -> Any:
         if isinstance(error, OSError) and not is_folder:
             raise  # the hub does not answer, which may pass
         raise UserError("InvalidSpec", f"{field}: the config.json of {where} is of no known model: {error}") from error
-
-
-def gradient_checkpointing(job: JobFile) -> bool:
-    """Return training.gradientCheckpointing, or its default: on with GPUs and large models."""
-    given: bool | None = job.spec.training.gradient_checkpointing
-    if given is not None:
-        return given
-    return job.has_gpus and num_parameters(job) > LARGE
-
-
-def num_parameters(job: JobFile) -> int:
-    """Return the number of the base model's parameters, from its config alone."""
-    config = read_config(path(job), job.spec.model.revision, "model")
-    return int(skeleton.build(config, classifier=False).num_parameters())

@@ -1,6 +1,7 @@
 """Everything that can be known to fail is found here, before weights are loaded, in seconds."""
 
 import shutil
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from trl_contract.base import Model
 from trl_contract.jobfile import JobFile
 from trl_contract.report import FailureReason
+from trl_contract.training import GRPOSpec
 from trl_trainer.data import DataReport, Written
 from trl_trainer.errors import UserError
 from trl_trainer.models import skeleton, source
@@ -72,8 +74,7 @@ def inspect(job: JobFile, stage: Stage, tokenizer: Any, rows: Written, work: Pat
     findings = [*rows.report.warnings(), *_length_findings(job, base, seen)]
     if too_little is None:
         findings += [*_memory_findings(needs), *_disk_findings(job, checkpoint, final, free)]
-    if device == "cuda":
-        findings += host_memory_findings(job, checkpoint, needs.offloaded, memory.host_memory())
+    findings += host_memory_findings(memory.host(job, needs, base.parameters, checkpoint), memory.host_memory())
     return Preflight(
         architecture=base.name,
         parameters=base.parameters,
@@ -87,6 +88,12 @@ def inspect(job: JobFile, stage: Stage, tokenizer: Any, rows: Written, work: Pat
         findings=findings,
         too_little=too_little,
     )
+
+
+def decide(job: JobFile, needs: MemoryEstimate) -> JobFile:
+    """Return the job with what its memory estimate decides filled in: training.gradientCheckpointing."""
+    training = job.spec.training.model_copy(update={"gradient_checkpointing": needs.gradient_checkpointing})
+    return job.model_copy(update={"spec": job.spec.model_copy(update={"training": training})})
 
 
 def _too_little_memory(needs: MemoryEstimate) -> tuple[FailureReason, str] | None:
@@ -128,14 +135,11 @@ def check_tokenizer(job: JobFile, tokenizer: Any, base: Architecture) -> None:
 
 def sizes(job: JobFile, base: Architecture, seen: Lengths) -> memory.Sizes:
     """Return what the memory estimate needs to know."""
+    model = {field.name: getattr(base, field.name) for field in fields(memory.Sizes) if hasattr(base, field.name)}
     return memory.Sizes(
-        parameters=base.parameters,
-        linear=base.linear,
-        adapter=base.adapter,
-        hidden=base.hidden,
-        layers=base.layers,
-        vocabulary=base.vocabulary,
+        **model,
         length=job.spec.sequence_length(seen.longest),
+        prompt=seen.longest if isinstance(job.spec, GRPOSpec) else 0,
         other_model=_explicit_reference(job, base),
         reward_models=_reward_models(job),
     )
@@ -184,18 +188,15 @@ def checkpoint_bytes(job: JobFile, base: Architecture) -> int:
     return round(base.trainable * (4 + twice + optimizer))
 
 
-def host_memory_findings(job: JobFile, checkpoint: int, offloaded: int, limit: int) -> list[str]:
-    """Return what to say when the pod's memory, `limit` bytes, may not hold what each of its processes has offloaded,
-    and the copy of the GPUs' state from which a sharded checkpoint is written (writer.py)."""
-    sharded = job.world_size > 1 and job.spec.fsdp.state_dict_type == "sharded"
-    # accelerate's own copy of one part is there while ours is made.
-    saving = 2 * checkpoint * job.num_proc_per_node // job.num_shards if sharded else 0
-    wanted = saving + offloaded * job.num_proc_per_node
+def host_memory_findings(needs: dict[str, int], limit: int) -> list[str]:
+    """Return what to say when the pod's memory, `limit` bytes, may not suffice for what the processes of a node do
+    there (memory.host)."""
+    doing, wanted = max(needs.items(), key=lambda item: item[1])
     if wanted <= limit:
         return []
-    what = "fsdp.cpuOffload and saving a checkpoint take" if offloaded else "saving a checkpoint takes"
     return [
-        f"{what} up to {_gib(wanted)} of each pod's memory, and it has {_gib(limit)}: raise resources.limits.memory"
+        f"{doing} takes up to {_gib(wanted)} of each pod's memory, and it has {_gib(limit)}: raise"
+        " resources.limits.memory"
     ]
 
 
@@ -225,7 +226,7 @@ def _length_findings(job: JobFile, base: Architecture, seen: Lengths) -> list[st
 
 
 def _memory_findings(needs: MemoryEstimate) -> list[str]:
-    if needs.total <= needs.available:
+    if needs.fits:
         return []
     change = f"; what would fit: {needs.change}" if needs.change else ""
     return [f"memory is tight: {needs.describe()}{change}"]

@@ -40,6 +40,20 @@ class Architecture:
     vocabulary: int
     positions: int | None
     """Longest sequence that the model was made for."""
+    embedding: int
+    """In the input embedding."""
+    head: int
+    """In the output head, also where it is the embedding; 0 for a classifier."""
+    tied: bool
+    """Head and embedding are one."""
+    queries: int
+    """Values per token of a block's queries."""
+    keys: int
+    """And of its keys, which its values have too."""
+    wide: int
+    """And inside its MLP; of a mixture of experts in all that work on a token."""
+    norms: int
+    """And of what the norms of a block see."""
 
 
 def inspect(job: JobFile, stage: Stage) -> Architecture:
@@ -52,9 +66,15 @@ def inspect(job: JobFile, stage: Stage) -> Architecture:
     check_kind(config, where, classifier)
     check_unquantized(config, where, "model")
     model = covered(where, job.spec.model.revision, config, "model", classifier=classifier, new_head=classifier)
+    return of_model(job, stage, model)
+
+
+def of_model(job: JobFile, stage: Stage, model: Any) -> Architecture:
+    """Return the same of a model without weights; it gets the job's adapter."""
     parameters, linear = model.num_parameters(), _linear(model)
+    text = model.config.get_text_config()
+    widths = _widths(model, text)
     adapter = _adapter(job, stage, model)
-    text = config.get_text_config()
     return Architecture(
         name=type(model).__name__,
         parameters=parameters,
@@ -65,6 +85,7 @@ def inspect(job: JobFile, stage: Stage) -> Architecture:
         layers=text.num_hidden_layers,
         vocabulary=text.vocab_size,
         positions=getattr(text, "max_position_embeddings", None),
+        **widths,
     )
 
 
@@ -159,6 +180,31 @@ def classifier_config(folder: str, field: str) -> Any:
 
 def _names(classes: Any) -> list[str]:
     return [item.__name__ for item in (classes if isinstance(classes, list | tuple) else [classes])]
+
+
+def _widths(model: Any, text: Any) -> dict[str, Any]:
+    """Return how wide the model is inside: what its config says, and what its norms show."""
+    embedding = model.get_input_embeddings().weight
+    output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    heads = text.num_attention_heads
+    groups = getattr(text, "num_key_value_heads", None) or heads
+    head_dim = getattr(text, "head_dim", None) or text.hidden_size // heads
+    experts = getattr(text, "num_experts_per_tok", None) or 1
+    inner = getattr(text, "moe_intermediate_size", None) or getattr(text, "intermediate_size", None)
+    norms = [module for module in model.modules() if "Norm" in type(module).__name__ and hasattr(module, "weight")]
+    # A norm of the size of one head works on each: on queries or on keys, in equal numbers.
+    seen = [
+        (heads + groups) * head_dim / 2 if norm.weight.numel() == head_dim else norm.weight.numel() for norm in norms
+    ]
+    return {
+        "embedding": embedding.numel(),
+        "head": 0 if output is None else output.weight.numel(),
+        "tied": output is not None and output.weight is embedding,
+        "queries": heads * head_dim,
+        "keys": groups * head_dim,
+        "wide": experts * (inner or 4 * text.hidden_size),
+        "norms": round(sum(seen) / text.num_hidden_layers),
+    }
 
 
 def _linear(model: Any) -> int:

@@ -1,8 +1,9 @@
 """How much memory a rank needs, from numbers alone: no weights are loaded, and torch is not imported.
 
-All sizes are bytes per process. What is certain (weights, gradients, optimizer, models beside the policy, the copy from
-which a checkpoint is written) and what is a rough guess (activations) are kept apart: only the first is a reason to
-refuse a job.
+All sizes are bytes per process. What is certain (weights, gradients, optimizer, what is gathered, models beside the
+policy, the copy from which a checkpoint is written) and what depends on the rows and the model's inner workings
+(activations) are kept apart: only the first is a reason to refuse a job. docs/memory.md compares the sum with what
+torch counts, for models from 0.5B to 70B.
 """
 
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 
 from trl_contract.base import Model
 from trl_contract.jobfile import JobFile
-from trl_contract.training import DPOSpec
+from trl_contract.training import BITSANDBYTES_OPTIMIZERS, DPOSpec
 
 OPTIMIZER_BYTES: dict[str, float] = {
     "adamw_torch_fused": 8,
@@ -24,15 +25,28 @@ OPTIMIZER_BYTES: dict[str, float] = {
 }
 """State of each optimizer in bytes per trained parameter."""
 
-NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
-"""Bytes per parameter in 4 bit: blocks of 64 share an 8-bit constant, 256 of those share an fp32 one (QLoRA, 3)."""
+NF4_CONSTANTS = 1 / 64 + 4 / (64 * 256)
+"""Bytes per parameter beside the 4-bit values: blocks of 64 share an 8-bit constant, 256 of those an fp32 one (QLoRA,
+3). They are no part of the sharded tensor: every process holds them all."""
+
+HEAD_TILE = 4096 * 32768
+"""Logits that TRL's fused head has in memory at a time: so many tokens times so much of the vocabulary (trl 1.16,
+kernels/chunked_logprob.py); logits of the whole batch never exist."""
+
+FITS = 0.92
+"""A job fits when it needs so much of the GPU. The rest is for the CUDA context, NCCL's buffers and what the allocator
+loses between tensors: what torch's tracker does not count either."""
+
+LOADING, EXPORTING = 1.6, 1.3
+"""Host memory of a node's processes together while weights are loaded and sharded, and while the final model is made,
+in sizes of the model as it is loaded and as it is exported."""
 
 GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What the estimate needs to know about models and rows; counts of parameters."""
+    """What the estimate needs to know about models and rows; counts of parameters, or of values per token."""
 
     parameters: int
     """The base model's."""
@@ -40,15 +54,36 @@ class Sizes:
     """Of these, the ones in linear layers of the blocks, which qlora keeps in 4 bit."""
     adapter: int
     """Of the adapter that the job trains or, with method none, would train with lora's defaults."""
+    embedding: int
+    """Of the input embedding."""
+    head: int
+    """Of the output head, also where it is the embedding; 0 for a classifier."""
+    tied: bool
+    """Head and embedding are one."""
     hidden: int
     layers: int
     vocabulary: int
+    queries: int
+    """Values per token of a block's queries."""
+    keys: int
+    """And of its keys, which its values have too."""
+    wide: int
+    """And inside its MLP; of a mixture of experts in all that work on a token."""
+    norms: int
+    """Values per token that the norms of a block see."""
     length: int
     """Tokens of the longest row that the model will see."""
+    prompt: int = 0
+    """Tokens of the longest prompt that the trainer itself answers (grpo)."""
     other_model: int = 0
     """Of the explicit reference model."""
     reward_models: int = 0
     """Bytes of all reward models."""
+
+    @property
+    def block(self) -> float:
+        """Parameters of a block: all are alike."""
+        return (self.parameters - self.embedding - (0 if self.tied else self.head)) / self.layers
 
 
 class MemoryEstimate(Model):
@@ -57,39 +92,48 @@ class MemoryEstimate(Model):
     weights: int
     gradients: int
     """Also the whole ones that are kept between the micro-steps of a step, unless sync_each_batch."""
-    sync_each_batch: bool
-    """Whether gradients are reduced, and sharded, after every micro-step (accelerate's word for it). Once a step is
-    faster, and is what happens where whole gradients in fp32 fit beside everything else."""
     optimizer: int
+    offloaded: int
+    """Weights, gradients and optimizer state that fsdp.cpuOffload keeps in the host's memory instead of the GPU's."""
+    gathered: int
+    """Weights of other processes that are here while they are used: the head's, or two blocks', of which one is on its
+    way while the other works."""
     beside: int
-    """Reference model and reward models; they are not sharded."""
+    """Reference model, sharded as the policy is, and reward models, which are whole on every process."""
     saving: int
     """The copy from which a sharded checkpoint is written while training goes on (writer.py). Of several CPU processes
     only: with GPUs it is in the host's memory."""
-    offloaded: int
-    """Weights, gradients and optimizer state that fsdp.cpuOffload keeps in the host's memory instead of the GPU's."""
     activations: int
-    """A rough guess for the longest row."""
+    """What comes and goes beside all that, for the longest row."""
     available: int
     """Memory of the GPU, or this process's share of the pod's memory limit."""
     device: str
     """cuda or cpu."""
+    gradient_checkpointing: bool
+    """Whether activations are recomputed: as given; by default with GPUs where it does not fit without."""
+    sync_each_batch: bool
+    """Whether gradients are reduced, and sharded, after every micro-step (accelerate's word for it): where whole ones,
+    kept until the last, do not fit."""
     change: str | None = None
     """The smallest change of the job that fits, when it does not fit."""
 
     @property
     def certain(self) -> int:
-        return self.weights + self.gradients + self.optimizer + self.beside + self.saving
+        return self.weights + self.gradients + self.optimizer + self.gathered + self.beside + self.saving
 
     @property
     def total(self) -> int:
         return self.certain + self.activations
 
+    @property
+    def fits(self) -> bool:
+        return self.total <= self.available * (FITS if self.device == "cuda" else 1)
+
     def describe(self) -> str:
         """Return one sentence with all numbers in GiB."""
         parts = ", ".join(
             f"{name} {getattr(self, name) / GIB:.1f}"
-            for name in ("weights", "gradients", "optimizer", "beside", "saving")
+            for name in ("weights", "gradients", "optimizer", "gathered", "beside", "saving")
             if getattr(self, name) >= GIB / 20
         )
         return (
@@ -101,60 +145,98 @@ class MemoryEstimate(Model):
 
 def estimate(job: JobFile, sizes: Sizes, available: int, device: str) -> MemoryEstimate:
     """Return the estimate for a resolved job, with the smallest change that fits if it does not."""
-    found = _estimate(job, sizes, available, device)
-    if found.sync_each_batch:
-        whole = 4 * _trained(job, sizes)
-        if found.total + whole <= available:
-            return found.model_copy(update={"gradients": found.gradients + whole, "sync_each_batch": False})
-    if found.total <= available:
+    found = _choose(job, sizes, available, device)
+    if found.fits:
         return found
-    needed = "certain" if found.certain > available else "total"
-    for text, changed, share in _changes(job, sizes, device):
-        if getattr(_estimate(changed, sizes, available, device), needed) <= available * share:
+    for text, changed, share in _changes(job, device):
+        if _works(changed, device) and _choose(changed, sizes, round(available * share), device).fits:
             return found.model_copy(update={"change": text})
     return found
 
 
-def _estimate(job: JobFile, sizes: Sizes, available: int, device: str) -> MemoryEstimate:
-    spec, world, shards = job.spec, job.world_size, job.num_shards
-    method = spec.peft.method
-    compute = 2 if spec.training.precision == "bf16" else 4
-    trained = _trained(job, sizes)
-    if method == "none":
-        weights = 4.0 * sizes.parameters
-    elif method == "lora":
-        weights = compute * sizes.parameters + 4.0 * trained
-    else:
-        weights = NF4_BYTES * sizes.linear + compute * (sizes.parameters - sizes.linear) + 4.0 * trained
+def smallest_world(job: JobFile, sizes: Sizes, available: int, device: str) -> int | None:
+    """Return the smallest number of processes, a power of 2 up to 128, with which the job fits on devices of
+    `available` bytes; None if it does not fit with any."""
+    for world in (2**power for power in range(8)):
+        changed = job.model_copy(update={"num_nodes": 1, "num_proc_per_node": world})
+        if _works(changed, device) and _choose(changed, sizes, available, device).fits:
+            return world
+    return None
+
+
+def _choose(job: JobFile, sizes: Sizes, available: int, device: str) -> MemoryEstimate:
+    """Return the estimate with what the trainer decides by it: the cheapest way that fits, or that needs least.
+
+    Recomputing activations costs a third of the time, reducing at every micro-step only messages.
+    """
+    given = job.spec.training.gradient_checkpointing
+    recompute = [False, True] if given is None and device == "cuda" else [bool(given)]
+    several = job.world_size > 1 and job.spec.training.gradient_accumulation_steps > 1
+    ways = [(keep, each) for keep in recompute for each in ((False, True) if several else (False,))]
+    for keep, each in ways:
+        found = _estimate(job, sizes, available, device, recompute=keep, sync_each_batch=each)
+        if found.fits:
+            break
+    return found
+
+
+def _estimate(
+    job: JobFile, sizes: Sizes, available: int, device: str, *, recompute: bool, sync_each_batch: bool
+) -> MemoryEstimate:
+    spec, world = job.spec, job.world_size
+    full = spec.peft.method == "none"
+    trained = sizes.parameters if full else sizes.adapter
+    # An adapter's first matrix has r rows, and a row is the least that a process can hold.
+    shards = job.num_shards if full else min(job.num_shards, spec.peft.r)
+    kept_whole = world > 1 and spec.training.gradient_accumulation_steps > 1 and not sync_each_batch
+    whole = 4 * trained if kept_whole else 0
+    weights, gradients = _weights(job, sizes, shards), 4 * trained / shards
     optimizer = OPTIMIZER_BYTES[spec.training.optimizer] * trained / shards
+    offloaded = weights + gradients + optimizer if spec.fsdp.cpu_offload else 0
     copied = device == "cpu" and world > 1 and spec.fsdp.state_dict_type == "sharded"
-    offloaded = spec.fsdp.cpu_offload
-    gathered = 0.0 if world == 1 or spec.fsdp.reshard_after_forward else compute * sizes.parameters
+    gathered, activations = _transient(job, sizes, recompute)
     return MemoryEstimate(
-        weights=round(gathered if offloaded else weights / shards + gathered),
-        gradients=0 if offloaded else round(4 * trained / shards),
-        sync_each_batch=world > 1 and spec.training.gradient_accumulation_steps > 1,
+        weights=0 if offloaded else round(weights),
+        gradients=whole if offloaded else round(gradients + whole),
         optimizer=0 if offloaded else round(optimizer),
-        offloaded=round((weights + 4 * trained) / shards + optimizer) if offloaded else 0,
-        beside=round(_reference(job, sizes, compute)) + sizes.reward_models,
+        offloaded=round(offloaded),
+        gathered=round(gathered),
+        beside=round(_reference(job, sizes)) + sizes.reward_models,
         saving=round(4 * trained / shards + optimizer) if copied else 0,
-        activations=round(_activations(job, sizes, compute)),
+        activations=round(activations),
         available=available,
         device=device,
+        gradient_checkpointing=recompute,
+        sync_each_batch=sync_each_batch,
     )
 
 
-def _trained(job: JobFile, sizes: Sizes) -> int:
-    return sizes.parameters if job.spec.peft.method == "none" else sizes.adapter
+def _compute(job: JobFile) -> int:
+    """Return the bytes of a value of the arithmetic."""
+    return 4 if job.spec.training.precision == "fp32" else 2
 
 
-def _reference(job: JobFile, sizes: Sizes, compute: int) -> int:
-    """Return the bytes of the model that the policy is compared with; 0 when the policy itself serves as it."""
+def _weights(job: JobFile, sizes: Sizes, shards: int) -> float:
+    """Return the bytes of this process's weights: fp32 what is trained, frozen in the precision of the arithmetic."""
+    world, others = job.num_shards, sizes.parameters - sizes.linear
+    match job.spec.peft.method:
+        case "none":
+            return 4 * sizes.parameters / world
+        case "qlora":
+            base = (0.5 * sizes.linear + _compute(job) * others) / world + NF4_CONSTANTS * sizes.linear
+        case _:
+            base = _compute(job) * sizes.parameters / world
+    return base + 4 * sizes.adapter / shards
+
+
+def _reference(job: JobFile, sizes: Sizes) -> float:
+    """Return this process's bytes of the model that the policy is compared with; 0 when the policy itself serves as it.
+    It is only asked, so it has the precision of the arithmetic."""
     match job.spec.reference:
         case "explicit":
-            return compute * sizes.other_model
+            return _compute(job) * sizes.other_model / job.num_shards
         case "base":
-            return compute * sizes.parameters
+            return _compute(job) * sizes.parameters / job.num_shards
         case "precompute":
             # Under FSDP TRL 1.16 precomputes with a copy of its own, in the policy's fp32, whole on every process.
             return 4 * sizes.parameters if job.world_size > 1 else 0
@@ -162,41 +244,100 @@ def _reference(job: JobFile, sizes: Sizes, compute: int) -> int:
             return 0
 
 
-def _activations(job: JobFile, sizes: Sizes, compute: int) -> float:
-    """Return a guess: 17 values per token, hidden unit and layer (Korthikanti et al. 2022, without attention scores),
-    or with checkpointing one per layer and one layer's 17; and the logits in fp32 where TRL holds them whole (sft)."""
-    training = job.spec.training
-    sequences = training.per_device_batch_size * job.spec.sequences_per_row
-    tokens = sequences * sizes.length
-    values = sizes.layers + 17 if training.gradient_checkpointing else 17 * sizes.layers
-    logits = 8 * tokens * sizes.vocabulary if job.kind == "SFTJob" else 0
-    return compute * tokens * sizes.hidden * values + logits
+def _transient(job: JobFile, sizes: Sizes, recompute: bool) -> tuple[float, float]:
+    """Return the bytes of gathered weights, and of all else that comes and goes, at the moment that needs most."""
+    compute, training, method = _compute(job), job.spec.training, job.spec.peft.method
+    alone, full = job.world_size == 1, method == "none"
+    tokens = training.per_device_batch_size * job.spec.sequences_per_row * sizes.length
+    # With one process the weights stay fp32, and so does what runs between the blocks; autocast makes bf16 copies.
+    fp32_between = alone and full and compute == 2
+    copies = compute * sizes.linear if fp32_between else 0
+    layer = tokens * _values(job, sizes) + (compute * sizes.queries * sizes.hidden if method == "qlora" else 0)
+    between = tokens * (4 if fp32_between else compute) * sizes.hidden
+    # The last hidden states, their norm in fp32 and a copy of the scored ones wait for the loss beside.
+    held = sizes.layers * (between if recompute else layer) + 8 * tokens * sizes.hidden
+    block = 0 if alone else compute * sizes.block
+    if method == "qlora" and not alone:
+        block -= (compute - 0.5) * sizes.linear / sizes.layers
+    head = 0 if alone else compute * sizes.head
+    tile = compute * min(HEAD_TILE, tokens * 32768) if sizes.head else 0
+    # The fused head sums its gradients in fp32, and casts them.
+    head_gradient = (4 if alone else 4 + compute) * sizes.head if full else 0
+    mlp = 2 * compute * sizes.wide * tokens
+    block_gradients = compute * sizes.block if full and not alone else 0
+    # fp32 copies on their way to the other processes: the head's, or the block's before.
+    reducing = max(4 * sizes.head, 4 * sizes.block) if full and not alone else 0
+    kept_copies = 0 if recompute else copies
+    moments = [
+        held + copies + head + tile,
+        held + kept_copies + head + tile + 6 * tokens * sizes.hidden + head_gradient,
+        held + kept_copies + 2 * block + reducing + max((layer if recompute else 0), block_gradients) + mlp,
+    ]
+    # Gathering takes the place twice: what comes in, and what it is copied to.
+    embedding = 0 if alone else compute * sizes.embedding
+    asked = 3 * compute * sizes.wide * tokens + 10 * tokens * sizes.hidden
+    if isinstance(job.spec, DPOSpec) and job.spec.dpo.reference_model.mode != "precompute":
+        # The reference answers while the policy's activations wait for their backward pass. It begins with embedding
+        # and head (one group, or the policy's own embedding), and ends with the head.
+        whole = embedding + (0 if sizes.tied or not full else head)
+        moments.append(held + kept_copies + head + max(2 * whole + block, whole + head + 2 * block + max(asked, tile)))
+    if sizes.prompt:
+        moments.append(_generation(job, sizes, 2 * max(embedding, head) + block + copies))
+    gathered = max(head, 2 * block)
+    if not alone and not job.spec.fsdp.reshard_after_forward:
+        gathered = sizes.layers * block + head
+        moments = [moment + (sizes.layers - 2) * block for moment in moments]
+    return gathered, max(0, max(moments) - gathered)
 
 
-def _changes(job: JobFile, sizes: Sizes, device: str) -> Iterator[tuple[str, JobFile, float]]:
+def _values(job: JobFile, sizes: Sizes) -> float:
+    """Return the bytes per token that one block keeps for its backward pass.
+
+    Norms: their input in fp32 and, where they are trained, the normalized values. Attention without a score matrix:
+    queries, keys and values repeated for all heads, the output, and its row of the mask. MLP: gate, its activation, up,
+    their product. What goes into the linear layers: once; with one process autocast casts it for each.
+    """
+    compute, alone, full = _compute(job), job.world_size == 1, job.spec.peft.method == "none"
+    inputs = 2 * sizes.hidden
+    if alone and compute == 2:
+        inputs = 5 * sizes.hidden + (0 if full else sizes.queries)
+    norms = 4 * sizes.norms + ((4 if alone else compute) * sizes.norms if full else 0)
+    return norms + compute * (inputs + 4 * sizes.queries + sizes.length + 4 * sizes.wide)
+
+
+def _generation(job: JobFile, sizes: Sizes, gathered: float) -> float:
+    """Return the bytes of answering the prompts of a whole step at once (TRL's steps_per_generation): keys and values
+    of all tokens, one block's work on the prompts, and a few copies of the next token's logits in fp32."""
+    compute, training = _compute(job), job.spec.training
+    sequences = training.per_device_batch_size * training.gradient_accumulation_steps
+    cache = sequences * sizes.length * sizes.layers * 2 * sizes.keys * compute
+    reading = sequences * sizes.prompt * (3 * compute * sizes.wide + 10 * sizes.hidden)
+    # No gradients are there then, but they are counted beside.
+    return gathered + max(cache, cache * sizes.prompt / sizes.length + reading) + 16 * sequences * sizes.vocabulary
+
+
+def _changes(job: JobFile, device: str) -> Iterator[tuple[str, JobFile, float]]:
     """Yield changes of the job, the one that costs least first, with the factor by which the available memory grows."""
     training, peft = job.spec.training, job.spec.peft
-    if not training.gradient_checkpointing:
-        yield "training.gradientCheckpointing: true", _with(job, "training", gradient_checkpointing=True), 1
+    decided = training.gradient_checkpointing or (device == "cuda" and training.gradient_checkpointing is None)
+    recompute = "" if decided else "gradientCheckpointing: true"
+    if recompute:
+        yield f"training.{recompute}", _with(job, "training", gradient_checkpointing=True), 1
     size = training.per_device_batch_size
     while size > 1 and size % 2 == 0:
         size //= 2
         steps = training.gradient_accumulation_steps * (training.per_device_batch_size // size)
-        changed = _with(job, "training", per_device_batch_size=size, gradient_checkpointing=True)
-        yield (
-            "training.gradientCheckpointing: true"
-            f" with perDeviceBatchSize: {size} and gradientAccumulationSteps: {steps}",
-            changed,
-            1,
-        )
+        smaller = {"per_device_batch_size": size, "gradient_accumulation_steps": steps, "gradient_checkpointing": True}
+        text = f"perDeviceBatchSize: {size} and gradientAccumulationSteps: {steps}"
+        yield f"training.{f'{recompute} with ' if recompute else ''}{text}", _with(job, "training", **smaller), 1
     if isinstance(job.spec, DPOSpec) and job.spec.dpo.reference_model.mode != "precompute":
         reference = job.spec.dpo.reference_model.model_copy(update={"mode": "precompute", "source": None})
         yield "dpo.referenceModel.mode: precompute", _with(job, "dpo", reference_model=reference), 1
-    if device == "cuda" and OPTIMIZER_BYTES[training.optimizer] > 2:
+    if OPTIMIZER_BYTES[training.optimizer] > 2:
         yield "training.optimizer: adamw_bnb_8bit", _with(job, "training", optimizer="adamw_bnb_8bit"), 1
     if peft.method == "none":
         yield "peft.method: lora", _with(job, "peft", method="lora"), 1
-    if device == "cuda" and peft.method != "qlora":
+    if peft.method != "qlora":
         yield "peft.method: qlora", _with(job, "peft", method="qlora"), 1
     if job.num_shards < job.world_size:
         yield "fsdp.hybrid: false", _with(job, "fsdp", hybrid=False), 1
@@ -208,9 +349,40 @@ def _changes(job: JobFile, sizes: Sizes, device: str) -> Iterator[tuple[str, Job
         yield "numProcPerNode: 1", alone, job.num_proc_per_node
 
 
+def _works(job: JobFile, device: str) -> bool:
+    """Return whether such a job would be accepted (image.py has the reasons)."""
+    training = job.spec.training
+    if training.optimizer in BITSANDBYTES_OPTIMIZERS and (device == "cpu" or job.world_size > 1):
+        return False
+    if job.spec.peft.method == "qlora" and (device == "cpu" or training.precision != "bf16"):
+        return False
+    try:
+        # The default of evaluation.perDeviceBatchSize follows.
+        _with(job, "evaluation", per_device_batch_size=None).spec.check_world(job.world_size)
+    except ValueError:
+        return False
+    return True
+
+
 def _with(job: JobFile, section: str, **values: object) -> JobFile:
     changed = getattr(job.spec, section).model_copy(update=values)
     return job.model_copy(update={"spec": job.spec.model_copy(update={section: changed})})
+
+
+def host(job: JobFile, needs: MemoryEstimate, parameters: int, checkpoint: int) -> dict[str, int]:
+    """Return, for what the processes of one node do in the host's memory, the bytes that it may take there; they do one
+    at a time. `checkpoint` is the size of one, of all nodes together."""
+    adapter = job.spec.peft.method != "none"
+    model = parameters * (_compute(job) if adapter else 4)
+    # Without GPUs what is trained lies there too, and is not let go for the export.
+    there = needs.offloaded if needs.device == "cuda" else needs.weights + needs.optimizer
+    trained = job.num_proc_per_node * there
+    sharded = job.world_size > 1 and job.spec.fsdp.state_dict_type == "sharded"
+    return {
+        "loading the model": round(LOADING * model),
+        "saving a checkpoint": trained + (checkpoint * job.num_proc_per_node // job.num_shards if sharded else 0),
+        "exporting the model": trained + round(EXPORTING * model),
+    }
 
 
 def host_memory(root: Path = Path("/")) -> int:

@@ -48,7 +48,7 @@ def tokenizing(job: JobFile, stage: Stage, tokenizer: PreTrainedTokenizerBase) -
 
     def tokenize(rows: Any, split: str) -> Iterator[Row]:
         _alone()
-        args = arguments.arguments(job, stage, output_dir="unused", world=1, device="cpu", gradient_checkpointing=False)
+        args = arguments.arguments(job, stage, output_dir="unused", world=1, device="cpu")
         return iter(stage.tokenize(job, stage.config(**args), tokenizer, rows, split))
 
     return tokenize
