@@ -108,8 +108,7 @@ def machine() -> dict[str, str]:
 def shard_one_process() -> None:
     """Let one process train as several do: a process group, TRL's arguments for two, FSDP2 around the model.
 
-    What ours asks of the world size (the form of checkpoints, who exports) stays that of one process; but it is not
-    refused what only several can do.
+    What ours asks of the world size (the form of checkpoints, who exports) stays that of one process.
     """
     from trl_trainer.distributed import world
     from trl_trainer.models import arguments
@@ -129,7 +128,6 @@ def shard_one_process() -> None:
         return run
 
     arguments.arguments, world.start = of_two, with_group
-    image.check = lambda *_: None
     # It would refuse to offload without FSDP.
     image._check_offload = lambda job, device: None
 
