@@ -108,6 +108,10 @@ images: $(VENV) ## Build the images of trainer and operator into the running dev
 kill-test: $(VENV) ## Kill jobs at 200 random instants; each must end as if nothing had happened (about 20 minutes)
 	@$(PY) tests/trainer/kill_test.py --kills 200 --report docs/kill-test.md
 
+bench-receiver: $(VENV) ## The receiver under floods, many jobs and hanging writes, for real (about 10 minutes)
+	@rm -f docs/bench-receiver.json
+	@LOAD=full LOAD_REPORT=docs/bench-receiver.json $(PYTEST) -s tests/controlplane/controller/alone/test_load.py
+
 bench-trainer: $(VENV) ## Ours against plain TRL: speed, start-up, checkpoints (about 20 minutes on 2 quiet cores)
 	@PYTHONPATH=$(CURDIR)/tests/bench $(PY) tests/bench/bench_trainer.py --output docs/bench-trainer.json
 

@@ -14,9 +14,10 @@ from aiohttp import web
 
 HOP_BY_HOP = {"host", "connection", "transfer-encoding", "content-length", "content-encoding", "accept-encoding"}
 
-Verdict = int | Literal["pass", "reset", "truncate"]
-"""pass: as if there were no proxy; reset: the connection breaks; truncate (after only): half of the answer, and a
-length that says nothing of it; a number: this answer (429 with Retry-After: 3) without asking anybody."""
+Verdict = int | Literal["pass", "reset", "hang", "truncate"]
+"""pass: as if there were no proxy; reset: the connection breaks; hang (before only): there is never an answer; truncate
+(after only): half of the answer, and a length that says nothing of it; a number: this answer (429 with Retry-After: 3)
+without asking anybody."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,10 @@ class FaultProxy:
 
     async def _forward(self, request: web.Request) -> web.StreamResponse:
         shown = Request(request.method, request.path, await request.read())
-        if answer := self._judge(self.before(shown), request):
+        verdict = self.before(shown)
+        if verdict == "hang":
+            await self._stop.wait()
+        if answer := self._judge(verdict, request):
             return answer
         headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP_BY_HOP}
         headers["Accept-Encoding"] = "identity"
@@ -107,11 +111,11 @@ class FaultProxy:
     def _judge(self, verdict: Verdict, request: web.Request) -> web.Response | None:
         if verdict == "pass":
             return None
-        if verdict == "reset":
+        if verdict in ("reset", "hang"):
             if request.transport is not None:
                 request.transport.abort()
             return web.Response()
-        assert verdict != "truncate", "there is no answer yet"
+        assert isinstance(verdict, int), "there is no answer yet"
         headers = {"Retry-After": "3"} if verdict == 429 else {}
         body = {"kind": "Status", "message": "by the fault proxy", "code": verdict}
         return web.json_response(body, status=verdict, headers=headers)
