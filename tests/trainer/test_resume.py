@@ -7,7 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trainer_kit import KILL, Warm, at_step, conversations, job_file, metrics, preference_pairs, prompts, write_jsonl
+from trainer_kit import (
+    KILL,
+    Ended,
+    Warm,
+    at_step,
+    conversations,
+    job_file,
+    metrics,
+    preference_pairs,
+    prompts,
+    write_jsonl,
+)
 
 ROWS = {"SFTJob": conversations, "RewardJob": preference_pairs, "DPOJob": preference_pairs, "GRPOJob": prompts}
 VOLATILE = {"time", "num_tokens", "step_time"}
@@ -18,9 +29,16 @@ CASES: dict[str, dict[str, Any]] = {
         # Three steps an epoch: it is resumed in the middle of the second one, as grpo-lora is.
         "spec": {"peft": {"method": "lora", "r": 4}, "dataset": {"maxExamples": 27}},
     },
+    # Two ranks have no row of lora_A.
+    "dpo-lora-more-ranks-than-r": {
+        "kind": "DPOJob",
+        "spec": {"peft": {"method": "lora", "r": 2}, "evaluation": {"enabled": False}},
+        "world": 4,
+    },
     "sft-packed": {"kind": "SFTJob", "spec": {"sft": {"packing": True}, "training": {"maxLength": 32}}},
     "reward-full": {"kind": "RewardJob", "spec": {}},
-    "reward-lora": {"kind": "RewardJob", "spec": {"peft": {"method": "lora", "r": 4}}},
+    # As a release wrote it that gathered adapters.
+    "reward-lora": {"kind": "RewardJob", "spec": {"peft": {"method": "lora", "r": 4}}, "forms": ["full", "auto"]},
     "grpo-full": {
         "kind": "GRPOJob",
         "spec": {
@@ -46,6 +64,7 @@ CASES: dict[str, dict[str, Any]] = {
             "dataset": {"maxExamples": 4, "evalSplit": 0.25},
             "evaluation": {"everySteps": 3, "maxExamples": 4},
         },
+        "forms": ["auto", "full"],
     },
     "dpo-one-process": {"kind": "DPOJob", "spec": {}, "world": 1},
     "dpo-precomputed": {"kind": "DPOJob", "spec": {"dpo": {"referenceModel": {"mode": "precompute"}}}},
@@ -55,9 +74,8 @@ CASES: dict[str, dict[str, Any]] = {
 def start(folder: Path, model: Path, case: dict[str, Any], attempt: int = 0) -> Path:
     folder.mkdir(exist_ok=True)
     write_jsonl(folder / "train.jsonl", ROWS[case["kind"]](60))
-    return job_file(
-        folder, model, case["kind"], spec=case["spec"], attempt=attempt, numProcPerNode=case.get("world", 2)
-    )
+    spec = {**case["spec"], "fsdp": {"stateDictType": case.get("forms", ["auto", "auto"])[attempt]}}
+    return job_file(folder, model, case["kind"], spec=spec, attempt=attempt, numProcPerNode=case.get("world", 2))
 
 
 def curve(folder: Path) -> dict[int, dict[str, float]]:
@@ -86,6 +104,48 @@ def check_equal(whole: Path, killed: Path) -> None:
     assert os.listdir(whole / "storage" / "uid-1" / "final") == os.listdir(killed / "storage" / "uid-1" / "final")
 
 
+GATHERED = [
+    """
+from torch.distributed.tensor import DTensor
+from transformers import Trainer
+save, redistribute, saving = Trainer._save_checkpoint, DTensor.redistribute, []
+def gathered(self, *args, **kwargs):
+    if saving:
+        print("gathered", self.numel())
+    return redistribute(self, *args, **kwargs)
+def saved(*args, **kwargs):
+    saving.append(True)
+    save(*args, **kwargs)
+    saving.pop()
+Trainer._save_checkpoint, DTensor.redistribute = saved, gathered
+"""
+]
+"""A prelude that tells the size of each tensor that is gathered for a checkpoint."""
+
+
+def check_form(checkpoint: Path, ended: Ended, form: str, *, adapter: bool) -> None:
+    """The checkpoint has the form that was asked for; of an adapter's nothing of the base model was gathered or is in
+    it."""
+    import torch
+    from torch.distributed.checkpoint import FileSystemReader
+
+    gathered = [int(line.split()[1]) for line in ended.logs[0].splitlines() if line.startswith("gathered ")]
+    if form == "auto":
+        names = FileSystemReader(checkpoint / "pytorch_model_fsdp_0").read_metadata().state_dict_metadata.keys()
+        assert gathered == []
+    else:
+        whole = torch.load(checkpoint / "pytorch_model_fsdp.bin", weights_only=True)
+        names = whole.keys()
+        # For the file to resume from and for the adapter's own; and the optimizer's two averages. Two checkpoints.
+        assert sum(gathered) == 2 * 4 * sum(tensor.numel() for tensor in whole.values())
+        assert (checkpoint / "adapter_model.safetensors").exists()
+    if adapter:
+        assert {name for name in names if "lora_" not in name} <= {
+            "base_model.model.score.modules_to_save.default.weight"
+        }
+    assert any("lora_" in name for name in names) == adapter
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_killed_and_resumed_run_equals_the_undisturbed_one(
     name: str, warm: Warm, model_folder: Path, tmp_path: Path
@@ -96,8 +156,12 @@ def test_killed_and_resumed_run_equals_the_undisturbed_one(
     ended = warm.run(start(whole, model_folder, case), world)
     assert ended.codes == [0] * world, ended.logs
 
-    ended = warm.run(start(killed, model_folder, case), world, prelude=at_step(6, KILL, rank=world - 1, saved=4))
+    hit = [*GATHERED, *at_step(6, KILL, rank=world - 1, saved=4)]
+    ended = warm.run(start(killed, model_folder, case), world, prelude=hit)
     assert ended.codes[world - 1] == -signal.SIGKILL
+    if world > 1:
+        newest, form = killed / "storage/uid-1/checkpoint-4", case.get("forms", ["auto"])[0]
+        check_form(newest, ended, form, adapter="peft" in case["spec"])
     if world > 1:
         assert ended.records[0].reason == "PeerLost"
     ended = warm.run(start(killed, model_folder, case, attempt=1), world)

@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
+from torch.distributed.checkpoint.state_dict import get_state_dict
 
 from trl_trainer.checkpoints.writer import Writer
 
@@ -57,3 +59,20 @@ def test_what_goes_wrong_in_the_thread_is_raised_by_whoever_looks() -> None:
     for look in (writer.check, writer.wait):
         with pytest.raises(OSError, match="the disk is gone"):
             look()
+
+
+def test_a_stager_that_is_kept_copies_the_live_state_into_the_same_memory_again() -> None:
+    """What the writer does from GPUs, without page-locking: no other way to see it on a machine that has none."""
+    model = torch.nn.Linear(8, 8)
+    optimizer = torch.optim.AdamW(model.parameters())
+    stager = DefaultStager(StagingOptions(False, False, False, False))
+    copies = []
+    for _ in range(2):
+        model(torch.ones(8)).sum().backward()
+        optimizer.step()
+        model_state, optimizer_state = get_state_dict(model, optimizer)
+        staged = stager.stage({"model": model_state, "optimizer": optimizer_state})
+        copies.append([staged["model"]["weight"], staged["optimizer"]["state"]["weight"]["exp_avg"]])
+    for first, second, live in zip(*copies, [model.weight, optimizer.state[model.weight]["exp_avg"]], strict=True):
+        assert first.data_ptr() == second.data_ptr() != live.data_ptr()
+        assert torch.equal(second, live)

@@ -131,11 +131,11 @@ def test_resolving_keeps_what_the_user_gave() -> None:
     assert "everyMinutes" not in resolved["checkpoint"]
 
 
-def test_precision_follows_the_gpus_and_the_state_dict_follows_the_method() -> None:
+def test_precision_follows_the_gpus_and_checkpoints_are_sharded() -> None:
     on_gpus = resolve(job(spec={"peft": {"method": "none"}}, hasGpus=True)).spec
     assert (on_gpus.training.precision, on_gpus.fsdp.state_dict_type) == ("bf16", "sharded")
     on_cpu = resolve(job()).spec
-    assert (on_cpu.training.precision, on_cpu.fsdp.state_dict_type) == ("fp32", "full")
+    assert (on_cpu.training.precision, on_cpu.fsdp.state_dict_type) == ("fp32", "sharded")
 
 
 def test_a_grpo_evaluation_batch_holds_whole_groups_over_all_processes() -> None:

@@ -20,8 +20,7 @@ def resolve(job: JobFile) -> JobFile:
     if spec.checkpoint.every_minutes is None and spec.checkpoint.every_steps is None:
         changes["checkpoint"] = spec.checkpoint.model_copy(update={"every_minutes": 15.0})
     if spec.fsdp.state_dict_type == "auto":
-        form = "sharded" if spec.peft.method == "none" else "full"
-        changes["fsdp"] = spec.fsdp.model_copy(update={"state_dict_type": form})
+        changes["fsdp"] = spec.fsdp.model_copy(update={"state_dict_type": "sharded"})
     return job.model_copy(update={"spec": spec.model_copy(update=changes)})
 
 

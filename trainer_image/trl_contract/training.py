@@ -387,7 +387,8 @@ class Fsdp(Model):
     """Keep shards of weights, gradients and optimizer state in the host's memory, and step the optimizer there: less
     memory of the GPU, much slower. Needs GPUs and several processes; not with qlora."""
     state_dict_type: Literal["auto", "sharded", "full"] = "auto"
-    """Form of the checkpoints. auto: sharded for full fine-tuning, full for adapters."""
+    """Form of the checkpoints of several processes; either holds only what is trained, and either is resumed from.
+    sharded (auto): each process writes its part while training goes on. full: rank 0 gathers and writes it."""
 
 
 class Tensorboard(Model):

@@ -14,6 +14,7 @@ from trl_contract.jobfile import JobFile
 from trl_contract.report import Artifact, EvaluationReport, ExitRecord
 from trl_trainer import data, preflight, rewards, stages
 from trl_trainer.checkpoints import checkpoint, early_stopping, fence, publisher
+from trl_trainer.checkpoints.form import Form
 from trl_trainer.checkpoints.publisher import FiniteGuard, LoadGuard, Publisher
 from trl_trainer.checkpoints.schedule import AlreadyTrained, Schedule
 from trl_trainer.checkpoints.writer import Writer, plain_errors
@@ -154,14 +155,14 @@ def fit(
     for line in choice.skipped:
         print(f"rank {run.rank}: {line}", flush=True)
     reporter.update(warnings=[*(line[:300] for line in choice.skipped), *reporter.state.warnings][:8])
-    guard, load_guard = FiniteGuard(), LoadGuard()
+    guard, load_guard, form = FiniteGuard(), LoadGuard(), Form(trainer, choice.path)
     publishing = Publisher(run, guard, reporter, writer)
     schedule = Schedule(run, trainer, termination, publishing)
     watchdog = Watchdog(
         run.job.stall_timeout_seconds, partial(checkpoint.newest_bytes, run.work), run.job.attempt, run.rank
     )
     # In this order at every event: first what may end the run, then what saves, then what decides and reports.
-    callbacks = [load_guard, sharding.ShardingCheck(trainer, run.world), guard, watchdog, before]
+    callbacks = [form, load_guard, sharding.ShardingCheck(trainer, run.world), guard, watchdog, before]
     callbacks += [publishing, *([reporter] if run.is_main else []), schedule]
     stopper = early_stopper(run, trainer)
     callbacks += [stopper] if stopper is not None else []

@@ -1,9 +1,9 @@
 """Writes a checkpoint while training goes on.
 
 accelerate saves shards with torch.distributed.checkpoint.save, which returns when they are on disk. Here it finds a
-function in its place that returns when they are copied in memory, and a thread writes the copies. torch's own
+function in its place that returns when they are copied in memory, once, and a thread writes the copies. torch's own
 async_save gives each call a thread, and model and optimizer are two calls: their messages would mix.
-What transformers writes without shards (one process, small adapters) is written when it returns; only what makes it a
+What transformers writes without shards (one process, the full form) is written when it returns; only what makes it a
 checkpoint is left to the thread.
 """
 
@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.staging import DefaultStager, StagingOptions
 
@@ -28,6 +29,7 @@ class Writer:
 
     def __init__(self) -> None:
         self._shards: list[Callable[[], Any]] = []
+        self._stager: DefaultStager | None = None
         self._written: Future[None] = Future()
         self._written.set_result(None)
 
@@ -37,11 +39,7 @@ class Writer:
         save = dcp.save
 
         def copy(state_dict: dict[str, Any], *, storage_writer: Any, planner: Any) -> None:
-            # Always a copy of our own: the optimizer's step counts are the live ones even after accelerate's.
-            stager = DefaultStager(StagingOptions(False, False, False, False))
-            staged = stager.stage(state_dict)
-            # It keeps the copy alive otherwise, long after it is written.
-            stager.close()
+            staged = self._stage(state_dict)
             # Copying ahead from a GPU makes no sense here, and would open the first GPU in every rank's thread.
             storage_writer.per_thread_copy_ahead = 0
             where = {"storage_writer": storage_writer, "planner": planner, "process_group": writers()}
@@ -52,6 +50,19 @@ class Writer:
             yield
         finally:
             dcp.save = save
+
+    def _stage(self, state_dict: dict[str, Any]) -> Any:
+        """Return a copy in host memory."""
+        if torch.cuda.is_available():
+            # Page-locked, and the same memory at each checkpoint: to lock it takes longer than to copy. The stager
+            # knows the storages that it has copied before, so it must be given the live ones (form.py).
+            self._stager = self._stager or DefaultStager(StagingOptions(True, False, False, True))
+            return self._stager.stage(state_dict)
+        stager = DefaultStager(StagingOptions(False, False, False, False))
+        staged = stager.stage(state_dict)
+        # It keeps the copy otherwise, long after it is written.
+        stager.close()
+        return staged
 
     def start(self, publish: Callable[[], None]) -> None:
         """In a thread, write the shards that were copied, then call `publish`. The one before must be waited for."""

@@ -1,9 +1,12 @@
-"""FSDP2 as we want it, and the proof that it is on: accelerate can fall back to DDP, train replicas and exit 0."""
+"""FSDP2 as we want it, the proof that it is on (accelerate can fall back to DDP, train replicas and exit 0), and what
+is gathered."""
 
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from accelerate.parallelism_config import ParallelismConfig
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -66,3 +69,11 @@ class ShardingCheck(TrainerCallback):
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         check(self._trainer, self._world)
+
+
+def gather_trained(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Return the trained parameters and the buffers of a sharded model by name, whole and in host memory, on rank 0;
+    nothing on the others. All ranks call it. Frozen weights are never gathered."""
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+    found: dict[str, torch.Tensor] = get_model_state_dict(model, options=options)
+    return found
