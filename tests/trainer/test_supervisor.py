@@ -14,8 +14,6 @@ from trainer_kit import job_file, wait_for, write_jsonl
 
 from trl_contract.report import ExitRecord
 from trl_trainer import supervisor
-from trl_trainer.checkpoints import fence
-from trl_trainer.errors import TrainerError
 
 
 def python(code: str, **options: object) -> subprocess.Popen[str]:
@@ -172,17 +170,6 @@ def test_threads_follow_the_containers_cpu_limit(tmp_path: Path) -> None:
     assert supervisor.cpus(tmp_path) == allowed
     (tmp_path / "cpu.max").write_text("50000 100000\n")
     assert supervisor.cpus(tmp_path) == 1
-
-
-def test_a_newer_attempt_fences_an_older_one_off(tmp_path: Path) -> None:
-    fence.claim(tmp_path, 0)
-    fence.claim(tmp_path, 0)
-    fence.claim(tmp_path, 2)
-    fence.check(tmp_path, 2)
-    with pytest.raises(TrainerError, match="attempt 2 has taken over"):
-        fence.check(tmp_path, 0)
-    with pytest.raises(TrainerError, match="attempt 2 has taken over"):
-        fence.claim(tmp_path, 1)
 
 
 def test_torchrun_gets_the_time_to_save_and_restarts_nothing(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ FailureReason = Literal[
     "RewardUnavailable",
     "CheckpointCorrupt",
     "StorageFull",
+    "StorageNotWritable",
     "CommunicationTimeout",
     "PeerLost",
     "Preempted",

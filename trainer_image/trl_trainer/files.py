@@ -1,7 +1,11 @@
-"""Files that are whole or not there, and on disk when it is said so. Standard library only."""
+"""Files that are whole or not there, and on disk when it is said so. No torch: the supervisor imports this."""
 
 import os
+from errno import EACCES, EDQUOT, ENOSPC, EROFS
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from trl_trainer.errors import TrainerError
 
 
 def fsync(path: Path) -> None:
@@ -20,3 +24,27 @@ def write_whole(path: Path, text: str) -> None:
     fsync(part)
     os.replace(part, path)
     fsync(path.parent)
+
+
+def try_renames(folder: Path) -> None:
+    """Return if files and folders below `folder` can be renamed, which makes checkpoints and results whole.
+
+    TrainerError names the call that failed: mounts of object stores refuse it, and not before there is something to
+    publish. A full or read-only storage raises its own OSError.
+    """
+    with TemporaryDirectory(prefix=".try-", dir=folder) as name:
+        inner = Path(name) / "a"
+        inner.mkdir()
+        try:
+            call = "rename a file"
+            write_whole(inner / "file", "")
+            call = "rename a folder"
+            os.rename(inner, inner.with_name("b"))
+        except OSError as error:
+            if error.errno in (ENOSPC, EDQUOT, EACCES, EROFS):
+                raise
+            raise TrainerError(
+                "StorageNotWritable",
+                f"storage: {folder} does not {call} ({error.strerror}), which checkpoints and results need: use NFS, "
+                "CephFS, Lustre or block storage, and copy to an object store afterwards",
+            ) from error

@@ -12,7 +12,7 @@ from transformers import Trainer
 
 from trl_contract.jobfile import JobFile
 from trl_contract.report import Artifact, EvaluationReport, ExitRecord
-from trl_trainer import data, preflight, rewards, stages
+from trl_trainer import data, files, preflight, rewards, stages
 from trl_trainer.checkpoints import checkpoint, early_stopping, fence, publisher
 from trl_trainer.checkpoints.form import Form
 from trl_trainer.checkpoints.publisher import FiniteGuard, LoadGuard, Publisher
@@ -71,6 +71,8 @@ def train(job: JobFile, scores: Rewards, reporter: Reporter, termination: Termin
     cpu_fsdp.enable()
     run = world.start(job)
     fence.claim(run.work, job.attempt)
+    if run.is_main:
+        files.try_renames(run.work)
     image.check(job, stage, run.device)
     tokenizer = load_tokenizer(job)
     rows, known = load_data(run, stage, tokenizer, scores, reporter)

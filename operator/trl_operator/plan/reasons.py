@@ -33,6 +33,9 @@ REASONS: dict[str, Reason] = {
     "RewardUnavailable": Reason("Check that the reward's service answers.", retryable=True),
     "CheckpointCorrupt": Reason("Look at the storage: no checkpoint of this job could be read.", retryable=True),
     "StorageFull": Reason("Make room on the storage volume or enlarge it, and create a new job."),
+    "StorageNotWritable": Reason(
+        "Use a volume that renames files and folders (NFS, CephFS, Lustre, block storage), not an object store's mount."
+    ),
     "CommunicationTimeout": Reason(
         "Look at the network between the pods and at slow nodes.", retryable=True, effect=True
     ),

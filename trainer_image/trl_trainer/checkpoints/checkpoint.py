@@ -56,8 +56,9 @@ class Manifest(Model):
 
 
 def own_files(folder: Path, rank: int) -> list[File]:
-    """Return the files that `rank` wrote into the checkpoint, on disk when this returns. By name: shards and random
-    states carry their rank's number, everything else is rank 0's."""
+    """Return the files that `rank`, which calls this, wrote into the checkpoint, on disk when this returns. Shards and
+    random states carry their rank's number, everything else is rank 0's. NFS may hide what other nodes wrote from the
+    list of names, never what this one did."""
     found = []
     for path in _files(folder):
         match = _RANK_FILE.search(path.name)
@@ -81,17 +82,28 @@ def describe(folder: Path, path: Path) -> File:
 def publish(folder: Path, manifest: Manifest) -> None:
     """Make `folder` a checkpoint: from here on it is resumed from. OSError leaves it what it was, no checkpoint.
 
-    ValueError if the ranks' files are not all of the folder's files, or trainer_state.json is of another step.
+    ValueError if a file of the manifest has not arrived as its rank wrote it, or trainer_state.json is of another step.
+    Each file is opened by its name: on NFS that asks the server, while a list of names may be a minute old.
     """
-    missing = {str(path.relative_to(folder)) for path in _files(folder)} ^ {file.path for file in manifest.files}
-    if missing:
-        raise ValueError(f"{folder}: {', '.join(sorted(missing)[:5])}: no rank's file, or gone")
+    for file in manifest.files:
+        size = _size(folder / file.path)
+        if size != file.size:
+            raise ValueError(f"{folder}: {file.path} has {size} bytes, and its rank wrote {file.size}")
     if json.loads((folder / "trainer_state.json").read_text())["global_step"] != manifest.step:
         raise ValueError(f"{folder}: trainer_state.json is not of step {manifest.step}")
-    for directory in {path.parent for path in _files(folder)}:
+    for directory in {(folder / file.path).parent for file in manifest.files} | {folder}:
         fsync(directory)
     write_whole(folder / MANIFEST, manifest.model_dump_json(by_alias=True, indent=1))
     fsync(folder.parent)
+
+
+def _size(path: Path) -> int | None:
+    """Return the bytes of the file, None if there is none."""
+    try:
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_size
+    except FileNotFoundError:
+        return None
 
 
 @cache

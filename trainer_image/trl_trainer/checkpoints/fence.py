@@ -8,18 +8,28 @@ from trl_trainer.errors import TrainerError
 def claim(work: Path, attempt: int) -> None:
     """Make `attempt` the owner of `work`; TrainerError if a newer attempt has claimed it.
 
-    One empty file per attempt in `<work>/attempt/`: names only grow, so no two writers can undo each other, on NFS too.
+    `<work>/attempt/N` is empty while no newer attempt than N has claimed. Content is only ever added, so no two writers
+    can undo each other.
     """
     folder = work / "attempt"
     folder.mkdir(parents=True, exist_ok=True)
-    check(work, attempt)
     (folder / str(attempt)).touch()
+    check(work, attempt)
+    for older in range(attempt):
+        # Also those that never came to claim: they may yet wake up.
+        with (folder / str(older)).open("a") as file:
+            if file.tell() == 0:
+                file.write(f"{attempt}\n")
 
 
 def check(work: Path, attempt: int) -> None:
-    """Return if `attempt` is the newest that claimed `work`, else raise TrainerError."""
-    newest = max((int(path.name) for path in (work / "attempt").iterdir()), default=attempt)
-    if newest > attempt:
+    """Return if `attempt` is the newest that claimed `work`, else raise TrainerError.
+
+    It opens its own file, since NFS asks the server whenever a file is opened. What names a folder has, or has not, is
+    remembered there for up to a minute.
+    """
+    newer = (work / "attempt" / str(attempt)).read_text().split()
+    if newer:
         raise TrainerError(
-            "PeerLost", f"attempt {newest} has taken over {work}; this one, {attempt}, writes nothing more"
+            "PeerLost", f"attempt {newer[0]} has taken over {work}; this one, {attempt}, writes nothing more"
         )

@@ -10,7 +10,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl_contract.report import CheckpointReport
 from trl_trainer.checkpoints import checkpoint, fence
 from trl_trainer.checkpoints.writer import Writer
-from trl_trainer.distributed.world import Run, barrier, broadcast, gather, writers
+from trl_trainer.distributed.world import Run, broadcast, gather, writers
 from trl_trainer.errors import TrainerError
 from trl_trainer.launch.records import classify, now
 from trl_trainer.reports.progress import Reporter, metrics_of
@@ -70,8 +70,6 @@ class Publisher(TrainerCallback):
 
     def _publish(self, step: int, time: str, metrics: dict[str, float]) -> None:
         run, folder = self._run, self._run.work / f"checkpoint-{step}"
-        # Rank 0 looks for all files of the folder.
-        barrier(run, writers())
         files = [file for part in gather(run, checkpoint.own_files(folder, run.rank), writers()) for file in part]
 
         def publish() -> None:
