@@ -20,6 +20,7 @@ from trainer_kit import (
     preference_pairs,
     prompts,
     start_supervisor,
+    supervise_stand_in,
     wait_for,
     write_jsonl,
 )
@@ -64,6 +65,17 @@ def test_sigterm_on_one_rank_saves_on_all_and_ends_with_143(warm: Warm, folder: 
     assert ended.codes == [0, 0], ended.logs
     assert ended.records[0].progress is not None
     assert ended.records[0].progress.resumed_from_step == 4
+
+
+def test_sigterm_in_a_slow_step_saves_at_the_end_of_that_very_step(
+    warm: Warm, folder: Path, model_folder: Path
+) -> None:
+    # One rank is slow: it says so to the other.
+    slow = [line for step in (1, 2, 3) for line in at_step(step, "time.sleep(1.1)", rank=0)]
+    spec = {"checkpoint": {"everySteps": 100}, "evaluation": {"enabled": False}}
+    ended = run(warm, folder, model_folder, spec=spec, prelude=[*slow, *at_step(3, SIGTERM, rank=1)])
+    assert ended.codes == [143, 143], ended.logs
+    assert steps(folder) == [3]
 
 
 def test_sigterm_in_an_evaluation_saves_nothing_that_is_not_finite(
@@ -456,42 +468,6 @@ print(record.reason, records.exit_code(record), record.message)
         assert run.stdout.startswith("OutOfHostMemory 137 rank 0 was killed by the kernel"), run
     finally:
         group.rmdir()
-
-
-def supervise_stand_in(folder: Path, model: Path, rank: str) -> ExitRecord:
-    """Supervisor and torchrun for real; the ranks run the code `rank` instead of ours, so that this takes seconds."""
-    (folder / "trl_trainer_stand_in.py").write_text(rank)
-    code = f"""
-import sys
-from pathlib import Path
-from trl_trainer import supervisor
-from trl_trainer.checkpoints import fence
-from trl_trainer.launch import records
-sys.path.insert(0, {str(folder)!r})
-job = supervisor.read_job({str(job_file(folder, model, spec={}))!r})
-fence.claim(Path(job.paths.storage) / job.uid, 0)
-command = supervisor.command
-stand_in = lambda *a: [word.replace("trl_trainer", "trl_trainer_stand_in") for word in command(*a)]
-supervisor.command = stand_in
-print(supervisor.supervise(job, "job.json", supervisor.Stop(300)).model_dump_json())
-"""
-    run = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True,
-        env={**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    return ExitRecord.model_validate_json(run.stdout.splitlines()[-1])
-
-
-def test_a_rank_that_crashes_in_native_code_leaves_its_last_words(folder: Path, model_folder: Path) -> None:
-    crash = (
-        "import os, sys, time\n"
-        "print('about to crash, token hf_abcdefghijklmn', file=sys.stderr, flush=True)\n"
-        "os.abort() if os.environ['RANK'] == '0' else time.sleep(60)\n"
-    )
-    record = supervise_stand_in(folder, model_folder, crash)
-    assert (record.outcome, record.reason, record.rank) == ("Failed", "Unknown", 0)
-    assert "ended without a word" in record.message
-    assert "about to crash, token ***" in record.log
 
 
 def test_torchrun_that_is_killed_takes_the_ranks_with_it(folder: Path, model_folder: Path) -> None:

@@ -14,6 +14,7 @@ from trainer_kit import job_file, wait_for, write_jsonl
 
 from trl_contract.report import ExitRecord
 from trl_trainer import supervisor
+from trl_trainer.launch import peers
 
 
 def python(code: str, **options: object) -> subprocess.Popen[str]:
@@ -37,7 +38,7 @@ def test_it_starts_without_torch() -> None:
     ],
 )
 def test_peers_are_counted_from_the_masters_name(environment: dict[str, str], names: list[str]) -> None:
-    assert supervisor.peers(environment) == names
+    assert peers.peers(environment) == names
 
 
 def test_it_waits_for_a_name_that_does_not_resolve_and_can_be_stopped_meanwhile(tmp_path: Path) -> None:
@@ -89,12 +90,13 @@ def test_a_storage_that_cannot_be_written_is_access_denied(tmp_path: Path) -> No
 def test_no_process_is_left_and_no_zombie(tmp_path: Path) -> None:
     """The launcher leaves a daemon and a zombie behind: both are gone when the supervisor is done."""
     code = f"""
-import ctypes, os, sys
+import os, time
 from trl_trainer import supervisor
 supervisor.adopt_orphans()
 script = "(setsid sleep 300 & echo $! > {tmp_path}/daemon) ; true & exit 3"
 pid = supervisor.launch(["sh", "-c", script], dict(os.environ))
-supervisor.wait(pid)
+while not supervisor.ended(pid):
+    time.sleep(0.01)
 supervisor.kill_descendants()
 print(supervisor.children(os.getpid()))
 """
@@ -121,12 +123,13 @@ signal.pause()
 
 def test_ranks_that_do_not_end_are_killed_before_the_grace_period_is_over(tmp_path: Path) -> None:
     code = """
-import os, signal, sys
+import os, signal, time
 from trl_trainer import supervisor
 stop = supervisor.Stop(grace_seconds=7)
 stop.launcher = supervisor.launch(["sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.1; done"], dict(os.environ))
 signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
-supervisor.wait(stop.launcher)
+while not supervisor.ended(stop.launcher):
+    time.sleep(0.01)
 print("ended")
 """
     process = python(code)

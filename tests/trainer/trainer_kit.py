@@ -171,6 +171,43 @@ def start_supervisor(job: Path, folder: Path, environment: dict[str, str] | None
     )  # fmt: skip
 
 
+def start_stand_in(
+    folder: Path, job: Path, rank: str, environment: dict[str, str] | None = None, peer_seconds: float | None = None
+) -> subprocess.Popen[str]:
+    """Supervisor and torchrun for real; the ranks run the code `rank` instead of ours, so that this takes seconds. Its
+    last line of output is the record."""
+    (folder / "trl_trainer_stand_in.py").write_text(rank)
+    code = f"""
+import sys
+from pathlib import Path
+from trl_trainer import supervisor
+from trl_trainer.checkpoints import fence
+job = supervisor.read_job({str(job)!r})
+fence.claim(Path(job.paths.storage) / job.uid, 0)
+command = supervisor.command
+stand_in = lambda *a: [word.replace("trl_trainer", "trl_trainer_stand_in") for word in command(*a)]
+supervisor.command = stand_in
+supervisor.PEER_SECONDS = {peer_seconds} or supervisor.PEER_SECONDS
+print(supervisor.supervise(job, "job.json", supervisor.Stop(300)).model_dump_json())
+"""
+    variables = {**os.environ, "PYTHONPATH": str(folder), "OMP_NUM_THREADS": "1", **(environment or {})}
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=variables)
+
+
+def supervise_stand_in(folder: Path, model: Path, rank: str) -> ExitRecord:
+    process = start_stand_in(folder, job_file(folder, model, spec={}), rank)
+    return stand_in_record(process, 120)
+
+
+def stand_in_record(process: subprocess.Popen[str], seconds: float) -> ExitRecord:
+    """Return the record when the supervisor has ended."""
+    try:
+        out, _ = process.communicate(timeout=seconds)
+    finally:
+        process.kill()
+    return ExitRecord.model_validate_json(out.splitlines()[-1])
+
+
 def free_port() -> int:
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
@@ -200,7 +237,9 @@ if rank == {rank}:
     import os, signal, time
     from transformers import TrainerCallback
     from trl_trainer.checkpoints.schedule import Schedule
+    original = Schedule.on_step_begin
     def on_step_begin(self, args, state, control, **kwargs):
+        original(self, args, state, control, **kwargs)
         if state.global_step + 1 == {step}:
             end = time.monotonic() + 60
             while {saved} and not (self._run.work / "checkpoint-{saved}/MANIFEST.json").exists():

@@ -51,7 +51,9 @@ def main(job: JobFile, termination: Termination) -> int:
         termination.watched = True
         failed = records.now()
         traceback.print_exception(error)
-        writer.settle()
+        if records.classify(error)[0] not in records.EFFECTS:
+            # Without its peers it will not be published, and they are waiting for this rank's end.
+            writer.settle()
         record = records.failure(error, time=failed, attempt=job.attempt, rank=rank, progress=reporter.state)
     folder = os.environ.get(records.FOLDER)
     if folder is not None:

@@ -5,9 +5,9 @@ termination message and an exit code by class. It does not import torch: it must
 """
 
 import argparse
+import math
 import os
 import signal
-import socket
 import sys
 import tempfile
 import time
@@ -21,18 +21,23 @@ from trl_contract.report import ExitRecord
 from trl_trainer.checkpoints import checkpoint, fence
 from trl_trainer.launch import records
 from trl_trainer.launch.job import JOB_FILE, library_settings, read_job
+from trl_trainer.launch.peers import OtherPods, wait_for_peers
 from trl_trainer.launch.processes import (
     adopt_orphans,
     children,
     cpus,
+    ended,
     kill_descendants,
     kill_tree,
     launch,
     oom_kills,
-    wait,
+    variable,
 )
 
 TERMINATION_LOG = "/dev/termination-log"
+POLL_SECONDS = 0.2
+PEER_SECONDS = 20
+"""How long the other ranks may take to end when one has failed. One that hangs in native code would never."""
 
 
 class Stop:
@@ -94,38 +99,6 @@ def main() -> int:
     return code
 
 
-def wait_for_peers(environment: Mapping[str, str]) -> None:
-    """Return when the names of all nodes resolve: torchrun's own store gives up after ten minutes, an image pull may
-    take longer, and a waiting pod costs no attempt."""
-    names = peers(environment)
-    missing, last = names, 0.0
-    while missing := [name for name in missing if not _resolves(name)]:
-        if time.monotonic() - last > 30:
-            print(f"supervisor: waiting for {', '.join(missing[:8])} ({len(missing)} of {len(names)})", flush=True)
-            last = time.monotonic()
-        time.sleep(0.5)
-
-
-def peers(environment: Mapping[str, str]) -> list[str]:
-    """Return the host names of all nodes: the master's, with its index (its first label ends in -0) counted up."""
-    count = int(environment.get("PET_NNODES", "1"))
-    master = environment.get("PET_MASTER_ADDR", "")
-    host, dot, domain = master.partition(".")
-    if count == 1 or not master:
-        return []
-    if not host.endswith("-0"):
-        return [master]
-    return [f"{host[:-1]}{index}{dot}{domain}" for index in range(count)]
-
-
-def _resolves(name: str) -> bool:
-    try:
-        socket.getaddrinfo(name, None)
-    except socket.gaierror:
-        return False
-    return True
-
-
 def supervise(job: JobFile, path: str, stop: Stop) -> ExitRecord:
     """Run this node's ranks and return how they ended."""
     adopt_orphans()
@@ -137,7 +110,12 @@ def supervise(job: JobFile, path: str, stop: Stop) -> ExitRecord:
         folder = Path(name)
         stop.launcher = launch(command(path, job, folder, world), environment(job, folder, nproc))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
-        wait(stop.launcher)
+        others = OtherPods(work, job.attempt) if world > nproc else None
+        if world == 1:
+            while not ended(stop.launcher):
+                time.sleep(POLL_SECONDS)
+        else:
+            wait_for_ranks(stop.launcher, nproc, folder, job.attempt, others)
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
             signal.signal(number, signal.SIG_IGN)
         kill_descendants()
@@ -152,7 +130,58 @@ def supervise(job: JobFile, path: str, stop: Stop) -> ExitRecord:
         )
         if record.outcome == "Failed" and not record.log and record.rank is not None:
             record = record.model_copy(update={"log": last_words(folder, record.rank - first)})
+        if others is not None and record.outcome == "Failed":
+            others.tell(record.message, seconds=5)
         return record
+
+
+def wait_for_ranks(launcher: int, nproc: int, folder: Path, attempt: int, others: OtherPods | None) -> None:
+    """Return when the launcher, torchrun, has ended.
+
+    When a rank here or in another pod has failed, the ones that are left get PEER_SECONDS. torchrun gives them the
+    grace period, in which one that hangs in a collective or in native code holds its GPU. A rank that was told to stop
+    has not failed: it saves in peace.
+    """
+    alive, before, started = 0, 0, False
+    failed, until = "", math.inf
+    while not ended(launcher):
+        alive, before = len(children(launcher)), alive
+        started |= alive > 0
+        if not failed:
+            # Counted twice: torchrun starts one rank after the other.
+            dead = nproc - max(alive, before) if started else 0
+            failed = failure(records.read(folder), dead) or (others.heard if others is not None else "")
+            if failed:
+                until = time.monotonic() + PEER_SECONDS
+                if others is not None:
+                    others.tell(failed)
+        if time.monotonic() > until:
+            end_ranks(launcher, folder, attempt, failed)
+            until = math.inf
+        time.sleep(POLL_SECONDS)
+
+
+def failure(found: Mapping[int, ExitRecord], dead: int) -> str:
+    """Return which rank has failed, or "": `found` are the records of this pod's ranks, `dead` of which have ended."""
+    for rank, record in found.items():
+        if record.outcome == "Failed":
+            return f"rank {rank}: {record.message}"
+    return "a rank ended without a word" if dead > len(found) else ""
+
+
+def end_ranks(launcher: int, folder: Path, attempt: int, failed: str) -> None:
+    """Kill the ranks, which do not end by themselves, and torchrun; their records say that it was not their failure."""
+    message = f"killed, since it did not end within {PEER_SECONDS} s of a failure: {failed}"
+    print(f"supervisor: ranks are {message}", flush=True)
+    for pid in children(launcher):
+        rank = variable(pid, "RANK")
+        if rank is not None:
+            record = ExitRecord(
+                outcome="Failed", reason="PeerLost", attempt=attempt, rank=int(rank), time=records.now(),
+                message=message[:1024],
+            )  # fmt: skip
+            records.write(folder, int(rank), record)
+    kill_tree(launcher)
 
 
 def last_words(folder: Path, local_rank: int) -> str:

@@ -1,7 +1,8 @@
 """When to save and when to stop, agreed between all ranks: a rank that saves alone waits for ever.
 
 Reasons that only one rank knows (its SIGTERM, rank 0's clock) travel in one all-reduce on gloo. It is started at the
-end of a step and read at the end of the next, so that training never waits for it.
+end of a step and read at the end of the next, so that training never waits for it. Where steps are slow it is read at
+once: milliseconds do not count then, and the grace period does. Whether they are slow travels with the rest.
 """
 
 import time
@@ -13,6 +14,9 @@ from trl_trainer.checkpoints import fence
 from trl_trainer.checkpoints.publisher import Publisher
 from trl_trainer.distributed.world import Pending, Run, start_max
 from trl_trainer.launch.termination import Termination
+
+SLOW_SECONDS = 1.0
+"""A step that takes longer is slow."""
 
 
 class AlreadyTrained(Exception):
@@ -37,6 +41,9 @@ class Schedule(TrainerCallback):
         self._align = run.job.spec.save_multiple
         self._saved_at = time.monotonic()
         self._pending: Pending | None = None
+        # Unknown before the first step is over.
+        self._slow = True
+        self._began = 0.0
         self._stop = self._save = False
         self.preempted = False
         """Training was cut short, and everything up to the current step is saved."""
@@ -48,11 +55,15 @@ class Schedule(TrainerCallback):
         self._saved_at = time.monotonic()
         self._termination.watched = True
 
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._began = time.monotonic()
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        if self._pending is not None:
-            stop, save = self._pending.wait()
-            self._stop |= bool(stop)
-            self._save |= bool(save)
+        took = time.monotonic() - self._began
+        if self._slow:
+            self._read(self._start(took, saving=False))
+        elif self._pending is not None:
+            self._read(self._pending)
         self._save |= self._every_steps is not None and state.global_step % self._every_steps == 0
         last = state.global_step >= state.max_steps
         if last or ((self._stop or self._save) and state.global_step % self._align == 0):
@@ -67,12 +78,19 @@ class Schedule(TrainerCallback):
             self._publisher.wait()
             # What is saved must be known to be finite, and that is looked at when it is logged.
             control.should_log = True
-        self._pending = None if last or self.preempted else self._start(saving=control.should_save)
+        done = last or self.preempted or self._slow
+        self._pending = None if done else self._start(took, saving=control.should_save)
 
-    def _start(self, *, saving: bool) -> Pending:
+    def _start(self, took: float, *, saving: bool) -> Pending:
         clock = self._run.is_main and self._every_seconds is not None and not saving
         due = clock and time.monotonic() - self._saved_at >= (self._every_seconds or 0)
-        return start_max(self._run, [int(self._termination.requested), int(due)])
+        return start_max(self._run, [int(self._termination.requested), int(due), int(took > SLOW_SECONDS)])
+
+    def _read(self, pending: Pending) -> None:
+        stop, save, slow = pending.wait()
+        self._stop |= bool(stop)
+        self._save |= bool(save)
+        self._slow = bool(slow)
 
     def _end(self, control: TrainerControl) -> None:
         control.should_training_stop = True

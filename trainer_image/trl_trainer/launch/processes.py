@@ -43,10 +43,27 @@ def end_with_parent() -> None:
     _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
-def wait(pid: int) -> None:
-    """Reap children until `pid` is among them."""
-    while os.waitpid(-1, 0)[0] != pid:
-        pass
+def ended(pid: int) -> bool:
+    """Reap the children that have ended, and return whether `pid` is one of them."""
+    found = False
+    while True:
+        try:
+            child, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return found
+        if child == 0:
+            return found
+        found |= child == pid
+
+
+def variable(pid: int, name: str) -> str | None:
+    """Return the variable of the process as it was when it started; None if there is none, or it may not be read."""
+    try:
+        lines = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return None
+    prefix = f"{name}=".encode()
+    return next((line.removeprefix(prefix).decode() for line in lines if line.startswith(prefix)), None)
 
 
 def kill_descendants() -> None:
