@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -147,6 +146,7 @@ def test_hanging_rank_is_found_and_every_stack_is_written(warm: Warm, folder: Pa
     assert ended.codes == [137, 137], ended.logs
     for record, log in zip(ended.records.values(), ended.logs, strict=True):
         assert record.reason == "CommunicationTimeout"
+        assert "while training, after step 2" in record.message
         assert "stacks of all threads" in log
     assert "time.sleep" not in ended.logs[0]
     assert "on_step_begin" in ended.logs[1]
@@ -359,16 +359,23 @@ e.write = write
         assert os.system(f"umount -l {storage}") == 0
 
 
-def test_a_hang_outside_training_ends_after_twice_the_stall_timeout(
+def test_a_rank_that_hangs_before_training_ends_and_those_that_wait_for_it_end_with_it(
     warm: Warm, folder: Path, model_folder: Path
 ) -> None:
-    """The watchdog watches steps; before them our own process group's timeout holds, on CPU too."""
-    sleep = "import time, trl_trainer.rank as r\nif rank == 1: r.load_tokenizer = lambda job: time.sleep(1000)"
-    started = time.monotonic()
-    ended = run(warm, folder, model_folder, job={"stallTimeoutSeconds": 2}, prelude=[sleep])
-    assert ended.codes[0] == 137, ended.logs
-    assert ended.records[0].reason == "CommunicationTimeout"
-    assert time.monotonic() - started < 60
+    hang = """
+import time, trl_trainer.rank as r
+def hangs(*args):
+    time.sleep(1000)
+r.preflight.run = hangs
+# Soon enough: rank 1 gives up after twice the stall timeout.
+r.watchdog.OTHERS_SECONDS = 0.5
+"""
+    ended = run(warm, folder, model_folder, job={"stallTimeoutSeconds": 4}, prelude=[hang])
+    assert ended.codes == [137, 143], ended.logs
+    assert ended.records[0].reason == "Stalled"
+    assert "while preparing the data" in ended.records[0].message
+    assert "in hangs" in ended.logs[0], "its stack"
+    assert ended.records[1].reason == "Preempted", "rank 1 waited as long, and was not judged"
 
 
 def test_rank_zero_takes_the_clock_and_all_save_with_it(warm: Warm, folder: Path, model_folder: Path) -> None:

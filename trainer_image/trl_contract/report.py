@@ -47,6 +47,7 @@ FailureReason = Literal[
     "StorageFull",
     "StorageNotWritable",
     "CommunicationTimeout",
+    "Stalled",
     "PeerLost",
     "Preempted",
     "Unknown",
@@ -67,6 +68,7 @@ EXIT_CODES: dict[str, int] = {
     "RewardUnavailable": 14,
     "Preempted": 143,
     "CommunicationTimeout": 137,
+    "Stalled": 137,
     "PeerLost": 137,
     "Unknown": 1,
 }

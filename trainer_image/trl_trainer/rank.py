@@ -21,13 +21,14 @@ from trl_trainer.checkpoints.writer import Writer, plain_errors
 from trl_trainer.distributed import cpu_fsdp, sharding, world
 from trl_trainer.distributed.world import Run
 from trl_trainer.errors import Preempted, UserError
-from trl_trainer.launch import records
+from trl_trainer.launch import records, watchdog
 from trl_trainer.launch.termination import Termination
 from trl_trainer.launch.watchdog import Watchdog
 from trl_trainer.models import arguments
 from trl_trainer.models.tokenizer import load_tokenizer
 from trl_trainer.preflight import Preflight, image
 from trl_trainer.reports import tracking
+from trl_trainer.reports.beats import Beats
 from trl_trainer.reports.progress import Reporter, Sender, metrics_of
 from trl_trainer.results import card, evaluation, export
 from trl_trainer.rewards import Rewards
@@ -41,6 +42,8 @@ def main(job: JobFile, termination: Termination) -> int:
     work = Path(job.paths.storage) / job.uid
     scores, writer = Rewards([]), Writer()
     reporter = Reporter(job.attempt, work / "metrics.jsonl", sender, lambda: scores.report())
+    saved = partial(checkpoint.newest_bytes, work)
+    Watchdog(job.stall_timeout_seconds, saved, attempt=job.attempt, rank=rank, world=job.world_size).start()
     try:
         # Child processes of rewards come before the process group's threads.
         scores = rewards.build(job)
@@ -71,7 +74,10 @@ def train(job: JobFile, scores: Rewards, reporter: Reporter, termination: Termin
     """Load, train, evaluate, export; return the SUCCEEDED record. What goes wrong is raised."""
     stage = stages.of(job)
     cpu_fsdp.enable()
-    run = world.start(job)
+    # Not judged: a peer may start late, and the process group has a limit of its own.
+    with watchdog.led("joining the other ranks", leads=False):
+        run = world.start(job)
+    watchdog.enter("loading the tokenizer")
     fence.claim(run.work, job.attempt)
     if run.is_main:
         files.try_renames(run.work)
@@ -80,13 +86,17 @@ def train(job: JobFile, scores: Rewards, reporter: Reporter, termination: Termin
     rows, known = load_data(run, stage, tokenizer, scores, reporter)
     run = replace(run, job=preflight.decide(job, known.memory))
     tracking.configure(job, run.work)
-    trainer = build(run, stage, tokenizer, rows, scores, known.memory.sync_each_batch)
+    with watchdog.led("loading the model", leads=run.is_main):
+        trainer = build(run, stage, tokenizer, rows, scores, known.memory.sync_each_batch)
     before = evaluation.Before(run, stage, trainer, tokenizer, job.spec.sample_prompts, rows.report.conversational)
     fit(run, trainer, before, reporter, termination, writer)
 
     reporter.activity("exporting")
-    written = export.write(run, stage, trainer, tokenizer)
+    with watchdog.led("exporting", leads=run.is_main):
+        written = export.write(run, stage, trainer, tokenizer)
+        world.barrier(run)
     reporter.activity("evaluating")
+    watchdog.enter("evaluating", together=True)
     after = evaluation.measure(stage, trainer)
     answers = evaluation.answers(run, trainer, tokenizer, job.spec.sample_prompts, rows.report.conversational)
     reporter.update(
@@ -94,8 +104,9 @@ def train(job: JobFile, scores: Rewards, reporter: Reporter, termination: Termin
         evaluation=EvaluationReport(before=metrics_of(before.metrics, 24), after=metrics_of(after, 24)),
     )
     step = trainer.state.global_step
-    artifacts = world.broadcast(run, lambda: finish(run, stage, written, rows, before, after, answers, step))
-    world.barrier(run)
+    with watchdog.led("exporting", leads=run.is_main):
+        artifacts = world.broadcast(run, lambda: finish(run, stage, written, rows, before, after, answers, step))
+        world.barrier(run)
     return ExitRecord(
         outcome="Succeeded",
         attempt=job.attempt,
@@ -127,8 +138,10 @@ def load_data(
         write_json(run.work / "resolved.json", preflight.decide(run.job, seen.memory).to_wire())
         return data.build(run.job, stage, tokenizer, stages.tokenizing(run.job, stage, tokenizer), rows, folder, tell)
 
-    name = data.together(run, prepare, reporter.preparing)
+    with watchdog.led("preparing the data", leads=run.is_main):
+        name = data.together(run, prepare, reporter.preparing)
     reporter.activity("loading")
+    watchdog.enter("loading the data")
     return data.load(folder / name), Preflight.model_validate_json(known.read_text())
 
 
@@ -155,6 +168,7 @@ def fit(
     writer: Writer,
 ) -> None:
     """Train to the last step, from the newest checkpoint if there is one; Preempted if SIGTERM cut it short."""
+    watchdog.enter("loading the checkpoint")
     choice = publisher.choose(run)
     for line in choice.skipped:
         print(f"rank {run.rank}: {line}", flush=True)
@@ -162,11 +176,8 @@ def fit(
     guard, load_guard, form = FiniteGuard(), LoadGuard(), Form(trainer, choice.path)
     publishing = Publisher(run, guard, reporter, writer)
     schedule = Schedule(run, trainer, termination, publishing)
-    watchdog = Watchdog(
-        run.job.stall_timeout_seconds, partial(checkpoint.newest_bytes, run.work), run.job.attempt, run.rank
-    )
     # In this order at every event: first what may end the run, then what saves, then what decides and reports.
-    callbacks = [form, load_guard, sharding.ShardingCheck(trainer, run.world), guard, watchdog, before]
+    callbacks = [form, load_guard, sharding.ShardingCheck(trainer, run.world), guard, Beats(), before]
     callbacks += [publishing, *([reporter] if run.is_main else []), schedule]
     stopper = early_stopper(run, trainer)
     callbacks += [stopper] if stopper is not None else []
@@ -184,8 +195,6 @@ def fit(
             # Not `from` itself: that would cut off what caused it.
             raise
         raise explained from error
-    finally:
-        watchdog.stop()
     step, wanted = trainer.state.global_step, trainer.state.max_steps
     if schedule.preempted:
         raise Preempted(f"stopped by SIGTERM; step {step} is saved")

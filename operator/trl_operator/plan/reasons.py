@@ -39,6 +39,10 @@ REASONS: dict[str, Reason] = {
     "CommunicationTimeout": Reason(
         "Look at the network between the pods and at slow nodes.", retryable=True, effect=True
     ),
+    "Stalled": Reason(
+        "Look at what the message names, and at the stacks in the pod's log: it did nothing for stallTimeoutSeconds.",
+        retryable=True,
+    ),
     "PeerLost": Reason("Look at the other pods of the attempt.", retryable=True, effect=True),
     "ChildDeleted": Reason("Do not delete the pods or the PyTorchJob of a running job.", retryable=True),
     "Evicted": Reason("Raise the resources that the message names.", retryable=True),
