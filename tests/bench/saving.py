@@ -37,6 +37,7 @@ def measure(job: Any, rounds: int) -> dict[str, Any]:
 
     from trl_trainer import rank, stages
     from trl_trainer.checkpoints import fence
+    from trl_trainer.checkpoints.form import Form
     from trl_trainer.checkpoints.publisher import FiniteGuard, Publisher
     from trl_trainer.checkpoints.writer import Writer
     from trl_trainer.distributed import cpu_fsdp, world
@@ -67,6 +68,7 @@ def measure(job: Any, rounds: int) -> dict[str, Any]:
             found["bytes"] = sum(f.stat().st_size for f in run.work.rglob("checkpoint-2/**/*") if f.is_file())
             control.should_training_stop = True
 
+    trainer.add_callback(Form(trainer, None))
     trainer.add_callback(AtStep())
     trainer.train()
     found["parameters"] = sum(p.numel() for p in trainer.model.parameters())
@@ -102,8 +104,14 @@ def measure_round(run: Any, trainer: Any, publisher: Any, writer: Any, seconds: 
             trainer._save_checkpoint(trainer.model, trial=None)
         publisher.on_save(trainer.args, trainer.state, trainer.control)
 
+    def transformers() -> None:
+        config = trainer.accelerator.state.fsdp_plugin.state_dict_config
+        ours, config.offload_to_cpu = config.offload_to_cpu, True
+        trainer._save_checkpoint(trainer.model, trial=None)
+        config.offload_to_cpu = ours
+
     clear()
-    timed("transformers", lambda: trainer._save_checkpoint(trainer.model, trial=None))
+    timed("transformers", transformers)
     clear()
     until_durable("dcp_async", lambda: dcp(trainer, folder), lambda future: future.result())
     clear()
