@@ -227,7 +227,7 @@ def test_the_smallest_number_of_gpus_is_found():
 @pytest.mark.parametrize(
     ("made", "doing", "wanted"),
     [
-        (job(nodes=2, gpus=True), "loading the model", 1.6 * 200),
+        (job(nodes=2, gpus=True, fsdp={"stateDictType": "full"}), "loading the model", 1.6 * 200),
         (job(nodes=2, gpus=True, **FULL), "saving a checkpoint", 2000 / 2),
         (job(gpus=True, **FULL), "loading the model", 1.6 * 400),
         # Without GPUs what is trained lies there too: 4 x (100 + 200).
