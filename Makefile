@@ -112,6 +112,9 @@ bench-receiver: $(VENV) ## The receiver under floods, many jobs and hanging writ
 	@rm -f docs/bench-receiver.json
 	@LOAD=full LOAD_REPORT=docs/bench-receiver.json $(PYTEST) -s tests/controlplane/controller/alone/test_load.py
 
+memory-table: $(VENV) ## The memory estimate against torch's count without a GPU (about 15 minutes on 2 idle cores)
+	@PYTHONPATH=$(CURDIR)/tests/bench $(PY) tests/bench/memory_table.py
+
 bench-trainer: $(VENV) ## Ours against plain TRL: speed, start-up, checkpoints (about 20 minutes on 2 quiet cores)
 	@PYTHONPATH=$(CURDIR)/tests/bench $(PY) tests/bench/bench_trainer.py --output docs/bench-trainer.json
 
