@@ -128,3 +128,6 @@ gpu-check: $(if $(GPU_PYTHON),,$(VENV)) ## What must be true on a GPU, in at mos
 
 gpu-wheels: $(UV) ## What a machine with PyTorch and CUDA lacks for gpu-check, for its Python 3.12, into .wheels
 	@hack/gpu-wheels.sh $(dir $(UV))pip
+
+host-memory: $(VENV) ## How much host memory loading and exporting take of 4 ranks, all together (about 5 minutes)
+	@PYTHONPATH=$(CURDIR)/tests/bench $(PY) tests/bench/host_memory.py

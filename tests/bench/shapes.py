@@ -29,6 +29,8 @@ SHAPES = {
     "tiny": Shape(64, 128, 2, 4, 1024, 8, 12, 4, 64),
     "small": Shape(128, 512, 4, 4, 2048, 12, 24, 4, 128),
     "checkpoint": Shape(384, 1536, 6, 6, 2048, 8, 12, 2, 64),
+    # About 400 MB in fp32.
+    "host": Shape(1024, 4096, 6, 8, 4096, 8, 12, 1, 64),
     # The shapes of Qwen2.5, lengths as in UltraFeedback.
     "0.5b": Shape(896, 4864, 24, 14, 151936, 110, 260, 8, 1024),
     "1.5b": Shape(1536, 8960, 28, 12, 151936, 110, 260, 8, 1024),
