@@ -18,13 +18,13 @@ from trl_trainer.checkpoints.form import Form
 from trl_trainer.checkpoints.publisher import FiniteGuard, LoadGuard, Publisher
 from trl_trainer.checkpoints.schedule import AlreadyTrained, Schedule
 from trl_trainer.checkpoints.writer import Writer, plain_errors
-from trl_trainer.distributed import cpu_fsdp, sharding, world
+from trl_trainer.distributed import cpu_fsdp, loading, sharding, world
 from trl_trainer.distributed.world import Run
 from trl_trainer.errors import Preempted, UserError
 from trl_trainer.launch import records, watchdog
 from trl_trainer.launch.termination import Termination
 from trl_trainer.launch.watchdog import Watchdog
-from trl_trainer.models import arguments
+from trl_trainer.models import arguments, base
 from trl_trainer.models.tokenizer import load_tokenizer
 from trl_trainer.preflight import Preflight, image
 from trl_trainer.reports import tracking
@@ -146,7 +146,7 @@ def load_data(
 
 
 def build(run: Run, stage: Stage, tokenizer: Any, rows: data.Data, scores: Rewards, sync_each_batch: bool) -> Trainer:
-    """Return TRL's trainer for the job's kind, model loaded."""
+    """Return TRL's trainer for the job's kind, its model loaded and, with several processes, sharded."""
     found = arguments.arguments(
         run.job,
         stage,
@@ -156,7 +156,10 @@ def build(run: Run, stage: Stage, tokenizer: Any, rows: data.Data, scores: Rewar
     )
     args = stage.config(**found)
     sharding.configure(args, run, sync_each_batch=sync_each_batch)
-    return stage.trainer(run, args, tokenizer, rows, scores)
+    trainer: Trainer = stage.trainer(run, args, tokenizer, rows, scores)
+    if base.is_streamed(run):
+        loading.shard(run, trainer)
+    return trainer
 
 
 def fit(

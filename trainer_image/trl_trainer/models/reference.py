@@ -1,26 +1,81 @@
 """The model that the policy is compared with."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
-from transformers import AutoModelForCausalLM
+from transformers import PreTrainedModel
+from trl.trainer import dpo_trainer, grpo_trainer
 
+from trl_trainer.distributed import loading, precision
 from trl_trainer.distributed.world import Run
-from trl_trainer.models import arguments, source
+from trl_trainer.models import arguments, base, source
 
 
-def explicit_reference(run: Run) -> Any:
+def explicit_reference(run: Run, *, precompute: bool) -> PreTrainedModel | None:
     """Return DPO's reference model where TRL would not load it as we want it, else None.
 
     mode explicit: another model. mode auto without an adapter: the base model in the precision of the arithmetic;
-    TRL would copy the policy's fp32.
+    TRL would copy the policy's fp32. With several processes it is sharded by block: TRL would gather it whole for each
+    forward pass, and leaves alone what is sharded. `precompute` with several processes: the base model, which
+    is sharded before the policy is.
     """
     job = run.job
     given = job.spec.explicit_reference
     if given is not None:
-        where = source.explicit_reference(job, given)
-        kwargs = {**arguments.model_init(job, frozen=True), "revision": given.revision}
-    elif job.spec.reference == "base":
-        where, kwargs = source.path(job), arguments.model_init(job, frozen=True)
-    else:
-        return None
-    return AutoModelForCausalLM.from_pretrained(where, **kwargs)
+        return frozen(run, source.explicit_reference(job, given), given.revision)
+    if job.spec.reference == "base" or (run.world > 1 and precompute):
+        return frozen(run, source.path(job), job.spec.model.revision)
+    return None
+
+
+def frozen(run: Run, where: str, revision: str | None) -> PreTrainedModel:
+    """Return a model that is only asked, in the precision of the arithmetic, sharded if there are several processes."""
+    kwargs = {**arguments.model_init(run.job, frozen=True), "revision": revision}
+    if run.world == 1:
+        return base.from_files(where, kwargs, convert_later=False)
+    model = loading.load(run, lambda: base.from_files(where, kwargs, convert_later=True))
+    loading.shard_frozen(run, model, precision.policy(run.job.spec.training.precision))
+    return model
+
+
+@contextmanager
+def named_hash(run: Run) -> Iterator[None]:
+    """Let DPOTrainer tell what it precomputes by the job and its model's name.
+
+    It hashes the reference's weights, and shards cannot be hashed. One of the two places that replace a function of
+    TRL's; the job's own cache holds nothing of other models.
+    """
+    original: Any = dpo_trainer.hash_module
+    model = run.job.spec.model
+    name = f"{run.job.uid} {source.path(run.job)} {model.revision} {run.job.spec.training.precision}"
+    dpo_trainer.hash_module = original if run.world == 1 else lambda _: name
+    try:
+        yield
+    finally:
+        dpo_trainer.hash_module = original
+
+
+@contextmanager
+def in_grpo(run: Run) -> Iterator[None]:
+    """Let GRPOTrainer compare with our reference (`frozen`).
+
+    It takes none, but loads one when it is made: whole in every process, and in the policy's fp32. The other place that
+    replaces a function of TRL's.
+    """
+    original: Any = grpo_trainer.create_model_from_path
+    has_policy = base.is_streamed(run)
+
+    def create(where: str, *given: Any, **kwargs: Any) -> Any:
+        nonlocal has_policy
+        if has_policy:
+            return frozen(run, where, run.job.spec.model.revision)
+        # The policy, where TRL loads it, comes first.
+        has_policy = True
+        return original(where, *given, **kwargs)
+
+    grpo_trainer.create_model_from_path = create
+    try:
+        yield
+    finally:
+        grpo_trainer.create_model_from_path = original

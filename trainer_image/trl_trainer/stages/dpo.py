@@ -7,9 +7,10 @@ from trl import DPOConfig, DPOTrainer
 
 from trl_contract.jobfile import JobFile
 from trl_contract.training import DPOSpec
-from trl_trainer.data import Data, rows
+from trl_trainer.data import Data, DataReport, rows
 from trl_trainer.distributed.world import Run
-from trl_trainer.models import adapter, reference, source
+from trl_trainer.errors import UserError
+from trl_trainer.models import adapter, base, reference
 from trl_trainer.preflight import lengths, steps
 from trl_trainer.results.evaluation import preference_accuracy
 from trl_trainer.rewards import Rewards
@@ -35,16 +36,31 @@ class Trainer(preparation.TakesPreparedRows, DPOTrainer):
 
 
 def trainer(run: Run, args: DPOConfig, tokenizer: PreTrainedTokenizerBase, data: Data, rewards: Rewards) -> Trainer:
-    return Trainer(
-        model=source.path(run.job),
-        ref_model=reference.explicit_reference(run),
-        args=args,
-        train_dataset=data.train,
-        eval_dataset=data.eval,
-        processing_class=tokenizer,
-        peft_config=adapter.lora(run.job, STAGE.task_type),
-        quantization_config=adapter.quantization(run.job),
-    )
+    with reference.named_hash(run):
+        made = Trainer(
+            model=base.trained(run, STAGE, args),
+            ref_model=reference.explicit_reference(run, precompute=args.precompute_ref_log_probs),
+            args=args,
+            train_dataset=data.train,
+            eval_dataset=data.eval,
+            processing_class=tokenizer,
+            peft_config=adapter.lora(run.job, STAGE.task_type),
+            quantization_config=adapter.quantization(run.job),
+        )
+    if args.precompute_ref_log_probs:
+        # The rows have its log-probabilities.
+        made.ref_model = None
+    return made
+
+
+def check(job: JobFile[DPOSpec], tokenizer: PreTrainedTokenizerBase, report: DataReport) -> None:
+    """The reference of an adapter on quantized weights is these, and they are sharded only when training begins."""
+    if job.spec.dpo.reference_model.mode == "precompute" and job.spec.peft.method == "qlora" and job.world_size > 1:
+        raise UserError(
+            "InvalidSpec",
+            "dpo.referenceModel.mode: precompute does not go with peft.method qlora and several processes; use auto,"
+            " which takes the model with its adapter off and needs no memory of its own",
+        )
 
 
 STAGE = Stage(
@@ -58,6 +74,7 @@ STAGE = Stage(
     total_steps=steps.of_rows,
     tokens=("prompt_ids", "chosen_ids", "rejected_ids"),
     tokenize=lambda job, args, tokenizer, rows, split: preparation.prepare(DPOTrainer, rows, tokenizer, args),
+    check=check,
     # TRL multiplies with the head's weight itself.
     adapts_head=False,
     measures={"preference_accuracy": preference_accuracy},

@@ -10,7 +10,7 @@ from trl_contract.training import GRPOSpec
 from trl_trainer.data import Data, DataReport, rows
 from trl_trainer.distributed.world import Run
 from trl_trainer.errors import UserError
-from trl_trainer.models import adapter, source
+from trl_trainer.models import adapter, base, reference
 from trl_trainer.preflight import steps
 from trl_trainer.rewards import Rewards
 from trl_trainer.stage import Stage
@@ -46,16 +46,17 @@ class Trainer(TakesRowsInOrder, GRPOTrainer):
 
 
 def trainer(run: Run, args: GRPOConfig, tokenizer: PreTrainedTokenizerBase, data: Data, rewards: Rewards) -> Trainer:
-    made = Trainer(
-        model=source.path(run.job),
-        reward_funcs=rewards.functions,
-        args=args,
-        train_dataset=data.train,
-        eval_dataset=data.eval,
-        processing_class=tokenizer,
-        peft_config=adapter.lora(run.job, STAGE.task_type),
-        quantization_config=adapter.quantization(run.job),
-    )
+    with reference.in_grpo(run):
+        made = Trainer(
+            model=base.trained(run, STAGE, args),
+            reward_funcs=rewards.functions,
+            args=args,
+            train_dataset=data.train,
+            eval_dataset=data.eval,
+            processing_class=tokenizer,
+            peft_config=adapter.lora(run.job, STAGE.task_type),
+            quantization_config=adapter.quantization(run.job),
+        )
     for function in rewards.functions:
         function.is_counted = lambda: made.model.training
     return made

@@ -9,7 +9,7 @@ from trl_contract.jobfile import JobFile
 from trl_contract.training import RewardSpec
 from trl_trainer.data import Data, rows
 from trl_trainer.distributed.world import Run
-from trl_trainer.models import adapter, source
+from trl_trainer.models import adapter, base
 from trl_trainer.preflight import lengths, steps
 from trl_trainer.rewards import Rewards
 from trl_trainer.stage import Stage
@@ -31,7 +31,7 @@ class Trainer(preparation.TakesPreparedRows, RewardTrainer):
 def trainer(run: Run, args: RewardConfig, tokenizer: PreTrainedTokenizerBase, data: Data, rewards: Rewards) -> Trainer:
     """The head has random weights of the job's seed."""
     return Trainer(
-        model=source.path(run.job),
+        model=base.trained(run, STAGE, args),
         args=args,
         train_dataset=data.train,
         eval_dataset=data.eval,

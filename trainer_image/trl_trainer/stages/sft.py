@@ -12,7 +12,7 @@ from trl_contract.training import SFTSpec
 from trl_trainer.data import Data, DataReport, rows
 from trl_trainer.distributed.world import Run
 from trl_trainer.errors import UserError
-from trl_trainer.models import adapter, source
+from trl_trainer.models import adapter, base
 from trl_trainer.preflight import lengths, steps
 from trl_trainer.rewards import Rewards
 from trl_trainer.stage import Stage
@@ -40,7 +40,7 @@ def trainer(run: Run, args: SFTConfig, tokenizer: PreTrainedTokenizerBase, data:
     # The labels say it already; with the option TRL would look for conversations in the rows.
     args.assistant_only_loss = False
     return Trainer(
-        model=source.path(run.job),
+        model=base.trained(run, STAGE, args),
         args=args,
         train_dataset=data.train,
         eval_dataset=data.eval,

@@ -1,0 +1,219 @@
+"""Models come into memory in shards: no process makes a whole one, or at most rank 0 does.
+
+transformers maps tensors that it takes from safetensors files as they are: they cost no memory of their own, and all
+processes of a node share the pages. Then every rank opens the whole model and copies its own rows, in the precision
+that is wanted. Where transformers has to make new tensors (experts that it fuses, another precision), only rank 0
+does; the others get the model without weights, and rank 0 sends these piece by piece and lets go of what is sent.
+
+A trainer is made of such a model as of any other, and `shard` splits it then, before training. accelerate would split
+it at the start of training, but it first makes whole copies in fp32 of what is trained.
+"""
+
+import copy
+from bisect import bisect_right
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate.utils import DynamoBackend, fsdp2_apply_ac, fsdp2_prepare_model
+from torch import nn
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Shard
+from transformers import PreTrainedModel, Trainer
+
+from trl_trainer.distributed.world import Run, broadcast, gather
+
+PIECE = 8 * 2**20
+"""Bytes that rank 0 sends at a time."""
+MAPPED = 0.9
+"""Every rank opens the files if so large a share of the weights is mapped from them."""
+
+
+def load(run: Run, make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
+    """Return the model that `make`, a from_pretrained, returns: with its weights mapped from the files, or with weights
+    on rank 0 alone and on the meta device elsewhere. `shard` or `shard_frozen` makes it whole.
+
+    All ranks call it, where there are several; `make` gives the same on each.
+    """
+    made: list[PreTrainedModel] = []
+
+    def first() -> PreTrainedModel | None:
+        made.append(make())
+        return None if mapped_share(made[0]) >= MAPPED else _without_weights(made[0])
+
+    empty = broadcast(run, first)
+    if run.is_main:
+        return made[0]
+    return make() if empty is None else empty
+
+
+def mapped_share(model: nn.Module) -> float:
+    """Return the share of the parameters' bytes that lie in mapped files, and so in no memory of this process."""
+    starts, ends = [], []
+    with open("/proc/self/maps") as lines:
+        for line in lines:
+            span, _, _, _, inode, *_ = line.split()
+            if inode != "0":
+                start, end = span.split("-")
+                starts.append(int(start, 16))
+                ends.append(int(end, 16))
+    mapped = total = 0
+    for value in model.parameters():
+        at = bisect_right(starts, value.data_ptr()) - 1
+        total += value.nbytes
+        mapped += value.nbytes if at >= 0 and value.data_ptr() < ends[at] else 0
+    return mapped / max(1, total)
+
+
+def _without_weights(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a copy whose parameters are on the meta device; its buffers, which no file may have, are real."""
+    return copy.deepcopy(model, {id(value): _meta(value, value.dtype) for value in model.parameters()})
+
+
+def _meta(value: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
+    return nn.Parameter(torch.empty(value.shape, dtype=dtype, device="meta"), requires_grad=value.requires_grad)
+
+
+def shard(run: Run, trainer: Trainer) -> None:
+    """Split the model of a trainer that was made of `load`'s over all ranks, as accelerate would. All ranks call it."""
+    accelerator, model = trainer.accelerator, trainer.model
+    plugin = accelerator.state.fsdp_plugin
+    plugin.set_auto_wrap_policy(model)
+    if plugin.activation_checkpointing:
+        fsdp2_apply_ac(accelerator, model)
+    _stream(
+        run, model, lambda: fsdp2_prepare_model(accelerator, model), isinstance(plugin.cpu_offload, CPUOffloadPolicy)
+    )
+    keep_sharded(accelerator, model)
+
+
+def shard_frozen(run: Run, model: PreTrainedModel, policy: MixedPrecisionPolicy) -> None:
+    """Split a model of `load`'s that is only asked, such as a reference, by block. All ranks call it.
+
+    The head is in the outermost group, whose weights are there for the whole forward pass: TRL's fused head reads
+    `lm_head.weight` and does not call the module.
+    """
+    model.requires_grad_(False)
+    blocks = set(model._no_split_modules or ())
+    fsdp = run.job.spec.fsdp
+    # Without its own word on resharding the outermost group would stay gathered.
+    options: dict[str, Any] = {"mp_policy": policy, "reshard_after_forward": fsdp.reshard_after_forward}
+    if fsdp.cpu_offload:
+        options["offload_policy"] = CPUOffloadPolicy()
+
+    def wrap() -> None:
+        for module in model.modules():
+            if type(module).__name__ in blocks:
+                fully_shard(module, **options)
+        fully_shard(model, **options)
+
+    _stream(run, model, wrap, fsdp.cpu_offload)
+    model.eval()
+
+
+def _stream(run: Run, model: Any, wrap: Callable[[], object], offload: bool) -> None:
+    """Put the model on the meta device, let `wrap` make it FSDP2's, and give each rank its rows."""
+    sent = any(gather(run, any(value.is_meta for value in model.parameters())))
+    places: dict[nn.Parameter, list[tuple[nn.Module, str]]] = {}
+    for module in model.modules():
+        for name, value in module.named_parameters(recurse=False):
+            places.setdefault(value, []).append((module, name))
+    for value, where in places.items():
+        _set(where, _meta(value, _dtype(model, value)))
+    wrap()
+    sender = _Sender(run)
+    while places:
+        # What rank 0 has sent can go.
+        value = next(iter(places))
+        where = places.pop(value)
+        target = getattr(*where[0])
+        local = _local(target, offload)
+        if sent:
+            sender.send(value.detach(), target, local)
+        else:
+            local.copy_(value.detach()[_rows(target)])
+        rows = DTensor.from_local(
+            local, target.device_mesh, target.placements, run_check=False, shape=target.shape, stride=target.stride()
+        )
+        _set(where, nn.Parameter(rows, requires_grad=target.requires_grad))
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.data = buffer.data.to(_dtype(model, buffer))
+
+
+def _set(where: list[tuple[nn.Module, str]], value: nn.Parameter) -> None:
+    for module, name in where:
+        setattr(module, name, value)
+
+
+def _dtype(model: Any, value: torch.Tensor) -> torch.dtype:
+    """Return the precision to keep `value` in: its own, but fp32 in an fp32 model, whose files may have less."""
+    return torch.float32 if model.config.dtype == torch.float32 and value.is_floating_point() else value.dtype
+
+
+def _rows(target: DTensor) -> slice:
+    """Return which rows of the whole parameter are this rank's."""
+    [dim] = [index for index, placement in enumerate(target.placements) if isinstance(placement, Shard)]
+    size, rows = target.device_mesh.size(dim), target.shape[0]
+    each = -(-rows // size)
+    start = min(rows, target.device_mesh.get_local_rank(dim) * each)
+    return slice(start, min(rows, start + each))
+
+
+def _local(target: DTensor, offload: bool) -> torch.Tensor:
+    """Return memory for this rank's rows, where FSDP2 wants them."""
+    rows = _rows(target)
+    shape = (rows.stop - rows.start, *target.shape[1:])
+    return torch.empty(shape, dtype=target.dtype, device="cpu" if offload else target.device_mesh.device_type)
+
+
+class _Sender:
+    """Sends parameters that only rank 0 has, through one small buffer: fresh memory for each piece would be scattered
+    between the shards and never be given back."""
+
+    def __init__(self, run: Run) -> None:
+        self._is_main = run.is_main
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+
+    def send(self, value: torch.Tensor, target: DTensor, local: torch.Tensor) -> None:
+        """Fill `local`, this rank's rows of `target`, from rank 0's `value`. All ranks call it."""
+        if self._buffer.numel() == 0:
+            self._buffer = torch.empty(PIECE, dtype=torch.uint8, device=target.device_mesh.device_type)
+        row = target[0].numel() if target.ndim > 1 else 1
+        mine = _rows(target)
+        whole = value.reshape(-1)
+        step = PIECE // target.element_size()
+        for start in range(0, target.numel(), step):
+            stop = min(target.numel(), start + step)
+            piece = self._buffer.view(target.dtype)[: stop - start]
+            if self._is_main:
+                piece.copy_(whole[start:stop])
+            dist.broadcast(piece, 0)
+            first, last = max(start, mine.start * row), min(stop, mine.stop * row)
+            if first < last:
+                rows = local.view(-1)[first - mine.start * row : last - mine.start * row]
+                rows.copy_(piece[first - start : last - start])
+
+
+def keep_sharded(accelerator: Any, model: nn.Module) -> None:
+    """Make `accelerator.prepare` take the sharded model as it is, and the optimizer that was made of its shards.
+
+    The one place that changes accelerate's prepare: it finds an optimizer's parameters again by their addresses, and
+    all empty shards (an adapter of rank 16 on more than 16 processes) have the address 0.
+    """
+    # accelerate's own mark of what it has prepared.
+    model._is_accelerate_prepared = True
+    accelerator.prepare_model(model)
+    prepare = accelerator.prepare
+
+    def prepare_others(*objects: Any, **options: Any) -> Any:
+        if not any(thing is model for thing in objects):
+            return prepare(*objects, **options)
+        found = [model if thing is model else accelerator.prepare_optimizer(thing) for thing in objects]
+        plugin = accelerator.state.dynamo_plugin
+        if plugin.backend != DynamoBackend.NO:
+            found = [torch.compile(model, **plugin.to_kwargs()) if thing is model else thing for thing in found]
+        return found[0] if len(found) == 1 else tuple(found)
+
+    accelerator.prepare = prepare_others
