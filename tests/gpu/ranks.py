@@ -143,7 +143,7 @@ class Machine:
         lines = (work / "metrics.jsonl").read_text().splitlines()
         measures = json.loads((work / "measures.json").read_text())
         memory = json.loads((work / "preflight.json").read_text())["memory"]
-        parts = ("weights", "gradients", "optimizer", "beside", "activations")
+        parts = ("weights", "gradients", "optimizer", "gathered", "beside", "activations")
         found = Trained(work, measures, [json.loads(line) for line in lines], sum(memory[part] for part in parts))
         assert all(math.isfinite(loss) for loss in found.losses), found.losses
         self.done[name] = found
