@@ -23,6 +23,7 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import PreTrainedModel, Trainer
 
 from trl_trainer.distributed.world import Run, broadcast, gather
+from trl_trainer.errors import TrainerError
 
 PIECE = 8 * 2**20
 """Bytes that rank 0 sends at a time."""
@@ -76,7 +77,15 @@ def _meta(value: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
 
 
 def shard(run: Run, trainer: Trainer) -> None:
-    """Split the model of a trainer that was made of `load`'s over all ranks, as accelerate would. All ranks call it."""
+    """Split the model of a trainer that was made of `load`'s over all ranks, as accelerate would. All ranks call it.
+
+    TrainerError without FSDP (sharding.py).
+    """
+    if not trainer.is_fsdp_enabled:
+        raise TrainerError(
+            "Unknown",
+            f"{run.world} processes, but the model is not sharded: FSDP is off; check accelerate and torch",
+        )
     accelerator, model = trainer.accelerator, trainer.model
     plugin = accelerator.state.fsdp_plugin
     plugin.set_auto_wrap_policy(model)
