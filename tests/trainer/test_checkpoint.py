@@ -126,8 +126,8 @@ def test_a_file_that_has_not_arrived_makes_no_checkpoint(content: bytes | None, 
     assert not (folder / checkpoint.MANIFEST).exists()
 
 
-@pytest.mark.usefixtures("no_listing")
-def test_a_newer_attempt_fences_an_older_one_off(tmp_path: Path) -> None:
+def test_a_newer_attempt_fences_an_older_one_off(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue("no_listing")
     fence.claim(tmp_path, 1)
     fence.claim(tmp_path, 1)
     fence.check(tmp_path, 1)
