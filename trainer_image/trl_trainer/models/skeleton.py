@@ -98,7 +98,7 @@ def hub_headers(repo: str, revision: str | None) -> dict[str, torch.Tensor]:
     }
 
 
-def parts(sizes: Mapping[str, int], limit: int = PART_BYTES) -> list[list[str]]:
+def parts(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
     """Return the names of `sizes` (bytes of each) in parts of at most `limit` bytes. Pure.
 
     What belongs together stays together, though it be more than `limit`: a block of the model, where the files may

@@ -52,7 +52,7 @@ def write(run: Run, stage: Stage, trainer: Trainer, tokenizer: Any) -> Written |
     if not run.is_main:
         return None
     tokenizer.save_pretrained(folder)
-    _check(folder, stage.is_classifier)
+    check_whole(folder, stage.is_classifier)
     return Written(folder, digests)
 
 
@@ -67,7 +67,8 @@ def _full(run: Run, trainer: Trainer, base: Skeleton, folder: Path) -> dict[str,
     if trained.can_generate():
         base.model.generation_config = trained.generation_config
     dtypes = {name: value.dtype for name, value in base.model.state_dict().items()}
-    plan = skeleton.parts({name: state[name].numel() * dtypes[name].itemsize for name in state})
+    sizes = {name: value.numel() * dtypes[name].itemsize for name, value in state.items()}
+    plan = skeleton.parts(sizes, skeleton.PART_BYTES)
     out = Shards(folder, len(plan))
     for names in plan:
         part = {name: to_main(run, state[name], dtypes[name]) for name in names}
@@ -81,11 +82,14 @@ def _full(run: Run, trainer: Trainer, base: Skeleton, folder: Path) -> dict[str,
 def _adapter(run: Run, trainer: Trainer, base: Skeleton, where: Path, folder: Path) -> dict[str, str]:
     """Write the adapter, and the base model with the adapter merged; only what was trained is gathered."""
     trained = trainer.accelerator.unwrap_model(trainer.model)
-    shards_of = get_model_state_dict(trained, options=StateDictOptions(ignore_frozen_params=True))
-    state = {name: to_main(run, value) for name, value in shards_of.items()}
+    # torch leaves frozen weights out by one name each: a head that is tied to the embeddings would stay.
+    frozen = {name for name, value in trained.named_parameters(remove_duplicate=False) if not value.requires_grad}
+    found = get_model_state_dict(trained, options=StateDictOptions(ignore_frozen_params=True))
+    state = {name: to_main(run, value) for name, value in found.items() if name not in frozen}
     if run.is_main:
         trained.save_pretrained(folder / "adapter", state_dict=state)
-    plan = skeleton.parts({name: value.nbytes for name, value in skeleton.headers(where).items()})
+    sizes = {name: value.nbytes for name, value in skeleton.headers(where).items()}
+    plan = skeleton.parts(sizes, skeleton.PART_BYTES)
     out = Shards(folder, len(plan))
     for names in plan:
         if run.is_main:
@@ -100,7 +104,7 @@ def _together(run: Run) -> None:
     watchdog.beat()
 
 
-def _check(folder: Path, classifier: bool) -> None:
+def check_whole(folder: Path, classifier: bool) -> None:
     """Raise TrainerError unless from_pretrained finds every weight of the model in `folder`."""
     lost = skeleton.of_folder(folder, source.read_config(str(folder), None, "final"), classifier).missing
     if lost:

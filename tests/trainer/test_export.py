@@ -1,0 +1,100 @@
+"""The model that comes out: the same in one file or several, of what was trained and nothing else."""
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from trainer_kit import Warm, job_file, preference_pairs, write_jsonl
+from transformers import AutoModelForCausalLM
+
+from trl_trainer.errors import TrainerError
+from trl_trainer.results import export
+
+TWICE = """
+from trl_trainer.models import skeleton
+from trl_trainer.results import export
+original = export.write
+def write(run, *args):
+    skeleton.PART_BYTES = 100_000
+    written = original(run, *args)
+    if rank == 0:
+        written.folder.rename(run.work / "several")
+    skeleton.PART_BYTES = 5_000_000
+    return original(run, *args)
+export.write = write
+"""
+SEVERAL = """
+from trl_trainer.models import skeleton
+from trl_trainer.results import export
+skeleton.PART_BYTES = 100_000
+original = export.to_main
+def to_main(run, value, dtype=None):
+    print(f"gathered {value.numel()} values", flush=True)
+    return original(run, value, dtype)
+export.to_main = to_main
+"""
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: value for path in folder.glob("*.safetensors") for name, value in load_file(path).items()}
+
+
+def test_two_ranks_export_several_files_that_are_the_one_file_in_the_bases_precision(
+    warm: Warm, model_folder: Path, tmp_path: Path
+) -> None:
+    base = shutil.copytree(model_folder, tmp_path / "base")
+    stored = {name: value.bfloat16() for name, value in load_file(base / "model.safetensors").items()}
+    save_file(stored, base / "model.safetensors", {"format": "pt"})
+    (base / "config.json").write_text(
+        json.dumps(json.loads((base / "config.json").read_text()) | {"dtype": "bfloat16"})
+    )
+    write_jsonl(tmp_path / "train.jsonl", preference_pairs(40))
+    spec = {"training": {"maxSteps": 2}, "evaluation": {"enabled": False}}
+    ended = warm.run(job_file(tmp_path, base, spec=spec), prelude=[TWICE])
+    assert ended.codes == [0, 0], ended.logs
+    several, final = (tmp_path / "storage/uid-1" / name for name in ("several", "final"))
+    assert len(list(several.glob("*.safetensors"))) > 1
+    assert [path.name for path in final.glob("*.safetensors")] == ["model.safetensors"]
+    one = tensors(final)
+    # The head is tied to the embeddings, and written once.
+    assert one.keys() == tensors(several).keys() == stored.keys()
+    assert all(value.equal(one[name]) and value.dtype == torch.bfloat16 for name, value in tensors(several).items())
+    assert not any(value.equal(stored[name]) for name, value in one.items() if "proj" in name)
+    assert json.loads((final / "config.json").read_text())["dtype"] == "bfloat16"
+    assert (final / "config.json").read_text() == (several / "config.json").read_text()
+    _, info = AutoModelForCausalLM.from_pretrained(several, output_loading_info=True)
+    assert not any(info.values())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_of_an_adapter_only_what_was_trained_is_gathered_and_the_merge_is_pefts(
+    warm: Warm, model_folder: Path, tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path / "train.jsonl", preference_pairs(40))
+    spec = {"peft": {"method": "lora", "r": 4}, "training": {"maxSteps": 2}, "evaluation": {"enabled": False}}
+    ended = warm.run(job_file(tmp_path, model_folder, spec=spec), prelude=[SEVERAL])
+    assert ended.codes == [0, 0], ended.logs
+    assert ended.records[0].progress is not None
+    trained = ended.records[0].progress.trainable_parameters
+    for log in ended.logs:
+        assert sum(map(int, re.findall(r"gathered (\d+) values", log))) == trained
+    final = tmp_path / "storage/uid-1/final"
+    whole = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model_folder), final / "adapter")
+    expected = whole.merge_and_unload().state_dict()
+    assert len(list(final.glob("*.safetensors"))) > 1
+    assert [name for name, value in tensors(final).items() if not value.equal(expected[name])] == []
+
+
+def test_a_model_without_all_of_its_weights_is_not_published(model_folder: Path, tmp_path: Path) -> None:
+    export.check_whole(model_folder, classifier=False)
+    lost = shutil.copytree(model_folder, tmp_path / "lost")
+    kept = load_file(lost / "model.safetensors")
+    del kept["model.norm.weight"]
+    save_file(kept, lost / "model.safetensors", {"format": "pt"})
+    with pytest.raises(TrainerError, match=r"lacks 1 weights \(model.norm.weight\)"):
+        export.check_whole(lost, classifier=False)
