@@ -77,15 +77,7 @@ ONCE = {"training": {"gradientAccumulationSteps": 1}}
         # The reference is sharded, unless it is precomputed or has an adapter to switch off.
         (job("DPOJob", nodes=2, gpus=True, **FULL, **ONCE), 200, 200, 400, 2 * 16, 200 / 2),
         (job("DPOJob", **FULL, dpo={"referenceModel": {"mode": "precompute"}}), 400, 400, 800, 0, 0),
-        # Under FSDP TRL precomputes with a whole fp32 copy.
-        (
-            job("DPOJob", nodes=2, **FULL, **ONCE, dpo={"referenceModel": {"mode": "precompute"}}),
-            200,
-            200,
-            400,
-            64,
-            400,
-        ),
+        (job("DPOJob", nodes=2, **FULL, **ONCE, dpo={"referenceModel": {"mode": "precompute"}}), 200, 200, 400, 64, 0),
         (job("DPOJob"), 408, 8, 16, 0, 0),
         (job("GRPOJob", **FULL), 400, 400, 800, 0, 400),
         (job("GRPOJob", **FULL, grpo={"beta": 0}), 400, 400, 800, 0, 0),

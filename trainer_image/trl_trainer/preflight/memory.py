@@ -237,10 +237,8 @@ def _reference(job: JobFile, sizes: Sizes) -> float:
             return _compute(job) * sizes.other_model / job.num_shards
         case "base":
             return _compute(job) * sizes.parameters / job.num_shards
-        case "precompute":
-            # Under FSDP TRL 1.16 precomputes with a copy of its own, in the policy's fp32, whole on every process.
-            return 4 * sizes.parameters if job.world_size > 1 else 0
-        case "none":
+        case "precompute" | "none":
+            # A precomputing reference is let go before the policy comes (reference.py).
             return 0
 
 
