@@ -15,6 +15,8 @@ ROWS = b"".join(
     json.dumps({"question": f"What is {i} ?", "chosen": "x", "rejected": "y"}).encode() + b"\n" for i in range(9)
 )
 
+LARGE = ROWS * 200_000
+
 LOAD = """
 import json, sys
 from pathlib import Path
@@ -33,7 +35,10 @@ for spec in json.loads(sys.argv[2]):
 
 
 class Hub(BaseHTTPRequestHandler):
-    """Just as much of the hub's API as `datasets` asks for: one data set, one gated one, nothing else."""
+    """Just as much of the hub's API as `datasets` asks for: a small data set, a large and a gated one, nothing else."""
+
+    sent = 0
+    """Bytes of the large one."""
 
     def do_HEAD(self):
         self.do_GET()
@@ -42,16 +47,26 @@ class Hub(BaseHTTPRequestHandler):
         path = self.path.split("?")[0]
         if "org/gated" in path:
             self.reply(401 if "authorization" not in self.headers else 403, error="GatedRepo")
-        elif "org/pairs" not in path:
+        elif "org/large" in path:
+            self.repository(path, LARGE)
+        elif "org/pairs" in path:
+            self.repository(path, ROWS)
+        else:
             self.reply(404, error="RepoNotFound")
-        elif "/resolve/" in path and path.endswith("/train.jsonl"):
-            self.reply(200, ROWS)
+
+    def repository(self, path, rows):
+        if "/resolve/" in path and path.endswith("/train.jsonl"):
+            first, last = (self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")
+            part = rows[int(first) : int(last) + 1 if last else None]
+            if self.command == "GET" and rows is LARGE:
+                Hub.sent += len(part)
+            self.reply(206 if "Range" in self.headers else 200, part)
         elif "/resolve/" in path:
             self.reply(404, error="EntryNotFound")
         elif "/tree/" in path:
-            self.reply(200, [{"type": "file", "path": "train.jsonl", "size": len(ROWS), "oid": "b" * 40}])
+            self.reply(200, [{"type": "file", "path": "train.jsonl", "size": len(rows), "oid": "b" * 40}])
         else:
-            self.reply(200, {"id": "org/pairs", "sha": COMMIT, "siblings": [{"rfilename": "train.jsonl"}], "tags": []})
+            self.reply(200, {"id": "org/any", "sha": COMMIT, "siblings": [{"rfilename": "train.jsonl"}], "tags": []})
 
     def reply(self, code, body=b"", error=None):
         body = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -80,7 +95,7 @@ def hub():
     server.server_close()
 
 
-def job(uid, **hub):
+def job(uid, limit=None, **hub):
     return {
         "kind": "DPOJob",
         "namespace": "a",
@@ -89,7 +104,11 @@ def job(uid, **hub):
         "paths": {"storage": "/unused"},
         "spec": {
             "model": {"hub": {"repo": "org/model"}},
-            "dataset": {"train": {"hub": {"repo": "org/pairs", **hub}}, "columns": {"prompt": "question"}},
+            "dataset": {
+                "train": {"hub": {"repo": "org/pairs", **hub}},
+                "columns": {"prompt": "question"},
+                "maxExamples": limit,
+            },
         },
     }
 
@@ -98,13 +117,13 @@ def load(tmp_path, endpoint, *jobs, offline="0"):
     """Load each job's data in a process of its own, since huggingface_hub reads HF_ENDPOINT when it is imported."""
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": offline}
     arguments = [sys.executable, "-c", LOAD, str(tmp_path), json.dumps(jobs)]
-    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 def test_a_data_set_of_the_hub_is_loaded_and_what_is_missing_is_named(hub, tmp_path):
-    loaded, part, missing, gated, split, config = load(
+    loaded, part, missing, gated, split, config, few = load(
         tmp_path,
         hub,
         job("all"),
@@ -113,6 +132,7 @@ def test_a_data_set_of_the_hub_is_loaded_and_what_is_missing_is_named(hub, tmp_p
         job("gated", repo="org/gated"),
         job("split", split="validation"),
         job("config", config="german"),
+        job("few", limit=20, repo="org/large"),
     )
     assert loaded == [8, 1, ["prompt", "chosen", "rejected"]]
     assert part == [4, 1, ["prompt", "chosen", "rejected"]]
@@ -124,6 +144,8 @@ def test_a_data_set_of_the_hub_is_loaded_and_what_is_missing_is_named(hub, tmp_p
     assert "Unknown split \"validation\". Should be one of ['train']" in split[1]
     assert config[0] == "DatasetNotFound"
     assert "'german' not found. Available: ['default']" in config[1]
+    assert few == [18, 2, ["prompt", "chosen", "rejected"]]
+    assert 0 < Hub.sent < len(LARGE) / 2, "downloaded whole for 20 rows"
     assert not (tmp_path / "all/data/hub").exists(), "the rows are kept twice"
 
 
