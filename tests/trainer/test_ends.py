@@ -98,8 +98,8 @@ def test_a_rank_that_saves_after_a_sigterm_is_not_cut_short_by_one_that_has_save
     process.send_signal(signal.SIGTERM)
     record = stand_in_record(process, 60)
     assert (record.outcome, record.message) == ("Preempted", "rank 1 has saved")
-    left = [pid for pid in os.listdir("/proc") if pid.isdigit() and supervisor.variable(int(pid), "TRL_RECORDS")]
-    assert left == []
+    pids = [int(pid) for pid in os.listdir("/proc") if pid.isdigit()]
+    assert [pid for pid in pids if supervisor.variable(pid, "PYTHONPATH") == str(tmp_path)] == []
 
 
 @pytest.mark.parametrize(

@@ -240,7 +240,7 @@ def test_finished_training_is_not_repeated_and_export_runs(warm: Warm, folder: P
 
 
 def test_older_attempt_that_wakes_up_publishes_nothing(warm: Warm, folder: Path, model_folder: Path) -> None:
-    claim = f"open({str(folder)!r} + '/storage/uid-1/attempt/1', 'w').close()"
+    claim = "from trl_trainer.checkpoints import fence; fence.claim(self._run.work, 1)"
     ended = run(warm, folder, model_folder, prelude=at_step(3, claim, rank=0, saved=2))
     assert ended.codes[0] == 137, ended.logs
     assert "attempt 1 has taken over" in ended.records[0].message
@@ -252,9 +252,10 @@ def test_older_attempt_that_wakes_up_publishes_nothing(warm: Warm, folder: Path,
 def test_older_attempt_that_wakes_up_exports_nothing(call: str, warm: Warm, folder: Path, model_folder: Path) -> None:
     prelude = f"""
 import trl_trainer.results.export as e
+from trl_trainer.checkpoints import fence
 original = e.{call}
 def late(run, *args):
-    open(str(run.work / 'attempt' / '1'), 'w').close()
+    fence.claim(run.work, 1)
     return original(run, *args)
 e.{call} = late
 """

@@ -72,7 +72,10 @@ class _Window:
         return self._line + lines, at - self.text.rfind("\n", 0, at) + (0 if lines else self._column)
 
     def _fill(self) -> None:
-        more = self._file.read(self._longest)
         self._line, column = self._place(self.at)
         self._column = column - 1
-        self.text, self.at, self._ended = self.text[self.at :] + more, 0, not more
+        # What is behind goes before more comes.
+        self.text, self.at = self.text[self.at :], 0
+        more = self._file.read(self._longest)
+        self.text += more
+        self._ended = not more
