@@ -112,7 +112,7 @@ def noted(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
         # What earlier phases freed goes back, so that it hides nothing of what this one takes.
         gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-        part = note.with_suffix(".part")
+        part = Path(f"{note}.part")
         part.write_text(f"{os.getpid()} {anonymous(os.getpid())}")
         part.rename(f"{note}.began")
         found = function(*args, **kwargs)
