@@ -1,5 +1,6 @@
 """The memory estimate against torch's own count, without a GPU; `make memory-table` has all cases."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -23,7 +24,7 @@ print(json.dumps([estimate(case).total / track(case)["peak"] for case in cases])
 def test_the_estimate_is_what_torch_counts() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", CASES],
-        cwd=BENCH,
+        env={**os.environ, "PYTHONPATH": str(BENCH)},
         capture_output=True,
         text=True,
         timeout=240,

@@ -221,9 +221,10 @@ def test_a_process_that_dies_ends_the_preparation_at_once():
         os.kill(os.getpid(), signal.SIGKILL)
         return b""
 
+    before = processes.children(os.getpid())
     with pytest.raises(ChildProcessError, match="ended with -9"):
         list(processes.in_parallel(die, [1, 2, 3], 2))
-    assert processes.children(os.getpid()) == []
+    assert processes.children(os.getpid()) == before
 
 
 def test_what_goes_wrong_in_a_process_is_raised_and_the_order_of_tasks_is_kept():
@@ -232,11 +233,11 @@ def test_what_goes_wrong_in_a_process_is_raised_and_the_order_of_tasks_is_kept()
             raise UserError("DataFormatError", "row 5")
         return bytes([task])
 
-    found = []
+    found, before = [], processes.children(os.getpid())
     with pytest.raises(UserError, match="row 5"):
         found.extend(processes.in_parallel(answer, range(9), 3))
     assert b"".join(processes.in_parallel(answer, range(5), 3)) == bytes(range(5))
-    assert processes.children(os.getpid()) == []
+    assert processes.children(os.getpid()) == before
 
 
 def test_rows_that_are_all_too_long_are_no_data_set(tmp_path, model_folder):
