@@ -141,8 +141,10 @@ def test_a_flood_of_tokens_costs_neither_the_lease_nor_honest_reports(world: Wor
             "per_second": LOAD.tokens_per_second, "seconds": LOAD.flood_seconds,
             "path": target.path, "audience": target.audience, "pod_uid": target.pod_uid,
         }  # fmt: skip
-        command = [sys.executable, str(Path(__file__).parents[1] / "flood.py"), json.dumps(plan)]
-        flood = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
+        folder = Path(__file__).parents[1]
+        command = [sys.executable, str(folder / "flood.py"), json.dumps(plan)]
+        variables = {**os.environ, "PYTHONPATH": str(folder)}
+        flood = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE, env=variables)
         assert flood.stdout is not None
         try:
             assert await flood.stdout.readline() == b"open\n"
