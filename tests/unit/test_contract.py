@@ -58,6 +58,11 @@ def test_the_wire_form_reads_back_as_the_same_job(kind: str) -> None:
             "go with fromJob",
         ),
         ("DPOJob", {"dpo": {"referenceModel": {"mode": "explicit"}}}, "source goes with mode explicit"),
+        (
+            "DPOJob",
+            {"dpo": {"referenceModel": {"mode": "explicit", "source": {"hub": {"repo": "a/b"}, "chatTemplate": "x"}}}},
+            "remove attnImplementation and chatTemplate",
+        ),
         ("DPOJob", {"peft": {"method": "none", "targetModules": ["q_proj"]}}, "method none"),
         ("DPOJob", {"peft": {"method": "none", "targetParameters": ["x"]}}, "method none"),
         ("DPOJob", {"peft": {"targetParameters": ["x"], "useDora": True}}, "do not go with useDora"),

@@ -157,7 +157,12 @@ class ReferenceModel(Model):
                 cel(
                     "(self.mode == 'explicit') == has(self.source)",
                     "source goes with mode explicit, and only with it",
-                )
+                ),
+                cel(
+                    "!has(self.source) || !(has(self.source.attnImplementation) || has(self.source.chatTemplate))",
+                    "source: the reference has the attention and the chat template of model: remove attnImplementation"
+                    " and chatTemplate",
+                ),
             ]
         }
     )
@@ -172,6 +177,11 @@ class ReferenceModel(Model):
     def _explicit_has_source(self) -> Self:
         if (self.mode == "explicit") != (self.source is not None):
             raise ValueError("dpo.referenceModel: source goes with mode explicit, and only with it")
+        if self.source is not None and (self.source.attn_implementation or self.source.chat_template):
+            raise ValueError(
+                "dpo.referenceModel.source: the reference has the attention and the chat template of model: remove"
+                " attnImplementation and chatTemplate"
+            )
         return self
 
 

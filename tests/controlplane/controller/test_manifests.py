@@ -135,6 +135,16 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ("DPOJob", {"spec.dpo.labelSmoothing": 0.1}, ("spec.dpo", "robust or exo_pair")),
     ("DPOJob", {"spec.dpo.lossType": ["sigmoid", "exo_pair"]}, ("spec.dpo", "exo_pair needs labelSmoothing")),
     ("DPOJob", {"spec.dpo.referenceModel": {"mode": "explicit"}}, ("spec.dpo.referenceModel", "mode explicit")),
+    (
+        "DPOJob",
+        {
+            "spec.dpo.referenceModel": {
+                "mode": "explicit",
+                "source": {"hub": {"repo": "a/b"}, "attnImplementation": "sdpa"},
+            }
+        },
+        ("spec.dpo.referenceModel", "remove attnImplementation and chatTemplate"),
+    ),
     ("DPOJob", {"spec.peft": {"method": "none", "targetParameters": ["w"]}}, ("spec.peft", "method none")),
     ("DPOJob", {"spec.peft": {"targetParameters": ["w"], "useDora": True}}, ("spec.peft", "useDora: remove one")),
     ("DPOJob", {"spec.evaluation": {"earlyStopping": STOPPING}}, ("spec.evaluation", "needs everySteps")),
