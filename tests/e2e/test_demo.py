@@ -21,7 +21,9 @@ COLD_SECONDS, WARM_SECONDS = 3000, 900  # to give up after: a first run builds t
 STEPS = yaml.safe_load((ROOT / "examples/demo/dpojob.yaml").read_text())["spec"]["training"]["maxSteps"]
 MEASURE = re.compile(r"^(?P<title>\S.*?|  \S.*?)\s+(?P<before>[-+]?[\d.]+)%?\s+(?P<after>[-+]?[\d.]+)%?$")
 # How far the README's measures may be off: floating point differs a little between machines. In the order shown.
-TOLERANCES = (10.0, 5.0, 0.03, 20.0, 20.0)
+# The base model is trained on the machine, and what its processor makes of it differs: with equal steps of equal losses
+# from there on, the second measure has come to +6.3 with AVX2 and to +11.6 with AVX-512.
+TOLERANCES = (10.0, 8.0, 0.03, 20.0, 20.0)
 NUMBER = r"(?:-?\d+\.\d+|-)"
 ROW = re.compile(rf"^ +(?P<phase>[A-Z][a-z]+) +(?P<step>\d+(?:/{STEPS})?|-) +{NUMBER} +{NUMBER} +(?:\w+|-) +\d+ s$")
 # What another run, or another machine, shows in other words.
