@@ -371,7 +371,7 @@ r.preflight.run = hangs
 # Soon enough: rank 1 gives up after twice the stall timeout.
 r.watchdog.OTHERS_SECONDS = 0.5
 """
-    ended = run(warm, folder, model_folder, job={"stallTimeoutSeconds": 4}, prelude=[hang])
+    ended = run(warm, folder, model_folder, job={"stallTimeoutSeconds": 10}, prelude=[hang])
     assert ended.codes == [137, 143], ended.logs
     assert ended.records[0].reason == "Stalled"
     assert "while preparing the data" in ended.records[0].message
