@@ -92,7 +92,7 @@ OWN: dict[Kind, dict[str, tuple[Any, str, Any]]] = {
 }  # fmt: skip
 # Used by a part that has tests of its own.
 ELSEWHERE = {
-    "model.hub", "model.volume", "model.chatTemplate",  # model.py
+    "model.hub", "model.volume", "model.chatTemplate",  # models/
     "dataset.train", "dataset.eval", "dataset.evalSplit", "dataset.maxExamples", "dataset.columns",  # data/
     "dataset.systemPrompt", "dataset.maxBadRows", "dataset.maxPromptLength",
     "evaluation.atStart", "evaluation.earlyStopping.metric", "evaluation.earlyStopping.mode",  # evaluation.py,
@@ -106,7 +106,7 @@ ELSEWHERE = {
     "peft.useRslora", "fsdp.reshardAfterForward", "fsdp.stateDictType", "fsdp.cpuOffload",
     "fsdp.hybrid",  # test_hybrid.py
    
-    "dpo.referenceModel.source",  # model.py
+    "dpo.referenceModel.source",  # models/reference.py
 }  # fmt: skip
 
 
