@@ -45,8 +45,24 @@ def test_ranks_do_not_wait_for_one_that_stands_still(warm: Warm, model_folder: P
 
 
 def test_every_rank_ends_at_once_when_rank_0_cannot_go_on(warm: Warm, model_folder: Path, folder: Path) -> None:
-    job = job_file(folder, model_folder, spec=SPEC)
-    ended = warm.run(job, prelude=[SLOW.format(seconds=0, more="raise OSError(28, 'No space left', 'train.arrow')")])
+    # Rank 0 stays until rank 1 has said why it ends: torchrun's SIGTERM to it would be an end at once, too.
+    waits = """
+import os, time
+from pathlib import Path
+import trl_trainer.rank as r
+train = r.train
+def stays(*arguments):
+    try:
+        return train(*arguments)
+    finally:
+        end = time.monotonic() + 60
+        while 1 not in r.records.read(Path(os.environ[r.records.FOLDER])) and time.monotonic() < end:
+            time.sleep(0.02)
+if rank == 0:
+    r.train = stays
+"""
+    full = SLOW.format(seconds=0, more="raise OSError(28, 'No space left', 'train.arrow')")
+    ended = warm.run(job_file(folder, model_folder, spec=SPEC), prelude=[full, waits])
     assert ended.records[0].reason == "StorageFull"
     assert ended.records[1].reason == "PeerLost"
     assert ended.records[1].message == "rank 0 failed: [Errno 28] No space left: 'train.arrow'"

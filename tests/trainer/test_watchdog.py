@@ -12,27 +12,27 @@ from trl_contract.report import ExitRecord
 from trl_trainer.launch import records
 from trl_trainer.launch.watchdog import Signs, works
 
-IDLE = Signs(cpu=1.0, written=1000, saved=None)
-BUSY = Signs(cpu=2.0, written=1000, saved=None)
-WRITES = Signs(cpu=1.0, written=1000 + (1 << 20), saved=None)
-SAVES = Signs(cpu=1.0, written=1000, saved=5)
-SAVED = Signs(cpu=1.0, written=1000, saved=9)
+IDLE = Signs(cpu=1.0, moved=1000, saved=None)
+BUSY = Signs(cpu=2.0, moved=1000, saved=None)
+WRITES = Signs(cpu=1.0, moved=1000 + (1 << 20), saved=None)
+SAVES = Signs(cpu=1.0, moved=1000, saved=5)
+SAVED = Signs(cpu=1.0, moved=1000, saved=9)
 
 
 @pytest.mark.parametrize(
     ("before", "after", "alone", "together"),
     [
         (IDLE, IDLE, False, False),
-        # Idle threads and a log line now and then.
-        (IDLE, Signs(cpu=1.002, written=1200, saved=None), False, False),
+        # Idle threads, the most that was seen, and a log line now and then.
+        (IDLE, Signs(cpu=1.013, moved=1200, saved=None), False, False),
         # A collective that waits may burn a core.
         (IDLE, BUSY, True, False),
         (IDLE, WRITES, True, False),
         (SAVES, SAVED, True, True),
         # The storage did not say.
         (IDLE, SAVED, False, False),
-        (Signs(cpu=1.0, written=None, saved=None), Signs(cpu=1.0, written=None, saved=None), False, False),
-        (Signs(cpu=1.0, written=None, saved=None), Signs(cpu=2.0, written=None, saved=None), True, False),
+        (Signs(cpu=1.0, moved=None, saved=None), Signs(cpu=1.0, moved=None, saved=None), False, False),
+        (Signs(cpu=1.0, moved=None, saved=None), Signs(cpu=2.0, moved=None, saved=None), True, False),
     ],
 )
 def test_what_a_process_computes_and_writes_counts_where_no_collective_can_burn_time(

@@ -2,8 +2,8 @@
 
 Standard library only. It watches from the rank's start to its end, in one process too. What takes long calls `beat`. In
 training nothing else counts: a rank that waits in a collective may burn a whole core. Before and after, single calls
-that cannot beat (a download, from_pretrained, a merge) show that they live by what they compute and write; should a
-rank wait there in a collective that burns CPU time, the collective's own limit ends it, twice stallTimeoutSeconds.
+that cannot beat (a download, from_pretrained, a merge) show that they live by what they compute, read and write; should
+a rank wait there in a collective that burns CPU time, the collective's own limit ends it, twice stallTimeoutSeconds.
 """
 
 import faulthandler
@@ -21,10 +21,11 @@ from trl_trainer.launch import records
 
 OTHERS_SECONDS = 5.0
 """Time for the other ranks, which stalled at about the same moment, to write their stacks too."""
-WORKING_CPU = 0.01
-"""Share of a core above which a process computes; the idle threads of a rank take less."""
+WORKING_CPU = 0.05
+"""Share of a core above which a process computes. An idle rank was seen to take 0.013: three process groups of gloo
+take 0.002 each, and this watchdog 0.004."""
 WORKING_BYTES = 64 << 10
-"""Bytes per second above which a process writes; a log that repeats a complaint takes less."""
+"""Bytes per second above which a process reads or writes; a log that repeats a complaint takes less."""
 
 
 @dataclass
@@ -74,8 +75,9 @@ class Signs:
 
     cpu: float
     """Seconds of CPU time."""
-    written: int | None
-    """Bytes given to write calls, downloads among them; None: not known."""
+    moved: int | None
+    """Bytes given to write calls, downloads among them, and read from storage, those of mapped files among them; None:
+    not known."""
     saved: int | None
     """Bytes of the checkpoint under way; None: they cannot be counted just now."""
 
@@ -86,8 +88,8 @@ def works(before: Signs, after: Signs, seconds: float, *, together: bool) -> boo
         return True
     if together:
         return False
-    written = 0 if before.written is None or after.written is None else after.written - before.written
-    return after.cpu - before.cpu >= WORKING_CPU * seconds or written >= WORKING_BYTES * seconds
+    moved = 0 if before.moved is None or after.moved is None else after.moved - before.moved
+    return after.cpu - before.cpu >= WORKING_CPU * seconds or moved >= WORKING_BYTES * seconds
 
 
 class Watchdog:
@@ -124,12 +126,12 @@ class Watchdog:
 
     def _signs(self) -> Signs:
         try:
-            lines = Path("/proc/self/io").read_text().splitlines()
-            written = next(int(line.split()[1]) for line in lines if line.startswith("wchar:"))
+            counts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
+            moved = int(counts["wchar"]) + int(counts["read_bytes"])
         except OSError:
             # A process that keeps its memory to itself may not read this.
-            written = None
-        return Signs(time.process_time(), written, self._saved())
+            moved = None
+        return Signs(time.process_time(), moved, self._saved())
 
     def _end(self, silent: float) -> None:
         faulthandler.cancel_dump_traceback_later()
