@@ -98,6 +98,9 @@ kubeconfig: $(VENV) ## Print the path of the dev cluster's kubeconfig (make -s k
 clean-cache: $(VENV) ## Take the dev cluster away with its images, and all that was built or downloaded
 	@$(DEVCLUSTER) clean-cache
 
+invariants: $(VENV) ## What must hold of all jobs, looked at twice in the cluster of KUBECONFIG (ARGUMENTS="--namespace=NAME --quiet")
+	@PYTHONPATH=hack $(PY) -m devcluster.invariants $(ARGUMENTS)
+
 ##@ Images
 
 images: $(VENV) ## Build the images of trainer and operator into the running dev cluster
