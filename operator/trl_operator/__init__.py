@@ -1,1 +1,1 @@
-"""The controller: custom resources in, PyTorchJobs out, progress and verdicts back into status."""
+"""The controller: custom resources in, workloads out, progress and verdicts back into status."""

@@ -48,7 +48,7 @@ async def run(settings: Settings) -> None:
         def ready() -> None:
             health.ready = True
 
-        reconciler = Reconciler(kube, cache, lease, installation, settings.identity, lambda: relist.backend, metrics)
+        reconciler = Reconciler(kube, cache, lease, installation, settings.identity, relist.exists, metrics)
         filled, leading, working = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
         async def hold() -> None:

@@ -3,11 +3,13 @@
 from typing import Any
 
 from trl_operator.api.job import Job
+from trl_operator.backend import backend_for
 from trl_operator.constants import LABEL_JOB_UID
-from trl_operator.kube import CLAIMS, CONFIG_MAPS, JOBS, NETWORK_POLICIES, PYTORCHJOBS, Kube, Resource
+from trl_operator.kube import CLAIMS, CONFIG_MAPS, JOBS, NETWORK_POLICIES, Kube
 from trl_operator.plan.acceptance import Blocker, check_reference, check_retained, check_spec, references
 from trl_operator.plan.observation import controller_uid
 from trl_operator.plan.upstream import awaits, check_upstream, upstreams, with_upstreams
+from trl_operator.resource import Resource
 
 Obj = dict[str, Any]
 
@@ -26,7 +28,7 @@ async def find_blocker(kube: Kube, job: Job, attempt: int) -> Blocker | None:
         if blocker := check_reference(reference, found, job.cluster.num_nodes):
             return blocker
     for resource, name in (
-        (PYTORCHJOBS, job.child_name(attempt)),
+        (backend_for(job).RESOURCE, job.child_name(attempt)),
         (CONFIG_MAPS, job.child_name(attempt)),
         (NETWORK_POLICIES, job.base_name),
     ):

@@ -1,12 +1,13 @@
-"""What the watches saw: jobs, PyTorchJobs and pods, kept small."""
+"""What the watches saw: jobs, their workloads and pods, kept small."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
+from trl_operator.backend import BACKENDS, child_from, pod_from
 from trl_operator.constants import LABEL_JOB_UID
-from trl_operator.kube import JOBS, PODS, PYTORCHJOBS
-from trl_operator.plan.observation import Attempt, Child, Key, Pod, child_from, pod_from
+from trl_operator.kube import JOBS, PODS
+from trl_operator.plan.observation import Attempt, Child, Key, Pod
 from trl_operator.watched import Watched, covers
 
 Obj = dict[str, Any]
@@ -47,7 +48,10 @@ class Cache:
         return [
             *jobs,
             Watched(PODS, self.put_pod, self.drop_pod, self.sweep_pods, LABEL_JOB_UID),
-            Watched(PYTORCHJOBS, self.put_child, drop_child, self.sweep_children, LABEL_JOB_UID),
+            *(
+                Watched(each.RESOURCE, self.put_child, drop_child, self.sweep_children, LABEL_JOB_UID)
+                for each in BACKENDS
+            ),
         ]
 
     def follow(self, changed: Callable[[Key], None]) -> None:
@@ -90,7 +94,7 @@ class Cache:
             self._changed(child.job)
 
     def forget_child(self, child: Child) -> None:
-        """Forget this very PyTorchJob: it is gone."""
+        """Forget this very workload: it is gone."""
         known = self._children.get((child.job[1], child.name))
         if known is not None and known.uid == child.uid:
             self.drop_child(child.job[1], child.name)

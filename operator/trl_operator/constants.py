@@ -6,15 +6,10 @@ GROUP: Final = "trl-operator.io"
 VERSION: Final = "v1alpha1"
 API_VERSION: Final = f"{GROUP}/{VERSION}"
 
-KUBEFLOW_GROUP: Final = "kubeflow.org"
-CONTAINER: Final = "pytorch"
-"""The training-operator insists on this container name."""
-
 LABEL_JOB_UID: Final = f"{GROUP}/job-uid"
 LABEL_JOB_NAME: Final = f"{GROUP}/job-name"
 LABEL_JOB_KIND: Final = f"{GROUP}/job-kind"
 LABEL_ATTEMPT: Final = f"{GROUP}/attempt"
-LABEL_REPLICA_INDEX: Final = "training.kubeflow.org/replica-index"
 
 MANAGER: Final = "trl-operator"
 """Field manager of ConfigMaps and NetworkPolicies."""

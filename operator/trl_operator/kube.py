@@ -4,10 +4,9 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
-from urllib.parse import quote, urlencode
+from urllib.parse import urlencode
 
 import aiohttp
 from kubernetes.aio.client import ApiClient, Configuration
@@ -17,6 +16,7 @@ from kubernetes.aio.config import load_incluster_config, load_kube_config
 from trl_operator.api.kinds import KINDS
 from trl_operator.constants import GROUP, VERSION
 from trl_operator.errors import ApiError
+from trl_operator.resource import Resource
 
 Obj = dict[str, Any]
 Page = tuple[list[Obj], int]
@@ -29,21 +29,6 @@ PAGE = 500
 CONNECTIONS = 64
 
 
-@dataclass(frozen=True)
-class Resource:
-    """A resource of the API: where its objects live."""
-
-    group: str
-    version: str
-    plural: str
-
-    def path(self, namespace: str | None = None, name: str | None = None, subresource: str | None = None) -> str:
-        root = f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
-        place = f"/namespaces/{quote(namespace)}" if namespace else ""
-        tail = "".join(f"/{quote(part)}" for part in (name, subresource) if part)
-        return f"{root}{place}/{self.plural}{tail}"
-
-
 PODS: Final = Resource("", "v1", "pods")
 CONFIG_MAPS: Final = Resource("", "v1", "configmaps")
 CLAIMS: Final = Resource("", "v1", "persistentvolumeclaims")
@@ -52,7 +37,6 @@ EVENTS: Final = Resource("", "v1", "events")
 LEASES: Final = Resource("coordination.k8s.io", "v1", "leases")
 NETWORK_POLICIES: Final = Resource("networking.k8s.io", "v1", "networkpolicies")
 TOKEN_REVIEWS: Final = Resource("authentication.k8s.io", "v1", "tokenreviews")
-PYTORCHJOBS: Final = Resource("kubeflow.org", "v1", "pytorchjobs")
 JOBS: Final[dict[str, Resource]] = {kind: Resource(GROUP, VERSION, info.plural) for kind, info in KINDS.items()}
 
 

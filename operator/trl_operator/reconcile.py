@@ -11,19 +11,21 @@ from uuid import uuid4
 from pydantic import ValidationError
 
 from trl_operator.api.job import Job, parse_known
+from trl_operator.backend import backend_for, child_from, denials, resource_of
 from trl_operator.blockers import find_blocker, is_awaited, resolve
 from trl_operator.cache import Cache
 from trl_operator.constants import API_VERSION, LABEL_ATTEMPT, LABEL_JOB_UID, MANAGER, MANAGER_PROGRESS, MANAGER_STATUS
 from trl_operator.errors import ApiError, LeaseLost
-from trl_operator.kube import CLAIMS, CONFIG_MAPS, EVENTS, JOBS, NETWORK_POLICIES, PODS, PYTORCHJOBS, Kube
+from trl_operator.kube import CLAIMS, CONFIG_MAPS, EVENTS, JOBS, NETWORK_POLICIES, PODS, Kube
 from trl_operator.lease import Lease
 from trl_operator.metrics import Metrics
 from trl_operator.plan.acceptance import Blocker
-from trl_operator.plan.observation import Child, Key, child_from, controller_uid, current_attempt, format_time
+from trl_operator.plan.observation import Attempt, Child, Key, controller_uid, current_attempt, format_time
 from trl_operator.plan.outcome import records
 from trl_operator.policy.start import half_since
 from trl_operator.queue import WorkQueue
-from trl_operator.render.manifests import Installation, claim, config_map, network_policy, pytorchjob
+from trl_operator.render.manifests import Installation, claim, config_map, network_policy
+from trl_operator.resource import Resource
 from trl_operator.status.conditions import Status, set_condition
 from trl_operator.status.events import Event, events
 from trl_operator.status.lifecycle import Decision, View, decide, owned, refused
@@ -52,7 +54,7 @@ class Reconciler:
         lease: Lease,
         installation: Callable[[], Installation],
         identity: str,
-        backend: Callable[[], bool],
+        exists: Callable[[Resource], bool],
         metrics: Metrics,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
@@ -61,7 +63,7 @@ class Reconciler:
         self._lease = lease
         self._installation = installation
         self._identity = identity
-        self._backend = backend
+        self._exists = exists
         self._metrics = metrics
         self._now = now
 
@@ -108,7 +110,7 @@ class Reconciler:
         status = owned(obj.get("status", {}))
         generation = obj["metadata"]["generation"]
         set_condition(status, "Accepted", value, reason, message, generation=generation, now=self._now())
-        if "pytorchJob" not in status:
+        if "workload" not in status:
             status["phase"] = "Pending"
         if owned(obj.get("status", {})) != status:
             await self._put_status(obj, status)
@@ -124,18 +126,18 @@ class Reconciler:
             return View(others=tuple(children))
         child = next((child for child in children if child.name == attempt.child), None)
         if child is None or attempt.child_uid not in ("", child.uid):
-            child = await self._live_child(job, attempt.number)
+            child = await self._live_child(job, attempt)
         if child is None and not attempt.child_uid:
             return View(others=others, blocker=await self._blocker(job, attempt.number))
         if child is None or child.state != "active":
             await self._refresh_pods(job, attempt.number)
         pods = tuple(self._cache.pods(replace(attempt, child_uid=child.uid) if child else attempt))
-        denials = await self._denials(child) if child and len(pods) < job.cluster.num_nodes else ()
+        denied = await self._denials(job, child) if child and len(pods) < job.cluster.num_nodes else ()
         older_waits = half_since(pods, job.cluster.num_nodes) is not None and self._cache.an_older_job_waits(job.uid)
-        return View(child, others, pods, denials, older_waits=older_waits)
+        return View(child, others, pods, denied, older_waits=older_waits)
 
-    async def _live_child(self, job: Job, attempt: int) -> Child | None:
-        obj = await self._kube.get(PYTORCHJOBS, job.namespace, job.child_name(attempt))
+    async def _live_child(self, job: Job, attempt: Attempt) -> Child | None:
+        obj = await self._kube.get(backend_for(job, attempt.child_kind).RESOURCE, job.namespace, attempt.child)
         if obj is None or controller_uid(obj["metadata"]) != job.uid:
             return None
         return child_from(obj)
@@ -146,18 +148,16 @@ class Reconciler:
         self._cache.replace_attempt(job.uid, job.namespace, attempt, listed, version)
 
     async def _blocker(self, job: Job, attempt: int) -> Blocker | None:
-        if not self._backend():
-            return Blocker(
-                "BackendUnavailable", "there are no PyTorchJobs in this cluster: install the training-operator"
-            )
+        backend = backend_for(job)
+        if not self._exists(backend.RESOURCE):
+            return Blocker("BackendUnavailable", backend.MISSING)
         return await find_blocker(self._kube, job, attempt)
 
-    async def _denials(self, child: Child) -> tuple[str, ...]:
-        """Return why pods of a PyTorchJob could not be created, newest first: only its events say."""
-        selector = f"involvedObject.uid={child.uid},reason=FailedCreatePod"
+    async def _denials(self, job: Job, child: Child) -> tuple[str, ...]:
+        """Return why pods of a workload could not be created, newest first: only events say."""
+        selector = backend_for(job, child.kind).denials_selector(child)
         found, _ = await self._kube.list(EVENTS, child.job[1], fields=selector)
-        found.sort(key=lambda event: event.get("lastTimestamp") or "", reverse=True)
-        return tuple(event.get("message", "") for event in found)
+        return denials(found)
 
     async def _save_last_words(self, job: Job, obj: Obj, view: View) -> Obj:
         """Write the progress that exit records carry, so that the end does not depend on the receiver."""
@@ -198,7 +198,7 @@ class Reconciler:
     async def _act(self, job: Job, obj: Obj, decision: Decision) -> float | None:
         for child in decision.delete:
             self._lease.check()
-            if not await self._kube.delete(PYTORCHJOBS, job.namespace, child.name, child.uid):
+            if not await self._kube.delete(resource_of(child), job.namespace, child.name, child.uid):
                 # The watch has missed its end, and would not tell of it before everything is listed again.
                 self._cache.forget_child(child)
         if decision.delete_job:
@@ -217,7 +217,7 @@ class Reconciler:
         return decision.requeue
 
     async def _start(self, named: Job, obj: Obj, attempt: int) -> Child | None:
-        """Create what the attempt needs, its PyTorchJob last; None if something has come up meanwhile."""
+        """Create what the attempt needs, its workload last; None if something has come up meanwhile."""
         job = await resolve(self._kube, named)
         if isinstance(job, Blocker):
             return None
@@ -231,14 +231,16 @@ class Reconciler:
         ):
             async with self._telling_refusal(job, obj, manifest):
                 await self._kube.apply(resource, job.namespace, manifest, MANAGER)
-        manifest = pytorchjob(job, attempt, self._installation())
+        backend = backend_for(job)
+        manifest = backend.manifest(job, attempt, self._installation())
         try:
             async with self._telling_refusal(job, obj, manifest):
-                return child_from(await self._kube.create(PYTORCHJOBS, manifest, job.namespace))
+                return child_from(await self._kube.create(backend.RESOURCE, manifest, job.namespace))
         except ApiError as error:
-            if error.status != 409:
+            current = current_attempt(obj)
+            if error.status != 409 or current is None:
                 raise
-            return await self._live_child(job, attempt)
+            return await self._live_child(job, current)
 
     @asynccontextmanager
     async def _telling_refusal(self, job: Job, obj: Obj, manifest: Obj) -> AsyncIterator[None]:

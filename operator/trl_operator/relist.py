@@ -5,7 +5,8 @@ import logging
 from collections.abc import Sequence
 
 from trl_operator.errors import ApiError
-from trl_operator.kube import PYTORCHJOBS, Kube, Resource
+from trl_operator.kube import Kube
+from trl_operator.resource import Resource
 from trl_operator.watched import Watched
 
 logger = logging.getLogger(__name__)
@@ -41,10 +42,9 @@ class Relist:
         """Kinds that do not exist in this cluster."""
         return {resource for (_, resource), error in self._refused.items() if error.status == 404}
 
-    @property
-    def backend(self) -> bool:
-        """Whether PyTorchJobs exist in this cluster; no before the first relist."""
-        return bool(self._done) and PYTORCHJOBS not in self.missing
+    def exists(self, resource: Resource) -> bool:
+        """Return whether this cluster has such a kind; no before the first relist."""
+        return bool(self._done) and resource not in self.missing
 
     async def once(self) -> None:
         """List everything and take it over; raises ApiError if nothing can be listed."""

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from trl_operator.kube import Resource
+from trl_operator.resource import Resource
 
 Obj = dict[str, Any]
 

@@ -13,14 +13,16 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from trl_operator.api.job import Job, parse_job
-from trl_operator.plan.observation import Child, Pod, child_from, pod_from
+from trl_operator.backend import child_from, pod_from
+from trl_operator.plan.observation import Child, Pod
 
 NOW = datetime(2026, 11, 21, 12, 0, 0, tzinfo=UTC)
 UID = "11111111-2222-3333-4444-555555555555"
 OWNER = {
     "apiVersion": "trl-operator.io/v1alpha1", "kind": "DPOJob", "name": "tune", "uid": UID, "controller": True,
 }  # fmt: skip
-CONTROLLER = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "controller": True}
+WORKLOAD = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob"}
+CONTROLLER = {**WORKLOAD, "controller": True}
 
 
 @pytest.fixture
@@ -149,6 +151,7 @@ def child_object() -> Callable[..., dict[str, Any]]:
         }
         if deleting:
             metadata["deletionTimestamp"] = "2026-11-21T11:59:00Z"
-        return {"metadata": metadata, "status": {"conditions": [{"type": condition, "status": "True"}]}}
+        conditions = [{"type": condition, "status": "True"}]
+        return {**WORKLOAD, "metadata": metadata, "status": {"conditions": conditions}}
 
     return make

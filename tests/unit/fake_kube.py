@@ -35,6 +35,8 @@ class FakeKube:
         self.refuse_object: Callable[[Obj], None] = lambda _: None
         self.refuse_list: Callable[[str, str | None], None] = lambda *_: None
         self.version = 100
+        self._said: dict[tuple[str, str, str, str], set[str]] = {}
+        """Fields of the status that each manager has written."""
         self.reviews = 0
 
     def put(self, plural: str, obj: Obj) -> Obj:
@@ -80,14 +82,18 @@ class FakeKube:
     async def apply(
         self, resource: Resource, namespace: str, body: Obj, manager: str, subresource: str | None = None
     ) -> Obj:
-        """Merge what a manager says of a status; of a whole object it is the only manager."""
+        """Merge what a manager says of a status, without what it has ceased to say; of a whole object it is the only
+        manager."""
         known = self.objects.get((resource.plural, namespace, body["metadata"]["name"]))
         if subresource is not None:
             assert known is not None
             if body["metadata"]["resourceVersion"] != known["metadata"]["resourceVersion"]:
                 raise ApiError(409, "the object has been modified")
             self.refuse(body["status"])
-            before = known.get("status", {})
+            place = (resource.plural, namespace, body["metadata"]["name"], manager)
+            ceased = self._said.get(place, set()) - body["status"].keys()
+            self._said[place] = set(body["status"])
+            before = {name: value for name, value in known.get("status", {}).items() if name not in ceased}
             effective = {**before.get("effective", {}), **body["status"].get("effective", {})}
             body = {**known, "status": {**before, **body["status"], **({"effective": effective} if effective else {})}}
         else:

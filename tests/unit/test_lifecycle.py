@@ -43,7 +43,7 @@ def test_a_new_job_is_accepted_and_its_first_attempt_is_written_before_it_is_cre
     decision = decide(make_job(), {}, View(), now)
     assert decision.create
     assert (decision.status["attempt"], decision.status["phase"]) == (0, "Starting")
-    assert "pytorchJob" not in decision.status
+    assert "workload" not in decision.status
     assert decision.status["startTime"] == format_time(now)
     assert decision.status["effective"] == {"batchSize": 16, "worldSize": 1, "model": "org/base"}
     assert reason(decision, "Accepted") == ("True", "Accepted")
@@ -179,7 +179,7 @@ def test_a_retryable_failure_starts_the_next_attempt_after_a_pause(
     decision = decide(job, status, View(make_child(0, "Failed"), pods=(pod,)), now)
     after = decision.status
     assert (after["attempt"], after["restarts"], after["phase"]) == (1, 1, "Restarting")
-    assert "pytorchJob" not in after
+    assert "workload" not in after
     assert reason(decision) == ("False", "RewardUnavailable")
     assert not decision.create
     early = decide(job, after, View(others=(make_child(0, "Failed"),)), now + timedelta(seconds=9))

@@ -353,7 +353,10 @@ def test_a_pod_whose_labels_name_no_attempt_is_nobodys(change: dict[str, str | N
 )
 def test_labels_alone_make_no_pod_one_of_an_attempt(owner: dict[str, Any], metadata: dict[str, Any]) -> None:
     cache = Cache()
-    known = {**stored("DPOJob", "tune", 1), "status": {"attempt": 0, "pytorchJob": {"name": "tune-dpo-0", "uid": "c"}}}
+    known = {
+        **stored("DPOJob", "tune", 1),
+        "status": {"attempt": 0, "workload": {"kind": "PyTorchJob", "name": "tune-dpo-0", "uid": "c"}},
+    }
     attempt = current_attempt(known)
     assert attempt is not None
     foreign = pod(1)
@@ -455,8 +458,15 @@ def test_each_transition_is_told_once() -> None:
 
     accepted = ("Accepted", "True", "Accepted")
     refused = status(("Accepted", "False", "ConfigMapNotFound"))
-    started = status(accepted, ("Running", "False", "Starting"), attempt=0, pytorchJob={"name": "x", "uid": "u"})
-    runs = status(accepted, ("Running", "True", "AllPodsRunning"), attempt=0, pytorchJob={"name": "x", "uid": "u"})
+    started = status(
+        accepted, ("Running", "False", "Starting"), attempt=0, workload={"kind": "PyTorchJob", "name": "x", "uid": "u"}
+    )
+    runs = status(
+        accepted,
+        ("Running", "True", "AllPodsRunning"),
+        attempt=0,
+        workload={"kind": "PyTorchJob", "name": "x", "uid": "u"},
+    )
     again = status(accepted, ("Running", "False", "PeerLost"), attempt=1, restarts=1)
     ended = status(accepted, ("Succeeded", "True", "Succeeded"), completionTime="t", restarts=1, attempt=1)
     story = [{}, refused, refused, started, runs, runs, again, ended, ended]

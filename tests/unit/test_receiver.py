@@ -48,7 +48,7 @@ class World:
         job, pod = deepcopy(self.objects)
         job["metadata"] |= {"name": name, "uid": uid}
         child = {"name": f"{name}-dpo-0", "uid": "child-0"}
-        self.store.put_job(self.kube.put("dpojobs", {**job, "status": {"attempt": 0, "pytorchJob": child}}))
+        self.store.put_job(self.kube.put("dpojobs", {**job, "status": {"attempt": 0, "workload": child}}))
         pod["metadata"]["uid"] = pod_uid
         pod["metadata"]["ownerReferences"][0] |= child
         pod["metadata"]["labels"] |= {"trl-operator.io/job-uid": uid, "trl-operator.io/job-name": name}

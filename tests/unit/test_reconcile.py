@@ -15,6 +15,7 @@ from trl_operator.queue import WorkQueue
 from trl_operator.reconcile import Reconciler, work
 from trl_operator.render.manifests import Installation
 
+WORKLOAD = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "name": "tune-dpo-0", "uid": "child-0"}
 KEY = ("DPOJob", "team", "tune")
 Objects = Callable[..., dict[str, Any]]
 
@@ -38,7 +39,7 @@ class World:
             Lease(),  # type: ignore[arg-type]
             lambda: Installation("trainer:1", "https://op:10443", "CA"),
             "test",
-            lambda: True,
+            lambda _: True,
             self.metrics,
             lambda: self.now,
         )
@@ -60,7 +61,7 @@ class World:
 @pytest.fixture
 def world(job_object: Objects, child_object: Objects, pod_object: Objects, now: datetime) -> World:
     world = World(job_object(), now)
-    running = {"attempt": 0, "restarts": 0, "pytorchJob": {"name": "tune-dpo-0", "uid": "child-0"}}
+    running = {"attempt": 0, "restarts": 0, "workload": WORKLOAD}
     job = world.kube.objects["dpojobs", "team", "tune"]
     world.cache.put_job(world.kube.put("dpojobs", {**job, "status": running}))
     world.cache.put_child(world.kube.put("pytorchjobs", child_object(0)))
@@ -344,7 +345,7 @@ def test_what_cannot_be_created_is_told_until_it_can(
     world.kube.refuse_object = lambda _: None
     world.reconcile()
     assert running(world) == ("Starting", "attempt 0 starts")
-    assert world.status["pytorchJob"]["name"] == "tune-dpo-0"
+    assert world.status["workload"]["name"] == "tune-dpo-0"
 
 
 def test_a_busy_api_server_is_no_refusal(job_object: Objects, now: datetime) -> None:

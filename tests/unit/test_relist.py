@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from fake_kube import FakeKube
 
+from trl_operator.backend.pytorchjob import RESOURCE
 from trl_operator.cache import Cache
 from trl_operator.errors import ApiError
 from trl_operator.relist import Relist
@@ -56,7 +57,7 @@ def test_a_namespace_that_is_lost_keeps_no_other_from_going_on(
     async def test() -> None:
         world.refused = {("*", "b"): 403}
         await asyncio.wait_for(world.relist.first(), 2)
-        assert (world.known, world.relist.refused, world.relist.backend) == (["a"], 6, True)
+        assert (world.known, world.relist.refused, world.relist.exists(RESOURCE)) == (["a"], 6, True)
         assert world.relist.age() < 1
         told = len(caplog.records)
         assert "going on without: 403: GET" in caplog.text
@@ -87,7 +88,7 @@ def test_who_can_list_nothing_and_who_meets_an_outage_tries_again(world: World, 
         world.refused = refused
         with pytest.raises(ApiError):
             await world.relist.once()
-        assert (world.relist.age(), world.relist.backend) == (0, False)
+        assert (world.relist.age(), world.relist.exists(RESOURCE)) == (0, False)
 
     asyncio.run(test())
 
@@ -97,7 +98,7 @@ def test_a_kind_that_is_installed_later_is_noticed_and_watched(world: World, plu
     async def test() -> None:
         world.refused = {(plural, "a"): 404, (plural, "b"): 404}
         await world.relist.once()
-        assert world.relist.backend == (plural != "pytorchjobs")
+        assert world.relist.exists(RESOURCE) == (plural != "pytorchjobs")
         assert world.known == ["a", "b"]
         changed = asyncio.Event()
         keeper = asyncio.create_task(world.relist.keep(changed))
@@ -105,7 +106,7 @@ def test_a_kind_that_is_installed_later_is_noticed_and_watched(world: World, plu
         assert not changed.is_set()
         world.refused = {("*", "b"): 403}
         await asyncio.wait_for(changed.wait(), 5)
-        assert world.relist.backend
+        assert world.relist.exists(RESOURCE)
         keeper.cancel()
 
     asyncio.run(test())

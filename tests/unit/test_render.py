@@ -2,17 +2,16 @@
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_contract.jobfile import JobFile
 from trl_operator.api.cluster import EnvVar
 from trl_operator.api.kinds import KINDS
+from trl_operator.backend.pytorchjob import manifest
 from trl_operator.render.environment import _user, report_path
 from trl_operator.render.manifests import (
     Installation,
@@ -20,18 +19,16 @@ from trl_operator.render.manifests import (
     config_map,
     job_file,
     network_policy,
-    pytorchjob,
 )
 
 Make = Callable[..., Any]
 
 INSTALLATION = Installation("example.com/trainer@sha256:0", "https://op.trl.svc:10443", "-----CA-----")
-GOLDEN = Path(__file__).with_name("golden_pytorchjob.yaml")
 HUB = {"hub": {"repo": "org/base", "tokenSecretRef": {"name": "hf", "key": "token"}}}
 
 
 def pod(job: Any) -> dict[str, Any]:
-    found: dict[str, Any] = pytorchjob(job, 0, INSTALLATION)["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+    found: dict[str, Any] = manifest(job, 0, INSTALLATION)["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
     return found
 
 
@@ -42,30 +39,6 @@ def container(job: Any) -> dict[str, Any]:
 
 def env(job: Any) -> dict[str, Any]:
     return {variable["name"]: variable for variable in container(job)["env"]}
-
-
-def test_a_whole_pytorchjob_is_as_committed(make_job: Make) -> None:
-    job = make_job(
-        numNodes=2,
-        model={"volume": {"claimName": "models", "path": "org/base"}},
-        storage={"claimName": "shared", "subPath": "team"},
-        resources={"limits": {"nvidia.com/gpu": 4, "memory": "64Gi"}},
-        sharedMemory="8Gi",
-        nodeSelector={"gpu": "h100"},
-        tolerations=[{"key": "gpu", "operator": "Exists"}],
-        imagePullSecrets=[{"name": "pull"}],
-        env=[{"name": "NCCL_DEBUG", "value": "$(WARN)"}],
-    )
-    found = pytorchjob(job, 3, INSTALLATION)
-    assert found == yaml.safe_load(GOLDEN.read_text()), yaml.safe_dump(found, sort_keys=False)
-
-
-def test_only_workers_and_nothing_that_lets_the_training_operator_retry(make_job: Make) -> None:
-    spec = pytorchjob(make_job(), 0, INSTALLATION)["spec"]
-    assert list(spec["pytorchReplicaSpecs"]) == ["Worker"]
-    assert spec["runPolicy"] == {"cleanPodPolicy": "Running"}
-    assert spec["pytorchReplicaSpecs"]["Worker"]["restartPolicy"] == "Never"
-    assert "elasticPolicy" not in spec
 
 
 def test_the_containers_command_is_the_images_own(make_job: Make) -> None:
@@ -173,7 +146,7 @@ def test_rewards_find_their_code_and_their_model(make_job: Make) -> None:
 @pytest.mark.parametrize("kind", list(KINDS))
 def test_every_kind_can_be_rendered_and_names_fit(make_job: Make, kind: str) -> None:
     job = make_job(kind)
-    found = pytorchjob(job, 12, INSTALLATION)
+    found = manifest(job, 12, INSTALLATION)
     assert found["metadata"]["name"] == f"tune-{job.info.suffix}-12"
     longest = f"{'x' * 40}-{job.info.suffix}-999-worker-1023"
     assert len(longest) <= 63

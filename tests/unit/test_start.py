@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from trl_operator.backend import pod_from
 from trl_operator.cache import Cache
 from trl_operator.plan.observation import format_time
 from trl_operator.policy.start import half_since, release_time
@@ -38,8 +39,6 @@ def gang(pod_object: Make, now: datetime) -> Callable[[], list[dict[str, Any]]]:
 
 @pytest.fixture
 def pods(gang: Make, make_pod: Make, now: datetime) -> tuple[Any, ...]:
-    from trl_operator.plan.observation import pod_from
-
     return tuple(pod_from(pod) for pod in gang())
 
 

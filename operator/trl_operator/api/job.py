@@ -40,7 +40,7 @@ class Job:
         }
 
     def child_name(self, attempt: int) -> str:
-        """Name of an attempt's PyTorchJob and ConfigMap."""
+        """Name of an attempt's workload and ConfigMap."""
         return child_name(self.info, self.name, attempt)
 
     @property
@@ -55,7 +55,7 @@ class Job:
 
 
 def child_name(info: KindInfo, name: str, attempt: int) -> str:
-    """Return the name of the PyTorchJob of a job's attempt."""
+    """Return the name of the workload of a job's attempt."""
     return f"{name}-{info.suffix}-{attempt}"
 
 

@@ -47,6 +47,17 @@ class Metric(Model):
     """A decimal number."""
 
 
+class WorkloadRef(Model):
+    api_version: Text63
+    """API version of what runs the attempt."""
+    kind: Text63
+    """Its kind."""
+    name: Text63
+    """Its name."""
+    uid: Text63
+    """Its uid."""
+
+
 class PyTorchJobRef(Model):
     name: Text63
     """Name of the attempt's PyTorchJob."""
@@ -185,8 +196,10 @@ class JobStatus(Model):
     """Summary for printing."""
     attempt: Count | None = None
     """The attempt that runs, or runs next; the first is 0."""
+    workload: WorkloadRef | None = None
+    """What runs the attempt."""
     pytorch_job: PyTorchJobRef | None = None
-    """The attempt's PyTorchJob."""
+    """The attempt's PyTorchJob, as version 0.1 of the operator has written it; workload says it now."""
     restarts: Count = 0
     """How often a failed attempt was followed by another one."""
     retry: Retry | None = None

@@ -8,14 +8,11 @@ from typing import Any, Literal
 from trl_operator.api.job import child_name
 from trl_operator.api.kinds import KINDS
 from trl_operator.constants import (
-    CONTAINER,
     GROUP,
-    KUBEFLOW_GROUP,
     LABEL_ATTEMPT,
     LABEL_JOB_KIND,
     LABEL_JOB_NAME,
     LABEL_JOB_UID,
-    LABEL_REPLICA_INDEX,
 )
 
 Key = tuple[str, str, str]
@@ -39,7 +36,7 @@ class Pod:
     """Of the node, from 0; -1 if its label says nothing of use."""
     phase: str
     child: str = ""
-    """Name of the PyTorchJob that controls it; empty if none does."""
+    """Name of the workload that it is of; empty if it is of none."""
     child_uid: str = ""
     node: str = ""
     reason: str = ""
@@ -70,9 +67,11 @@ class Pod:
 
 @dataclass(frozen=True)
 class Child:
-    """A PyTorchJob."""
+    """A workload: what runs an attempt, and what became of it."""
 
     job: Key
+    api_version: str
+    kind: str
     name: str
     uid: str
     version: int
@@ -92,9 +91,11 @@ class Attempt:
     job_uid: str
     number: int
     child: str
-    """Name of its PyTorchJob."""
+    """Name of its workload."""
     child_uid: str = ""
     """Empty while nobody knows it."""
+    child_kind: str = ""
+    """Empty while it has none."""
 
     def has(self, pod: Pod) -> bool:
         """Return whether the pod is one of the attempt's."""
@@ -102,18 +103,47 @@ class Attempt:
         return said == (self.job, self.job_uid, self.number, self.child) and self.child_uid in ("", pod.child_uid)
 
 
+@dataclass(frozen=True)
+class Owner:
+    """The workload that a pod is of."""
+
+    name: str
+    uid: str
+
+
+@dataclass(frozen=True)
+class JobOwner:
+    """The job that controls a workload."""
+
+    job: Key
+    uid: str
+
+
+def workload(status: dict[str, Any]) -> dict[str, Any]:
+    """Return apiVersion, kind, name and uid of the attempt's workload; empty if there is none.
+
+    An operator of version 0.1 has written `pytorchJob` with name and uid instead.
+    """
+    if "workload" in status or "pytorchJob" not in status:
+        found: dict[str, Any] = status.get("workload", {})
+        return found
+    return {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", **status["pytorchJob"]}
+
+
 def current_attempt(obj: dict[str, Any]) -> Attempt | None:
     """Return the attempt that the status of a stored job names; None before the first."""
     metadata, status = obj["metadata"], obj.get("status", {})
     if "attempt" not in status:
         return None
-    number: int = status["attempt"]
+    current: int = status["attempt"]
+    known = workload(status)
     return Attempt(
         job=(obj["kind"], metadata["namespace"], metadata["name"]),
         job_uid=metadata["uid"],
-        number=number,
-        child=child_name(KINDS[obj["kind"]], metadata["name"], number),
-        child_uid=status.get("pytorchJob", {}).get("uid", ""),
+        number=current,
+        child=child_name(KINDS[obj["kind"]], metadata["name"], current),
+        child_uid=known.get("uid", ""),
+        child_kind=known.get("kind", ""),
     )
 
 
@@ -142,46 +172,32 @@ def controller_uid(metadata: dict[str, Any]) -> str:
     return str(controller(metadata).get("uid", ""))
 
 
-def child_from(obj: dict[str, Any]) -> Child | None:
-    """Return what matters of a PyTorchJob; None if no job controls it: whatever its labels say, it is not ours."""
-    metadata = obj["metadata"]
+def job_owner(metadata: dict[str, Any]) -> JobOwner | None:
+    """Return the job that controls an object; None if none does."""
     owner = controller(metadata)
     if owner.get("kind") not in KINDS or not owner.get("apiVersion", "").startswith(f"{GROUP}/"):
         return None
-    conditions = {c["type"]: c for c in obj.get("status", {}).get("conditions") or () if c["status"] == "True"}
-    state: Literal["active", "succeeded", "failed"] = "active"
-    if "Failed" in conditions:
-        state = "failed"
-    elif "Succeeded" in conditions:
-        state = "succeeded"
-    return Child(
-        job=(owner["kind"], metadata["namespace"], owner["name"]),
-        name=metadata["name"],
-        uid=metadata["uid"],
-        version=int(metadata["resourceVersion"]),
-        owner_uid=owner["uid"],
-        attempt=_number(metadata, LABEL_ATTEMPT),
-        state=state,
-        deleting="deletionTimestamp" in metadata,
-        message=conditions.get("Failed", {}).get("message", ""),
-    )
+    return JobOwner((owner["kind"], metadata["namespace"], owner["name"]), owner["uid"])
 
 
-def pod_from(obj: dict[str, Any]) -> Pod | None:
-    """Return what matters of a pod; None if its labels name no attempt of a job: anybody may write labels."""
+def pod_from(
+    obj: dict[str, Any], owner: Owner = Owner("", ""), container: str = "", index_label: str = ""
+) -> Pod | None:
+    """Return what matters of a pod; None if its labels name no attempt of a job: anybody may write labels.
+
+    `owner` is the workload that it is of, `container` the name of the trainer's container, and `index_label` the label
+    with its place among the nodes.
+    """
     metadata, status = obj["metadata"], obj.get("status", {})
     labels = metadata.get("labels", {})
-    kind, name, attempt = labels.get(LABEL_JOB_KIND), labels.get(LABEL_JOB_NAME), _number(metadata, LABEL_ATTEMPT)
+    kind, name, attempt = labels.get(LABEL_JOB_KIND), labels.get(LABEL_JOB_NAME), number(metadata, LABEL_ATTEMPT)
     if kind not in KINDS or not name or attempt == _NO_NUMBER:
         return None
-    owner = controller(metadata)
-    if owner.get("kind") != "PyTorchJob" or not owner.get("apiVersion", "").startswith(f"{KUBEFLOW_GROUP}/"):
-        owner = {}
     conditions = {c["type"]: c for c in status.get("conditions") or ()}
     scheduled = conditions.get("PodScheduled", {})
     disruption = conditions.get("DisruptionTarget", {})
-    container: dict[str, Any] = next((c for c in status.get("containerStatuses") or () if c["name"] == CONTAINER), {})
-    state = container.get("state", {})
+    found: dict[str, Any] = next((c for c in status.get("containerStatuses") or () if c["name"] == container), {})
+    state = found.get("state", {})
     waiting, ended = state.get("waiting", {}), state.get("terminated", {})
     return Pod(
         job=(kind, metadata["namespace"], name),
@@ -190,10 +206,10 @@ def pod_from(obj: dict[str, Any]) -> Pod | None:
         version=int(metadata["resourceVersion"]),
         job_uid=labels.get(LABEL_JOB_UID, ""),
         attempt=attempt,
-        index=_number(metadata, LABEL_REPLICA_INDEX, digits=4),
+        index=number(metadata, index_label, digits=4),
         phase=status.get("phase", "Pending"),
-        child=owner.get("name", ""),
-        child_uid=owner.get("uid", ""),
+        child=owner.name,
+        child_uid=owner.uid,
         node=obj.get("spec", {}).get("nodeName", ""),
         reason=status.get("reason", ""),
         message=status.get("message", ""),
@@ -203,7 +219,7 @@ def pod_from(obj: dict[str, Any]) -> Pod | None:
         scheduled_time=parse_time(scheduled.get("lastTransitionTime")) if scheduled.get("status") == "True" else None,
         waiting_reason=waiting.get("reason", ""),
         waiting_message=waiting.get("message", ""),
-        started=bool(state.get("running") or ended.get("startedAt") or container.get("lastState", {})),
+        started=bool(state.get("running") or ended.get("startedAt") or found.get("lastState", {})),
         exit_code=ended.get("exitCode"),
         exit_reason=ended.get("reason", ""),
         exit_message=ended.get("message", ""),
@@ -211,7 +227,7 @@ def pod_from(obj: dict[str, Any]) -> Pod | None:
     )
 
 
-def _number(metadata: dict[str, Any], label: str, digits: int = 9) -> int:
+def number(metadata: dict[str, Any], label: str, digits: int = 9) -> int:
     """Return the number in a label; -1 for what is none or has more digits: the status must be able to hold it."""
     text = str(metadata.get("labels", {}).get(label, ""))
     return int(text) if text.isascii() and text.isdigit() and len(text) <= digits else _NO_NUMBER

@@ -44,7 +44,7 @@ REASONS: dict[str, Reason] = {
         retryable=True,
     ),
     "PeerLost": Reason("Look at the other pods of the attempt.", retryable=True, effect=True),
-    "ChildDeleted": Reason("Do not delete the pods or the PyTorchJob of a running job.", retryable=True),
+    "ChildDeleted": Reason("Do not delete the pods or the workload of a running job.", retryable=True),
     "Evicted": Reason("Raise the resources that the message names.", retryable=True),
     "NodeLost": Reason("Nothing to do: the node went away.", retryable=True, free=True),
     "Preempted": Reason("Nothing to do: the pod had to give way.", retryable=True, free=True, effect=True),

@@ -6,19 +6,15 @@ from trl_contract.report import SECRET_VARIABLES
 from trl_contract.sources import SecretKeyRef
 from trl_operator.api.cluster import EnvVar
 from trl_operator.api.job import Job
-from trl_operator.constants import GROUP, LABEL_REPLICA_INDEX, VERSION
+from trl_operator.constants import GROUP, VERSION
 from trl_operator.plan.acceptance import hub_secrets, hub_sources
 from trl_operator.plan.bindings import Binding, bindings
 from trl_operator.render.volumes import ATTEMPT, HOME, TOKEN
 
-MASTER_PORT = 29500
 
-
-def environment(job: Job, attempt: int, receiver_url: str) -> list[dict[str, Any]]:
-    """Return the container's env: launch, reports, offline mode, secrets by reference, then the user's own."""
+def environment(job: Job, receiver_url: str) -> list[dict[str, Any]]:
+    """Return the container's env but for the launch: reports, offline mode, secrets by reference, the user's own."""
     literals = {
-        "PET_MASTER_ADDR": f"{job.child_name(attempt)}-worker-0",
-        "PET_MASTER_PORT": str(MASTER_PORT),
         "HOME": HOME,
         "KUBEFLOW_TRAINER_SERVER_URL": f"{receiver_url}{report_path(job)}",
         "KUBEFLOW_TRAINER_SERVER_CA_CERT": f"{ATTEMPT}/ca.crt",
@@ -30,9 +26,7 @@ def environment(job: Job, attempt: int, receiver_url: str) -> list[dict[str, Any
     secret = [*found, *(variable.name for variable in users if variable.value_from)]
     if secret:
         literals[SECRET_VARIABLES] = " ".join(secret)
-    rank = {"fieldRef": {"fieldPath": f"metadata.labels['{LABEL_REPLICA_INDEX}']"}}
     return [
-        {"name": "PET_NODE_RANK", "valueFrom": rank},
         *({"name": name, "value": value} for name, value in literals.items()),
         *({"name": name, "valueFrom": _secret(ref)} for name, ref in found.items()),
         *(_user(variable) for variable in users),

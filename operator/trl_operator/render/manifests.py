@@ -1,4 +1,4 @@
-"""The objects of an attempt: PyTorchJob, ConfigMap, NetworkPolicy and claim."""
+"""The objects of an attempt but for its workload: pod template, ConfigMap, NetworkPolicy and claim."""
 
 import json
 from dataclasses import dataclass
@@ -8,8 +8,6 @@ from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
 from trl_operator.api.job import Job
 from trl_operator.constants import (
-    CONTAINER,
-    KUBEFLOW_GROUP,
     LABEL_ATTEMPT,
     LABEL_JOB_KIND,
     LABEL_JOB_NAME,
@@ -108,7 +106,7 @@ def config_map(job: Job, attempt: int, installation: Installation) -> Manifest:
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": _metadata(job, job.child_name(attempt), attempt),
+        "metadata": child_metadata(job, attempt),
         "data": {
             "job.json": json.dumps(file.to_wire(), ensure_ascii=False),
             "resolved.json": json.dumps(resolve(file).to_wire(), ensure_ascii=False),
@@ -118,25 +116,9 @@ def config_map(job: Job, attempt: int, installation: Installation) -> Manifest:
     }
 
 
-def pytorchjob(job: Job, attempt: int, installation: Installation) -> Manifest:
-    """Return the attempt's PyTorchJob: workers only, so that it succeeds only when every worker has."""
-    return {
-        "apiVersion": f"{KUBEFLOW_GROUP}/v1",
-        "kind": "PyTorchJob",
-        "metadata": _metadata(job, job.child_name(attempt), attempt),
-        "spec": {
-            "nprocPerNode": str(processes_per_node(job.cluster)),
-            # Retries, deadline and TTL are ours: its own backoffLimit 0 deletes every pod, evidence included.
-            "runPolicy": {"cleanPodPolicy": "Running"},
-            "pytorchReplicaSpecs": {
-                "Worker": {
-                    "replicas": job.cluster.num_nodes,
-                    "restartPolicy": "Never",
-                    "template": _template(job, attempt, installation),
-                }
-            },
-        },
-    }
+def child_metadata(job: Job, attempt: int) -> Manifest:
+    """Return the metadata of an attempt's workload and ConfigMap."""
+    return _metadata(job, job.child_name(attempt), attempt)
 
 
 def _metadata(job: Job, name: str, attempt: int | None = None) -> Manifest:
@@ -148,7 +130,10 @@ def _metadata(job: Job, name: str, attempt: int | None = None) -> Manifest:
     }
 
 
-def _template(job: Job, attempt: int, installation: Installation) -> Manifest:
+def pod_template(
+    job: Job, attempt: int, installation: Installation, container: str, launch: list[Manifest]
+) -> Manifest:
+    """Return the template of an attempt's pods; `launch` are the env entries that tell torchrun of the other nodes."""
     cluster = job.cluster
     found, _ = mounts(job, attempt)
     optional: Manifest = {
@@ -175,19 +160,18 @@ def _template(job: Job, attempt: int, installation: Installation) -> Manifest:
                 "fsGroupChangePolicy": "OnRootMismatch",
                 "seccompProfile": {"type": "RuntimeDefault"},
             },
-            "containers": [_container(job, attempt, installation, found.mounts)],
+            "containers": [{"name": container, **_container(job, installation, launch, found.mounts)}],
             "volumes": found.volumes,
             **{name: value for name, value in optional.items() if value},
         },
     }
 
 
-def _container(job: Job, attempt: int, installation: Installation, volume_mounts: list[Manifest]) -> Manifest:
+def _container(job: Job, installation: Installation, launch: list[Manifest], volume_mounts: list[Manifest]) -> Manifest:
     return {
-        "name": CONTAINER,
         "image": job.cluster.image or installation.trainer_image,
         "imagePullPolicy": "IfNotPresent",
-        "env": environment(job, attempt, installation.receiver_url),
+        "env": [*launch, *environment(job, installation.receiver_url)],
         "resources": job.cluster.resources.to_wire(),
         "volumeMounts": volume_mounts,
         "terminationMessagePolicy": "FallbackToLogsOnError",

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from trl_operator.plan.observation import workload
 from trl_operator.status.conditions import Status, condition
 from trl_operator.status.starting import WAITING_REASONS
 
@@ -28,8 +29,8 @@ def events(before: Status, after: Status) -> list[Event]:
     if after.get("restarts", 0) > before.get("restarts", 0):
         running = condition(after, "Running")
         found.append(Event("Warning", "AttemptFailed", f"{running['reason']}: {running['message']}"))
-    if "pytorchJob" in after and "pytorchJob" not in before:
-        message = f"attempt {after['attempt']} is PyTorchJob {after['pytorchJob']['name']}"
+    if (started := workload(after)) and not workload(before):
+        message = f"attempt {after['attempt']} is {started['kind']} {started['name']}"
         found.append(Event("Normal", "AttemptStarted", message))
     if condition(after, "Running").get("status") == "True" != condition(before, "Running").get("status"):
         found.append(Event("Normal", "Running", condition(after, "Running")["message"]))

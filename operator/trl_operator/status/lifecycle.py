@@ -5,7 +5,7 @@ from datetime import datetime, timedelta
 
 from trl_operator.api.job import Job
 from trl_operator.plan.acceptance import Blocker
-from trl_operator.plan.observation import Child, Pod, format_time, parse_time
+from trl_operator.plan.observation import Child, Pod, format_time, parse_time, workload
 from trl_operator.plan.outcome import Cause, classify, exit_record, records
 from trl_operator.plan.reasons import MAX_FREE_IN_A_ROW, MAX_UNTOLD_IN_A_ROW, REASONS
 from trl_operator.plan.topology import processes_per_node
@@ -30,7 +30,7 @@ BACKOFF_SECONDS = 10
 MAX_BACKOFF_SECONDS = 300
 
 OWNED = (
-    "observedGeneration", "conditions", "phase", "attempt", "pytorchJob", "restarts", "retry", "startTime",
+    "observedGeneration", "conditions", "phase", "attempt", "workload", "restarts", "retry", "startTime",
     "suspendedSeconds", "completionTime", "artifacts", "failure",
 )  # fmt: skip
 """Status fields of the field manager trl-operator-status, beside its part of `effective`."""
@@ -39,7 +39,7 @@ EFFECTIVE = ("batchSize", "worldSize", "model")
 
 @dataclass(frozen=True)
 class View:
-    """What was observed of a job. `child` is the PyTorchJob of status.attempt, `pods` are those of that attempt."""
+    """What was observed of a job. `child` is the workload of status.attempt, `pods` are those of that attempt."""
 
     child: Child | None = None
     others: tuple[Child, ...] = ()
@@ -52,7 +52,7 @@ class View:
 
     def succeeded(self, num_nodes: int) -> bool:
         """Whether the attempt has. The pods' records have the word: of all nodes they outweigh what became of the
-        PyTorchJob, and one that speaks of failure outweighs its success."""
+        workload, and one that speaks of failure outweighs its success."""
         if not all(pod.finished for pod in self.pods):
             return False
         said = {pod.index: record.outcome for pod in self.pods if (record := exit_record(pod))}
@@ -67,7 +67,7 @@ class Decision:
 
     status: Status
     create: bool = False
-    """Create the PyTorchJob of status.attempt."""
+    """Create the workload of status.attempt."""
     delete: list[Child] = field(default_factory=list)
     delete_job: bool = False
     requeue: float | None = None
@@ -84,7 +84,7 @@ def decide(job: Job, current: Status, view: View, now: datetime) -> Decision:
     if "completionTime" in status:
         return machine.finished()
     describe(job, status, now)
-    if "attempt" in status and (view.child is not None or "pytorchJob" in status):
+    if "attempt" in status and (view.child is not None or "workload" in status):
         return machine.alive()
     return machine.between()
 
@@ -92,6 +92,8 @@ def decide(job: Job, current: Status, view: View, now: datetime) -> Decision:
 def owned(current: Status) -> Status:
     """Return the part of a stored status that trl-operator-status writes."""
     status = {name: current[name] for name in OWNED if name in current}
+    if found := workload(current):
+        status["workload"] = found
     effective = {name: current["effective"][name] for name in EFFECTIVE if name in current.get("effective", {})}
     return status | ({"effective": effective} if effective else {})
 
@@ -135,7 +137,7 @@ class _Machine:
         """Terminal is terminal: what is still alive is ended, earlier attempts are cleaned up, and the job itself goes
         after its TTL."""
         last, succeeded = self.status.get("attempt", 0), is_true(self.status, "Succeeded")
-        # The pods of the last attempt stay for their logs; it may have succeeded before its PyTorchJob says so.
+        # The pods of the last attempt stay for their logs; it may have succeeded before its workload says so.
         ours = [c for c in self.view.others if not (succeeded and c.attempt == last)]
         decision = Decision(self.status, delete=[c for c in ours if c.attempt < last or c.state == "active"])
         ttl = self.job.cluster.run_policy.ttl_seconds_after_finished
@@ -195,12 +197,14 @@ class _Machine:
         return min(max(waited / 10, REFERENCE_POLL_SECONDS), MAX_REFERENCE_POLL_SECONDS)
 
     def alive(self) -> Decision:
-        """The attempt has a PyTorchJob, or had one."""
+        """The attempt has a workload, or had one."""
         if condition(self.status, "Accepted").get("status") != "True":
             self.condition("Accepted", True, "Accepted", "the spec was valid when the attempt began")
         child = self.view.child
         if child is not None:
-            self.status["pytorchJob"] = {"name": child.name, "uid": child.uid}
+            self.status["workload"] = {
+                "apiVersion": child.api_version, "kind": child.kind, "name": child.name, "uid": child.uid
+            }  # fmt: skip
         if self.view.succeeded(self.job.cluster.num_nodes):
             return self._succeed()
         policy = self.job.cluster.run_policy
@@ -278,8 +282,8 @@ class _Machine:
 
     def _cause(self, child: Child | None) -> Cause:
         if not self.view.pods and (child is None or child.deleting):
-            name = self.status["pytorchJob"]["name"]
-            return Cause("ChildDeleted", f"PyTorchJob {name} was deleted while it ran")
+            gone = self.status["workload"]
+            return Cause("ChildDeleted", f"{gone['kind']} {gone['name']} was deleted while it ran")
         cluster = self.job.cluster
         # Pods that are gone say nothing: a report of the attempt does, and so does what the condition said.
         ran = self._ran or self.current.get("progress", {}).get("attempt") == self.status["attempt"]
@@ -307,7 +311,7 @@ class _Machine:
         self.condition("Running", False, cause.reason, f"attempt {ended} failed: {cause.message}")
         self.status |= {"retry": retry, "attempt": ended + 1, "restarts": self.status.get("restarts", 0) + 1}
         self.status["phase"] = "Restarting"
-        del self.status["pytorchJob"]
+        del self.status["workload"]
         return Decision(self.status, requeue=float(delay))
 
     def _newest_checkpoint(self) -> int:
@@ -349,7 +353,7 @@ class _Machine:
         self.status["phase"] = "Suspended"
         if "retry" in self.status:
             self.status["retry"] = {k: v for k, v in self.status["retry"].items() if k != "notBefore"}
-        del self.status["pytorchJob"]
+        del self.status["workload"]
         return Decision(self.status)
 
     def _show_suspension(self) -> None:

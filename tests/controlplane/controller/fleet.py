@@ -47,13 +47,13 @@ async def make(kube: Kube, namespace: str, manifest: Callable[..., Any], count: 
 async def _make(kube: Kube, namespace: str, body: Any, number: int) -> Running:
     job = await kube.create(JOBS["DPOJob"], body, namespace)
     name, uid = job["metadata"]["name"], job["metadata"]["uid"]
-    child = {"name": f"{name}-dpo-0", "uid": f"child-{number}"}
+    child = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "name": f"{name}-dpo-0", "uid": f"child-{number}"}
     place = {"name": name, "namespace": namespace}
-    status = {"attempt": 0, "phase": "Running", "pytorchJob": child}
+    status = {"attempt": 0, "phase": "Running", "workload": child}
     stored = {"apiVersion": body["apiVersion"], "kind": "DPOJob", "metadata": place, "status": status}
     await kube.apply(JOBS["DPOJob"], namespace, stored, "fleet", "status")
     labels = {LABEL_JOB_UID: uid, LABEL_JOB_NAME: name, LABEL_JOB_KIND: "DPOJob", LABEL_ATTEMPT: "0"}
-    owner = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "controller": True, **child}
+    owner = {"controller": True, **child}
     metadata = {"name": f"{name}-dpo-0-worker-0", "labels": labels, "ownerReferences": [owner]}
     container = {"name": "pytorch", "image": "none"}
     spec = {"containers": [container], "nodeSelector": {"none": "such"}}

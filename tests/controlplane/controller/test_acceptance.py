@@ -110,7 +110,7 @@ def test_a_job_created_again_under_its_name_waits_for_the_old_children(
     old = jobs.get("pytorchjob", "tune-dpo-0")["metadata"]["uid"]
     jobs.delete("dpojob", "tune")
     jobs.apply(dpo())
-    status = jobs.wait("dpojob", "tune", "starts anew", lambda s: s.get("pytorchJob", {}).get("uid", old) != old, 90)
+    status = jobs.wait("dpojob", "tune", "starts anew", lambda s: s.get("workload", {}).get("uid", old) != old, 90)
     assert status["attempt"] == 0
     assert status["restarts"] == 0
 

@@ -34,7 +34,7 @@ def test_a_job_of_two_nodes_runs_and_succeeds(
         node.run(pod)
     status = jobs.wait_for_phase("tune", "Running")
     assert status["attempt"] == 0
-    assert status["pytorchJob"]["name"] == "tune-dpo-0"
+    assert status["workload"]["name"] == "tune-dpo-0"
     assert status["effective"]["worldSize"] == 2
     artifact = {"type": "model", "uri": "u/final", "digest": "sha256:abc"}
     node.succeed(pods[0], record(artifacts=[artifact]))

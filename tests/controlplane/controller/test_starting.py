@@ -55,7 +55,7 @@ def test_what_a_quota_does_not_let_the_operator_create_is_told(
     status = jobs.wait("dpojob", "tune", "tells why", lambda s: running(s)[0] == "QuotaExceeded", 40)
     assert f"{refused} could not be created" in running(status)[1]
     assert "exceeded quota: none" in running(status)[1]
-    assert (status["phase"], "pytorchJob" in status) == ("Starting", False)
+    assert (status["phase"], "workload" in status) == ("Starting", False)
     jobs.delete("resourcequota", "none")
     node.wait_for_pods(1, "tune-dpo-0", timeout=90)
 

@@ -18,8 +18,9 @@ from devcluster.fakenode import FakeNode
 from devcluster.paths import REPOSITORY
 from devcluster.waiting import wait_for
 from trl_operator.api.job import parse_job
+from trl_operator.backend import BACKENDS
 from trl_operator.certs import new_authority, new_serving
-from trl_operator.render.manifests import Installation, claim, config_map, pytorchjob
+from trl_operator.render.manifests import Installation, claim, config_map
 
 OLD, NEW = Path(__file__).parent / "chart-0.1.0", REPOSITORY / "deploy/helm/trl-operator"
 Helm = Callable[..., None]
@@ -48,10 +49,12 @@ def leave_as_the_old_version_did(jobs: Any, url: str, job: dict[str, Any]) -> No
     jobs.apply(job)
     parsed = parse_job(jobs.get("dpojob", "tune"))
     installation = Installation("localhost/trl-trainer:dev", url, authority["ca.crt"].decode())
-    jobs.apply(claim(parsed), config_map(parsed, 0, installation), pytorchjob(parsed, 0, installation))
+    jobs.apply(claim(parsed), config_map(parsed, 0, installation), BACKENDS[0].manifest(parsed, 0, installation))
     child = {"name": "tune-dpo-0", "uid": jobs.get("pytorchjob", "tune-dpo-0")["metadata"]["uid"]}
-    place = ("dpojob", "tune", f"--namespace={jobs.namespace}", "--subresource=status", "--type=merge")
-    jobs.plane.kubectl("patch", *place, f"--patch={json.dumps({'status': {'attempt': 0, 'pytorchJob': child}})}")
+    status = {**{name: job[name] for name in ("apiVersion", "kind")}, "metadata": {"name": "tune"}}
+    status["status"] = {"attempt": 0, "pytorchJob": child}
+    how = ("--server-side", "--subresource=status", "--field-manager=trl-operator-status", "--filename=-")
+    jobs.plane.kubectl("apply", *how, f"--namespace={jobs.namespace}", stdin=json.dumps(status))
 
 
 def test_a_job_that_reports_goes_on_reporting(
@@ -74,6 +77,14 @@ def test_a_job_that_reports_goes_on_reporting(
     )
     status = jobs.wait("dpojob", "tune", "shows it", lambda s: s.get("progress", {}).get("display") == "7/40")
     assert (status["phase"], status["attempt"]) == ("Running", 0)
+    child = jobs.get("pytorchjob", "tune-dpo-0")["metadata"]
+    assert status["workload"] == {
+        "apiVersion": "kubeflow.org/v1",
+        "kind": "PyTorchJob",
+        "name": "tune-dpo-0",
+        "uid": child["uid"],
+    }
+    assert "pytorchJob" not in status, "what the old version wrote is read, and said anew in today's words"
     held = {secret["metadata"]["name"]: secret["data"].keys() for secret in jobs.list("secrets") if "type" in secret}
     assert held["trl-operator-receiver"] == {"ca.crt", "tls.crt", "tls.key"}
     assert held["trl-operator-receiver-ca"] == {"ca.crt", "ca.key"}

@@ -1,0 +1,96 @@
+"""PyTorchJob, of Kubeflow's training-operator.
+
+Workers only: without a Master the job succeeds only when every worker has, and no init container is injected (all read
+in training-operator 1.9.3).
+"""
+
+from typing import Any, Final, Literal
+
+from trl_operator.api.job import Job
+from trl_operator.constants import LABEL_ATTEMPT
+from trl_operator.plan.observation import Child, Owner, controller, job_owner, number
+from trl_operator.plan.topology import processes_per_node
+from trl_operator.render.manifests import Installation, child_metadata, pod_template
+from trl_operator.resource import Resource
+
+Obj = dict[str, Any]
+
+KIND: Final = "PyTorchJob"
+RESOURCE: Final = Resource("kubeflow.org", "v1", "pytorchjobs")
+MISSING: Final = "there are no PyTorchJobs in this cluster: install the training-operator"
+CONTAINER: Final = "pytorch"
+"""The training-operator insists on this name."""
+LABEL_INDEX: Final = "training.kubeflow.org/replica-index"
+
+MASTER_PORT = 29500
+
+
+def manifest(job: Job, attempt: int, installation: Installation) -> Obj:
+    """Return the attempt's PyTorchJob."""
+    return {
+        "apiVersion": f"{RESOURCE.group}/{RESOURCE.version}",
+        "kind": KIND,
+        "metadata": child_metadata(job, attempt),
+        "spec": {
+            "nprocPerNode": str(processes_per_node(job.cluster)),
+            # Retries, deadline and TTL are ours: its own backoffLimit 0 deletes every pod, evidence included.
+            "runPolicy": {"cleanPodPolicy": "Running"},
+            "pytorchReplicaSpecs": {
+                "Worker": {
+                    "replicas": job.cluster.num_nodes,
+                    "restartPolicy": "Never",
+                    "template": pod_template(job, attempt, installation, CONTAINER, _launch(job, attempt)),
+                }
+            },
+        },
+    }
+
+
+def _launch(job: Job, attempt: int) -> list[Obj]:
+    """Return what torchrun needs beside PET_NNODES and PET_NPROC_PER_NODE, which the training-operator adds."""
+    rank = {"fieldRef": {"fieldPath": f"metadata.labels['{LABEL_INDEX}']"}}
+    return [
+        {"name": "PET_NODE_RANK", "valueFrom": rank},
+        {"name": "PET_MASTER_ADDR", "value": f"{job.child_name(attempt)}-worker-0"},
+        {"name": "PET_MASTER_PORT", "value": str(MASTER_PORT)},
+    ]
+
+
+def child_from(obj: Obj) -> Child | None:
+    """Return what became of a PyTorchJob; None if no job controls it: whatever its labels say, it is not ours."""
+    metadata = obj["metadata"]
+    owner = job_owner(metadata)
+    if owner is None:
+        return None
+    conditions = {c["type"]: c for c in obj.get("status", {}).get("conditions") or () if c["status"] == "True"}
+    state: Literal["active", "succeeded", "failed"] = "active"
+    if "Failed" in conditions:
+        state = "failed"
+    elif "Succeeded" in conditions:
+        state = "succeeded"
+    return Child(
+        job=owner.job,
+        kind=KIND,
+        api_version=f"{RESOURCE.group}/{RESOURCE.version}",
+        name=metadata["name"],
+        uid=metadata["uid"],
+        version=int(metadata["resourceVersion"]),
+        owner_uid=owner.uid,
+        attempt=number(metadata, LABEL_ATTEMPT),
+        state=state,
+        deleting="deletionTimestamp" in metadata,
+        message=conditions.get("Failed", {}).get("message", ""),
+    )
+
+
+def maker(pod: Obj) -> Owner | None:
+    """Return the PyTorchJob that controls a pod."""
+    owner = controller(pod["metadata"])
+    if owner.get("kind") != KIND or not owner.get("apiVersion", "").startswith(f"{RESOURCE.group}/"):
+        return None
+    return Owner(owner["name"], owner["uid"])
+
+
+def denials_selector(child: Child) -> str:
+    """Quota and Pod Security denials exist only as events of the PyTorchJob."""
+    return f"involvedObject.uid={child.uid},reason=FailedCreatePod"
