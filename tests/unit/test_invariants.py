@@ -30,7 +30,7 @@ def job(phase: str = "Running", attempt: int | None = 0, version: str = "1", **s
     if attempt is not None:
         told |= {"attempt": attempt, "restarts": attempt}
     if phase in ("Starting", "Running"):
-        told["pytorchJob"] = {"name": f"tune-dpo-{attempt}", "uid": f"pj-{attempt}"}
+        told["workload"] = {"name": f"tune-dpo-{attempt}", "uid": f"pj-{attempt}"}
     if phase in ("Succeeded", "Failed", "Cancelled"):
         told |= {"completionTime": "2026-11-26T11:30:00Z"}
         told["conditions"] = [condition("Succeeded", str(phase == "Succeeded"))]
@@ -84,7 +84,7 @@ def test_it_names_things_as_the_operator_does() -> None:
     assert set(KINDS) == set(REAL_KINDS)
     plurals = {f"{info.plural}.{constants.GROUP}" for info in REAL_KINDS.values()}
     assert plurals == {name for name in RESOURCES if name.endswith(constants.GROUP)}
-    assert {"phase", "attempt", "restarts", "pytorchJob", "completionTime", "failure"} <= set(OWNED)
+    assert {"phase", "attempt", "restarts", "workload", "completionTime", "failure"} <= set(OWNED)
 
 
 @pytest.mark.parametrize(
