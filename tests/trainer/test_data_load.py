@@ -18,7 +18,8 @@ from trl_trainer.errors import UserError
 
 CHATML = (
     "{% for m in messages %}{% if m.role == 'system' and not loop.first %}{{ raise_exception('system comes first') }}"
-    "{% endif %}<{{ m.role }}> {{ m.content }} </s> {% endfor %}{% if add_generation_prompt %}<assistant> {% endif %}"
+    "{% endif %}<{{ m.role }}> {{ m.content }} {{ m.tool_calls or '' }} </s> {% endfor %}"
+    "{% if add_generation_prompt %}<assistant> {% endif %}"
 )
 
 

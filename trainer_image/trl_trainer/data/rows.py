@@ -1,8 +1,7 @@
 """One row of the user's data becomes one row of the form that TRL's trainer of that kind reads. Pure functions."""
 
 import json
-from collections.abc import Callable
-from itertools import takewhile
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from trl_trainer.stage import Row
@@ -30,6 +29,23 @@ def shape(
         if "chat_template_kwargs" in row and "chat_template_kwargs" not in shaped:
             shaped["chat_template_kwargs"] = _template_kwargs(row["chat_template_kwargs"])
     return shaped
+
+
+RENDERED = ("messages", "prompt", "completion", "chosen", "rejected", "tools")
+"""What a chat template may see."""
+
+
+def without_nulls(row: Row, columns: dict[str, str] | None) -> Row:
+    """Return a row that Arrow made, without the fields of messages and tools that it has added because other rows have
+    them: a template would render them."""
+    names = {(columns or {}).get(name, name) for name in RENDERED}
+    return {name: _pruned(value) if name in names else value for name, value in row.items()}
+
+
+def _pruned(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _pruned(item) for name, item in value.items() if item is not None}
+    return [_pruned(item) for item in value] if isinstance(value, list) else value
 
 
 def unread(row: Row, shaped: Row, columns: dict[str, str]) -> set[str]:
@@ -90,13 +106,13 @@ def sft(row: Row) -> Row:
     """Return messages | prompt and completion | text."""
     if "messages" in row:
         messages = _messages(row["messages"], "messages")
-        if not any(message["role"] == "assistant" for message in messages):
-            raise BadRow("messages has no assistant turn, so there is nothing to learn")
+        _check_taught(messages, "messages")
         return {"messages": messages}
     if "prompt" in row and "completion" in row:
         prompt, completion = _alike(row, "prompt", "completion")
         if isinstance(completion, list):
             _check_turns(prompt, completion, "completion")
+            _check_taught(completion, "completion")
         return {"prompt": prompt, "completion": completion}
     if "text" in row:
         return {"text": _text(row["text"], "text")}
@@ -105,6 +121,8 @@ def sft(row: Row) -> Row:
 
 def prompt(row: Row) -> Row:
     """Return the prompt, and every other column for the rewards."""
+    if row.get("chat_template_kwargs"):
+        raise BadRow("chat_template_kwargs of a prompt never reaches the chat template: remove the column")
     if "prompt" in row:
         asked = _content(row["prompt"], "prompt")
     elif "messages" in row:
@@ -142,6 +160,9 @@ def _pair(row: Row, needs_prompt: bool) -> Row:
         raise BadRow("chosen equals rejected")
     if isinstance(chosen, str):
         return _plain_pair(row, chosen, rejected, needs_prompt)
+    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+        if any(is_masked(message) for message in answer):
+            raise BadRow(f"{name} has a turn with weight 0, and a pair is compared as a whole: remove the weight")
     return _conversational_pair(row, chosen, rejected)
 
 
@@ -167,7 +188,7 @@ def _conversational_pair(row: Row, chosen: Messages, rejected: Messages) -> Row:
         if chosen[: len(prompt)] == prompt and rejected[: len(prompt)] == prompt:
             chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
     else:
-        shared = _common_messages(chosen, rejected)
+        shared = num_common(chosen, rejected)
         prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
         if isinstance(given, str) and not any(message["content"] == given for message in prompt):
             raise BadRow("prompt is text that is not a message at the start of both chosen and rejected")
@@ -178,15 +199,16 @@ def _conversational_pair(row: Row, chosen: Messages, rejected: Messages) -> Row:
 
 def _common_text(chosen: str, rejected: str) -> str:
     """Return the shared start of both texts, cut back to the end of a word."""
-    length = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected, strict=False)))
+    length = num_common(chosen, rejected)
     while length and not (chosen[length - 1].isspace() or chosen[length : length + 1].isspace()):
         length -= 1
     return chosen[:length].rstrip(" ")
 
 
-def _common_messages(chosen: Messages, rejected: Messages) -> int:
-    pairs = zip(chosen, rejected, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(chosen), len(rejected)))
+def num_common(one: Sequence[Any], two: Sequence[Any]) -> int:
+    """Return how many items both begin with."""
+    pairs = zip(one, two, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(one), len(two)))
 
 
 def _check_prompt(prompt: str | Messages) -> None:
@@ -201,7 +223,29 @@ def _check_turns(prompt: Messages, answer: Messages, name: str) -> None:
         raise BadRow(f"{name} has no prompt: chosen and rejected must start with the same messages")
     _check_prompt(prompt)
     if not answer or answer[0]["role"] != "assistant":
-        raise BadRow(f"{name} must go on with an assistant turn after the prompt")
+        raise BadRow(f"{name} must go on with an assistant turn after the prompt; {_roles(answer or prompt)}")
+
+
+def is_masked(message: dict[str, Any]) -> bool:
+    """Return whether the turn is there to be read and not to be learnt (OpenAI's `weight: 0`)."""
+    return message.get("weight") == 0
+
+
+def _check_taught(messages: Messages, name: str) -> None:
+    """Raise BadRow unless some assistant turn is there to be learnt."""
+    turns = [message for message in messages if message["role"] == "assistant"]
+    if not turns:
+        raise BadRow(f"{name} has no assistant turn, so there is nothing to learn; {_roles(messages)}")
+    if all(is_masked(turn) for turn in turns):
+        raise BadRow(f"{name} has weight 0 on every assistant turn, so there is nothing to learn")
+
+
+def _roles(messages: Messages) -> str:
+    roles = ", ".join(dict.fromkeys(message["role"] for message in messages))
+    return (
+        f"its roles are {roles}, and must be system, user, assistant and tool (ShareGPT's words for them are system,"
+        " human, gpt and observation)"
+    )
 
 
 def _add_system_prompt(row: Row, text: str) -> None:
@@ -252,11 +296,39 @@ def _message(message: Any, name: str) -> dict[str, Any]:
         raise BadRow(f"{name} has no role")
     if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
         raise BadRow(f"{name}.content is {_type(content)}; it must be text")
-    return {
-        "role": role,
-        "content": content,
-        **{key: item for key, item in message.items() if key not in ("role", "content") and item is not None},
-    }
+    if message.get("weight") not in (None, 0, 1):
+        raise BadRow(f"{name}.weight is {message['weight']!r}; it must be 0 (not learnt) or 1")
+    more = {key: item for key, item in message.items() if key not in ("role", "content") and item is not None}
+    if "tool_calls" in more:
+        more["tool_calls"] = _calls(more["tool_calls"], f"{name}.tool_calls")
+    return {"role": role, "content": content, **more}
+
+
+def _calls(value: Any, name: str) -> list[Row]:
+    """Return tool calls with their arguments as objects, which is what chat templates take: OpenAI's API writes them as
+    JSON text, and a template would encode that a second time."""
+    if not isinstance(value, list) or not all(isinstance(call, dict) for call in value):
+        raise BadRow(f"{name} is {_type(value)}; it must be a list of objects")
+    found = []
+    for i, call in enumerate(value):
+        if isinstance(call.get("function"), dict):
+            found.append({**call, "function": _decoded(call["function"], f"{name}[{i}].function")})
+        else:
+            found.append(_decoded(call, f"{name}[{i}]"))
+    return found
+
+
+def _decoded(function: Row, name: str) -> Row:
+    given = function.get("arguments")
+    if not isinstance(given, str):
+        return function
+    try:
+        arguments = json.loads(given or "{}")
+    except json.JSONDecodeError as error:
+        raise BadRow(f"{name}.arguments is text that is not JSON: {error.msg}") from error
+    if not isinstance(arguments, dict):
+        raise BadRow(f"{name}.arguments is {_type(arguments)} as JSON; it must be an object")
+    return {**function, "arguments": arguments}
 
 
 def _tools(value: Any) -> list[Any]:

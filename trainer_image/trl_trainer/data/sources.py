@@ -26,6 +26,11 @@ MAX_ROW_BYTES = 8 * 1024 * 1024
 
 FORMATS = (".jsonl", ".json", ".csv", ".parquet")
 
+
+class ArrowRow(dict[str, Any]):
+    """A row in the types of its whole data set: an object in it has the fields of all others, some of them null."""
+
+
 Numbered = tuple[int, Row | BadRow]
 """Row number, from 1 (in a .jsonl file the line number), and the row or the reason why it cannot be read."""
 
@@ -113,6 +118,8 @@ def _json(file: BinaryIO) -> Iterator[Numbered]:
     start = file.read(1024).lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
     file.seek(0)
     if start != b"[":
+        _check_lines(file.readline(MAX_ROW_BYTES), is_last=not file.read(1024).strip())
+        file.seek(0)
         yield from _jsonl(file)
         return
     text = TextIOWrapper(file, "utf-8-sig")
@@ -123,6 +130,27 @@ def _json(file: BinaryIO) -> Iterator[Numbered]:
         raise _Unreadable(f"is not JSON: {error.msg} in line {error.lineno}, column {error.colno}") from error
     except RecursionError as error:
         raise _Unreadable("is nested too deeply") from error
+
+
+def _check_lines(first: bytes, is_last: bool) -> None:
+    """Raise if a .json file that is no list is not lines of rows either, but one object around them."""
+    wanted = "it must be a list of rows, [{...}, {...}], or one row per line"
+    try:
+        found = json.loads(first.removeprefix(b"\xef\xbb\xbf"))
+    except json.JSONDecodeError as error:
+        if first.rstrip().endswith((b"{", b"[", b",")):
+            raise _Unreadable(f"is one object over several lines: {wanted}") from error
+        return
+    except (ValueError, RecursionError):
+        return
+    if is_last and isinstance(found, dict):
+        for name, value in found.items():
+            if isinstance(value, list) and value and not any(_is_message(item) for item in value):
+                raise _Unreadable(f"is one object with a list in {name!r}: {wanted}; write that list alone")
+
+
+def _is_message(item: Any) -> bool:
+    return not isinstance(item, dict) or not {"role", "from"}.isdisjoint(item)
 
 
 def _csv(file: BinaryIO) -> Iterator[Numbered]:
@@ -147,7 +175,7 @@ def _parquet(file: BinaryIO) -> Iterator[Numbered]:
         for batch in parquet.ParquetFile(file).iter_batches(batch_size=256):
             for row in batch.to_pylist():
                 number += 1
-                yield number, row
+                yield number, ArrowRow(row)
     except (ArrowInvalid, OSError) as error:
         raise _Unreadable(f"is not a sound parquet file: {error}") from error
 
@@ -186,6 +214,6 @@ def read_hub(source: HubDataset, split: str, cache: Path, limit: int | None) -> 
     except ValueError as error:
         raise UserError("DatasetNotFound", f"dataset {source.repo}: {error}") from error
     try:
-        yield from enumerate(rows, start=1)
+        yield from enumerate(map(ArrowRow, rows), start=1)
     finally:
         shutil.rmtree(cache, ignore_errors=True)  # the rows are written down in our own form: one copy is enough

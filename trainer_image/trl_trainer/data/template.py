@@ -1,10 +1,11 @@
 """What the tokenizer's chat template makes of a shaped row."""
 
+from collections.abc import Callable
 from typing import Any
 
 from jinja2 import TemplateError
 
-from trl_trainer.data.rows import BadRow, conversational
+from trl_trainer.data.rows import BadRow, conversational, is_masked, num_common
 from trl_trainer.errors import UserError
 from trl_trainer.stage import Row
 
@@ -19,15 +20,100 @@ def check(tokenizer: Any, row: Row) -> None:
             "the data are conversations, but the model's tokenizer has no chat template:"
             " set model.chatTemplate, or give plain text columns",
         )
-    if "messages" in row:
-        texts = [row["messages"]]
-    else:
-        texts = [row["prompt"] + row[name] for name in ("completion", "chosen", "rejected") if name in row]
+    is_prompt = row.keys().isdisjoint(("messages", "completion", "chosen"))
     try:
-        for messages in texts or [row["prompt"]]:
-            render(tokenizer, messages, options(row), add_generation_prompt=not texts)
+        for messages in _conversations(row):
+            render(tokenizer, messages, options(row), add_generation_prompt=is_prompt)
     except (TemplateError, TypeError, ValueError) as error:
         raise BadRow(f"the chat template refuses it: {error}") from error
+
+
+CALLED = "a8f3e2b1"
+"""Text that no row has."""
+
+
+def check_calls(tokenizer: Any, row: Row) -> bool:
+    """Return whether the row has tool calls. UserError if the chat template leaves them, or what a tool answered, out:
+    an empty turn would be learnt, or an answer from nowhere."""
+    if not conversational(row):
+        return False
+    messages = [
+        message for name in ("messages", "prompt", "completion", "chosen", "rejected") for message in row.get(name, [])
+    ]
+    called = any(message.get("tool_calls") for message in messages)
+    if called and CALLED not in _rendered(tokenizer, row, _renamed):
+        raise UserError(
+            "InvalidSpec",
+            "model.chatTemplate: the rows have tool_calls, and the chat template does not render them: set a template"
+            " that does, or take a model whose own one does",
+        )
+    if any(message["role"] == "tool" for message in messages) and CALLED not in _rendered(tokenizer, row, _told):
+        raise UserError(
+            "InvalidSpec",
+            "model.chatTemplate: the rows have turns of role tool, and the chat template does not render them: set a"
+            " template that does, or take a model whose own one does",
+        )
+    return called
+
+
+def _rendered(tokenizer: Any, row: Row, change: Callable[[Row], Row]) -> str:
+    """Return all that the template makes of a row, each message changed."""
+    return "".join(
+        render(tokenizer, [change(message) for message in messages], options(row), add_generation_prompt=False)
+        for messages in _conversations(row)
+    )
+
+
+def _renamed(message: Row) -> Row:
+    """Return the message with other names of the functions that it calls."""
+    if not message.get("tool_calls"):
+        return message
+    calls = [
+        {**call, "function": {**call["function"], "name": CALLED}} if "function" in call else {**call, "name": CALLED}
+        for call in message["tool_calls"]
+    ]
+    return {**message, "tool_calls": calls}
+
+
+def _told(message: Row) -> Row:
+    return {**message, "content": CALLED} if message["role"] == "tool" else message
+
+
+def _conversations(row: Row) -> list[list[Row]]:
+    """Return the whole conversations of a row; of a row with a prompt alone, that."""
+    if "messages" in row:
+        return [row["messages"]]
+    answers = [row[name] for name in ("completion", "chosen", "rejected") if name in row]
+    return [row["prompt"] + answer for answer in answers or [[]]]
+
+
+def masked(tokenizer: Any, row: Row, **given: Any) -> list[slice]:
+    """Return where the tokens of the row's turns of weight 0 are, from what the turn says to what the next one says.
+
+    Found by what changes in the text when a turn says something else: templates may render a turn in another way when
+    more turns follow. `given` goes to the template, beside what the row tells it.
+    """
+    (messages, *_), given = _conversations(row), {**options(row), **given}
+    places = [i for i, message in enumerate(messages) if message["role"] == "assistant" and is_masked(message)]
+    if not places:
+        return []
+    text = render(tokenizer, messages, given, add_generation_prompt=False)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def begin(i: int) -> int:
+        if i == len(messages):
+            return len(ids)
+        other = render(tokenizer, _saying_else(messages, i), given, add_generation_prompt=False)
+        before = text[: num_common(text, other)]
+        return num_common(ids, tokenizer(before, add_special_tokens=False)["input_ids"])
+
+    return [slice(begin(i), begin(i + 1)) for i in places]
+
+
+def _saying_else(messages: list[Row], i: int) -> list[Row]:
+    changed = {key: value for key, value in messages[i].items() if key != "tool_calls"}
+    changed["content"] = "1" if (changed["content"] or "").lstrip().startswith("0") else "0"
+    return [*messages[:i], changed, *messages[i + 1 :]]
 
 
 def prompt_length(tokenizer: Any, row: Row) -> int:

@@ -32,6 +32,8 @@ class UsableRows:
         self._form: str | None = None
         self._bad = self._long_prompts = self._empty_answers = 0
         self._first_bad: str | None = None
+        self._calls = False
+        """Whether a row had tool calls, which the chat template renders."""
         self._unread: set[str] = set()
 
     def counts(self) -> dict[str, Any]:
@@ -85,11 +87,14 @@ class UsableRows:
         """Return the JSON line of a row; None if its prompt is too long. Raises BadRow."""
         if isinstance(row, BadRow):
             raise row
+        if isinstance(row, sources.ArrowRow):
+            row = rows.without_nulls(row, self._dataset.columns)
         shaped = rows.shape(self._stage.shape, row, self._dataset.columns, self._dataset.system_prompt)
         line = _encode(shaped)
         if self._form is not None and rows.form(shaped) != self._form:
             raise BadRow(f"has {rows.form(shaped)}, but the rows before have {self._form}")
         template.check(self._tokenizer, shaped)
+        self._calls = self._calls or template.check_calls(self._tokenizer, shaped)
         limit = self._max_prompt_length
         if limit is not None and template.prompt_length(self._tokenizer, shaped) > limit:
             self._long_prompts += 1

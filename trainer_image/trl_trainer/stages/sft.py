@@ -9,13 +9,14 @@ from trl import SFTConfig, SFTTrainer, get_training_chat_template, pack_dataset
 
 from trl_contract.jobfile import JobFile
 from trl_contract.training import SFTSpec
-from trl_trainer.data import Data, DataReport, rows
+from trl_trainer.data import Data, DataReport, rows, template
+from trl_trainer.data.rows import conversational
 from trl_trainer.distributed.world import Run
 from trl_trainer.errors import UserError
 from trl_trainer.models import adapter, base
 from trl_trainer.preflight import lengths, steps
 from trl_trainer.rewards import Rewards
-from trl_trainer.stage import Stage
+from trl_trainer.stage import Row, Stage
 from trl_trainer.stages import preparation
 
 
@@ -98,18 +99,35 @@ def tokenize(job: JobFile[SFTSpec], args: SFTConfig, tokenizer: Any, rows: Any, 
     if job.spec.sft.packing and split == "train":
         # Packing cuts, and is done when all rows are there.
         args.max_length = None
-    return preparation.prepare(
+    chat_template = training_template(tokenizer) if args.assistant_only_loss else None
+    prepared = preparation.prepare(
         SFTTrainer,
         rows,
         tokenizer,
         args,
         {
-            "chat_template": training_template(tokenizer) if args.assistant_only_loss else None,
+            "chat_template": chat_template,
             "completion_only_loss": "completion" in next(iter(rows)) if given is None else given,
         },
         packing=False,
         formatting_func=None,
     )
+    return filter(learnt, map(partial(mask, tokenizer, chat_template), prepared))
+
+
+def mask(tokenizer: Any, chat_template: str | None, row: Row) -> Row:
+    """Return the tokenized row without labels on the turns of weight 0, which TRL does not know."""
+    if not conversational(row):
+        return row
+    labels = list(row["labels"])
+    for turn in template.masked(tokenizer, row, chat_template=chat_template):
+        labels[turn] = [-100] * len(labels[turn])
+    return {**row, "labels": labels}
+
+
+def learnt(row: Row) -> bool:
+    """Return whether anything of a tokenized row is learnt."""
+    return any(label != -100 for label in row["labels"])
 
 
 def pack(job: JobFile[SFTSpec], rows: Any) -> Any:
