@@ -10,7 +10,7 @@ from typing import Any
 
 import datasets
 import pytest
-from tokenizers import processors
+from tokenizers import models, processors
 from trainer_kit import CURT, POLITE, PROMPTS, conversations, preference_pairs, write_jsonl
 from transformers import AutoTokenizer
 from trl import DPOConfig, DPOTrainer, RewardConfig, RewardTrainer, SFTConfig, SFTTrainer
@@ -21,6 +21,7 @@ from trl_trainer import data, stages
 from trl_trainer.data import lines
 from trl_trainer.errors import UserError
 from trl_trainer.launch import processes
+from trl_trainer.stages import preparation
 
 MAX_LENGTH = 17
 MARKED = (
@@ -165,6 +166,11 @@ def plain(tmp_path: Path, model_folder: Path) -> SimpleNamespace:
     return SimpleNamespace(
         job=job("DPOJob", tmp_path, model_folder, texts(20)), tokenizer=tokenizer, folder=tmp_path / "data"
     )
+
+
+@pytest.mark.parametrize("model", [models.BPE(), models.Unigram()], ids=["BPE", "Unigram"])
+def test_the_bindings_of_tokenizers_still_let_a_model_remember_more_words(model):
+    model._resize_cache(preparation.CACHED_WORDS)
 
 
 def test_rows_are_tokenized_once_and_found_again(plain, monkeypatch):
