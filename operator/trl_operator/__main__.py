@@ -6,7 +6,6 @@ import sys
 from contextlib import AsyncExitStack
 
 from trl_operator import host
-from trl_operator.cache import Cache
 from trl_operator.certs import Certificates
 from trl_operator.errors import ApiError, LeaseLost
 from trl_operator.health import Health
@@ -14,11 +13,12 @@ from trl_operator.kube import Kube
 from trl_operator.lease import Lease
 from trl_operator.metrics import Metrics
 from trl_operator.plan.observation import Key
-from trl_operator.queue import WorkQueue
 from trl_operator.reconcile import Reconciler, work
-from trl_operator.relist import Relist
 from trl_operator.render.manifests import Installation
 from trl_operator.settings import Settings
+from trl_operator.store.queue import WorkQueue
+from trl_operator.store.relist import Relist
+from trl_operator.store.store import Store
 
 logger = logging.getLogger("trl_operator")
 
@@ -33,8 +33,8 @@ async def run(settings: Settings) -> None:
         # However busy the workers are, a renewal never waits for a connection.
         lease = Lease(await stack.enter_async_context(await Kube.connect(LEASE_CONNECTIONS)), settings)
         queue: WorkQueue[Key] = WorkQueue()
-        cache, metrics, certificates = Cache(), Metrics(), Certificates(kube, settings)
-        watched = cache.watched()
+        store, metrics, certificates = Store(), Metrics(), Certificates(kube, settings)
+        watched = store.watched()
         relist = Relist(kube, watched, settings.namespaces, settings.relist_seconds)
         health = Health(relist.age, settings.relist_seconds, queue.oldest_seconds)
         metrics.gauge("trl_operator_queue_keys", lambda: len(queue))
@@ -48,7 +48,7 @@ async def run(settings: Settings) -> None:
         def ready() -> None:
             health.ready = True
 
-        reconciler = Reconciler(kube, cache, lease, installation, settings.identity, relist.exists, metrics)
+        reconciler = Reconciler(kube, store, lease, installation, settings.identity, relist.exists, metrics)
         filled, leading, working = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
         async def hold() -> None:
@@ -60,7 +60,7 @@ async def run(settings: Settings) -> None:
             await leading.wait()
             await certificates.first()
             await filled.wait()
-            cache.follow(queue.add)
+            store.follow(queue.add)
             working.set()
             await certificates.keep(settings.certificate_seconds)
 

@@ -12,7 +12,7 @@ import kopf
 
 from trl_operator.constants import GROUP
 from trl_operator.kube import PAGE
-from trl_operator.watched import Watched
+from trl_operator.store.watched import Watched
 
 LOGIN_LIFE = timedelta(minutes=20)
 """Service-account tokens rotate on disk; reading them again in time never meets an expired one."""

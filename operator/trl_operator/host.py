@@ -15,9 +15,9 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from trl_operator import handlers
-from trl_operator.relist import Relist
 from trl_operator.settings import Shared, from_environment
-from trl_operator.watched import Watched
+from trl_operator.store.relist import Relist
+from trl_operator.store.watched import Watched
 
 S = TypeVar("S", bound=Shared)
 

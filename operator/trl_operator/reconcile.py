@@ -4,7 +4,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from trl_operator.api.job import Job, parse_known
 from trl_operator.backend import backend_for, child_from, denials, resource_of
 from trl_operator.blockers import find_blocker, is_awaited, resolve
-from trl_operator.cache import Cache
 from trl_operator.constants import API_VERSION, LABEL_ATTEMPT, LABEL_JOB_UID, MANAGER, MANAGER_PROGRESS, MANAGER_STATUS
 from trl_operator.errors import ApiError, LeaseLost
 from trl_operator.kube import CLAIMS, CONFIG_MAPS, EVENTS, JOBS, NETWORK_POLICIES, PODS, Kube
@@ -23,18 +22,21 @@ from trl_operator.plan.acceptance import Blocker
 from trl_operator.plan.observation import Attempt, Child, Key, controller_uid, current_attempt, format_time
 from trl_operator.plan.outcome import records
 from trl_operator.policy.start import half_since
-from trl_operator.queue import WorkQueue
 from trl_operator.render.manifests import Installation, claim, config_map, network_policy
 from trl_operator.resource import Resource
 from trl_operator.status.conditions import Status, set_condition
 from trl_operator.status.events import Event, events
 from trl_operator.status.lifecycle import Decision, View, decide, owned, refused
 from trl_operator.status.progress import last_words
+from trl_operator.store.objects import key_of
+from trl_operator.store.queue import WorkQueue
+from trl_operator.store.store import Store
 
 logger = logging.getLogger(__name__)
 
 AWAITED_POLL_SECONDS = 30.0
 """A job whose TTL is over stays while another one needs its result; it looks again after so long."""
+PODS_LISTED_FOR = timedelta(seconds=10)
 Obj = dict[str, Any]
 
 INVALID = 422
@@ -50,7 +52,7 @@ class Reconciler:
     def __init__(
         self,
         kube: Kube,
-        cache: Cache,
+        store: Store,
         lease: Lease,
         installation: Callable[[], Installation],
         identity: str,
@@ -59,19 +61,23 @@ class Reconciler:
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._kube = kube
-        self._cache = cache
+        self._store = store
         self._lease = lease
         self._installation = installation
         self._identity = identity
         self._exists = exists
         self._metrics = metrics
         self._now = now
+        self._listed: dict[Key, tuple[tuple[int, str], datetime]] = {}
+        """When the pods of an attempt that ends were listed: its number, and its workload's state, beside."""
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring the job a step further; return the seconds after which it wants another look, if any."""
+        if self._store.is_over(key):
+            return None
         obj = await self._kube.get(JOBS[key[0]], *key[1:])
         if obj is None:
-            self._cache.drop_job(key)
+            self._forget(key)
             return None
         if "deletionTimestamp" in obj["metadata"]:
             return None
@@ -83,6 +89,11 @@ class Reconciler:
         decision = decide(job, obj.get("status", {}), view, self._now())
         obj = await self._write_status(job, obj, decision.status)
         return await self._act(job, obj, decision)
+
+    def _forget(self, key: Key) -> None:
+        self._listed.pop(key, None)
+        if known := self._store.jobs.get(key):
+            self._store.forget_job(key, known.uid)
 
     async def _read(self, obj: Obj) -> Job | None:
         """Return the typed form of a stored job; None if it has none, which its status then tells.
@@ -116,13 +127,14 @@ class Reconciler:
             await self._put_status(obj, status)
 
     async def _observe(self, job: Job, obj: Obj) -> View:
-        """Look at what the decision needs. The cache may lag, so what is missing in it is asked for."""
+        """Look at what the decision needs. The store may lag, so what is missing in it is asked for."""
         current, attempt = obj.get("status", {}), current_attempt(obj)
-        children = self._cache.children(job.uid, job.namespace)
+        children = self._store.children(job.uid, job.namespace)
         if attempt is None:
             return View(others=tuple(children), blocker=await self._blocker(job, 0))
         others = tuple(child for child in children if child.name != attempt.child)
         if "completionTime" in current:
+            self._listed.pop(key_of(obj), None)
             return View(others=tuple(children))
         child = next((child for child in children if child.name == attempt.child), None)
         if child is None or attempt.child_uid not in ("", child.uid):
@@ -130,10 +142,10 @@ class Reconciler:
         if child is None and not attempt.child_uid:
             return View(others=others, blocker=await self._blocker(job, attempt.number))
         if child is None or child.state != "active":
-            await self._refresh_pods(job, attempt.number)
-        pods = tuple(self._cache.pods(replace(attempt, child_uid=child.uid) if child else attempt))
+            await self._refresh_pods(attempt, child.state if child else "gone")
+        pods = tuple(self._store.pods(replace(attempt, child_uid=child.uid) if child else attempt))
         denied = await self._denials(job, child) if child and len(pods) < job.cluster.num_nodes else ()
-        older_waits = half_since(pods, job.cluster.num_nodes) is not None and self._cache.an_older_job_waits(job.uid)
+        older_waits = half_since(pods, job.cluster.num_nodes) is not None and self._store.an_older_job_waits(job.uid)
         return View(child, others, pods, denied, older_waits=older_waits)
 
     async def _live_child(self, job: Job, attempt: Attempt) -> Child | None:
@@ -142,10 +154,16 @@ class Reconciler:
             return None
         return child_from(obj)
 
-    async def _refresh_pods(self, job: Job, attempt: int) -> None:
-        selector = f"{LABEL_JOB_UID}={job.uid},{LABEL_ATTEMPT}={attempt}"
-        listed, version = await self._kube.list(PODS, job.namespace, selector)
-        self._cache.replace_attempt(job.uid, job.namespace, attempt, listed, version)
+    async def _refresh_pods(self, attempt: Attempt, state: str) -> None:
+        """List an attempt's pods when it is first seen in this state, and then now and then: the watch tells the rest,
+        and a gang of many pods must not be listed at each one's end."""
+        (seen, when), now = self._listed.get(attempt.job, ((-1, ""), self._now())), self._now()
+        if seen == (attempt.number, state) and now - when < PODS_LISTED_FOR:
+            return
+        selector = f"{LABEL_JOB_UID}={attempt.job_uid},{LABEL_ATTEMPT}={attempt.number}"
+        listed, version = await self._kube.list(PODS, attempt.job[1], selector)
+        self._store.replace_attempt(attempt.job_uid, attempt.job[1], attempt.number, listed, version)
+        self._listed[attempt.job] = ((attempt.number, state), now)
 
     async def _blocker(self, job: Job, attempt: int) -> Blocker | None:
         backend = backend_for(job)
@@ -193,14 +211,18 @@ class Reconciler:
         self._lease.check()
         metadata = {name: obj["metadata"][name] for name in ("name", "namespace", "uid", "resourceVersion")}
         body = {"apiVersion": API_VERSION, "kind": obj["kind"], "metadata": metadata, "status": status}
-        return await self._kube.apply(JOBS[obj["kind"]], metadata["namespace"], body, manager, "status")
+        if manager == MANAGER_STATUS:
+            self._store.expect_status(obj, status)
+        written = await self._kube.apply(JOBS[obj["kind"]], metadata["namespace"], body, manager, "status")
+        self._store.put_job(written)
+        return written
 
     async def _act(self, job: Job, obj: Obj, decision: Decision) -> float | None:
         for child in decision.delete:
             self._lease.check()
             if not await self._kube.delete(resource_of(child), job.namespace, child.name, child.uid):
                 # The watch has missed its end, and would not tell of it before everything is listed again.
-                self._cache.forget_child(child)
+                self._store.forget_child(child)
         if decision.delete_job:
             if await is_awaited(self._kube, job):
                 return AWAITED_POLL_SECONDS
@@ -235,7 +257,10 @@ class Reconciler:
         manifest = backend.manifest(job, attempt, self._installation())
         try:
             async with self._telling_refusal(job, obj, manifest):
-                return child_from(await self._kube.create(backend.RESOURCE, manifest, job.namespace))
+                self._store.expect_child(job.namespace, manifest["metadata"]["name"])
+                made = await self._kube.create(backend.RESOURCE, manifest, job.namespace)
+                self._store.put_child(made)
+                return child_from(made)
         except ApiError as error:
             current = current_attempt(obj)
             if error.status != 409 or current is None:

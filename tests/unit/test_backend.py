@@ -98,9 +98,9 @@ def test_a_job_whose_attempt_an_older_operator_began_goes_on_and_its_workload_is
     stored = world.kube.objects["dpojobs", "team", "tune"]
     body = {"metadata": stored["metadata"], "status": old}
     asyncio.run(world.kube.apply(JOBS["DPOJob"], "team", body, MANAGER_STATUS, "status"))
-    world.cache.put_job(world.kube.objects["dpojobs", "team", "tune"])
-    world.cache.put_child(world.kube.put("pytorchjobs", child_object(0)))
-    world.cache.put_pod(world.kube.put("pods", pod_object(0)))
+    world.store.put_job(world.kube.objects["dpojobs", "team", "tune"])
+    world.store.put_child(world.kube.put("pytorchjobs", child_object(0)))
+    world.store.put_pod(world.kube.put("pods", pod_object(0)))
     world.reconcile()
     assert (world.status["phase"], world.status["attempt"]) == ("Running", 0)
     name = {"name": "tune-dpo-0", "uid": "child-0"}
@@ -158,7 +158,7 @@ def test_another_backend_runs_new_attempts_and_the_others_go_on(
     uid = world.status["workload"]["uid"]
     running = pod_object(0)
     running["metadata"]["ownerReferences"][0]["uid"] = uid
-    world.cache.put_pod(world.kube.put("pods", running))
+    world.store.put_pod(world.kube.put("pods", running))
     world.reconcile()
     assert (world.status["phase"], world.status["workload"]["uid"]) == ("Running", uid)
     fresh = World(job_object(dataset=rows), now)

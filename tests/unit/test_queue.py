@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from itertools import pairwise
 
 import pytest
 
-from trl_operator.queue import WorkQueue
+from trl_operator.store.queue import WorkQueue
 
 
 def run(test: Callable[[WorkQueue[str]], Awaitable[None]]) -> None:
@@ -78,6 +79,47 @@ def test_failures_in_a_row_pause_longer_and_success_forgets_them(monkeypatch: py
         assert pauses[-1] < 0.25
         queue.failed("a", at_least=7.5)
         assert pauses[-1] == 7.5
+
+    run(test)
+
+
+def test_no_event_shortens_the_rest_of_a_key_that_has_failed() -> None:
+    async def test(queue: WorkQueue[str]) -> None:
+        loop = asyncio.get_running_loop()
+        queue.add("a")
+        key = await queue.get()
+        started = loop.time()
+        queue.add(key)
+        queue.failed(key, at_least=0.3)
+        queue.done(key)
+        queue.add(key)
+        queue.add_later(key, 0.0)
+        queue.add("b")
+        assert await queue.get() == "b", "others go on"
+        assert await queue.get() == "a"
+        assert loop.time() - started >= 0.29
+        queue.done("a")
+        queue.add("a")
+        assert len(queue) == 1, "it has rested"
+
+    run(test)
+
+
+def test_a_job_whose_own_failures_are_told_as_events_is_tried_at_the_pace_of_its_backoff() -> None:
+    async def test(queue: WorkQueue[str]) -> None:
+        loop, tried = asyncio.get_running_loop(), 0
+        queue.add("a")
+        until = loop.time() + 2
+        while loop.time() < until:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(until - loop.time()):
+                    key = await queue.get()
+                    tried += 1
+                    queue.add(key)  # the echo of the status that tells the failure
+                    queue.failed(key)
+                    queue.done(key)
+                    queue.add(key)
+        assert 2 <= tried <= 5, "0.2 + 0.4 + 0.8 s"
 
     run(test)
 

@@ -2,18 +2,18 @@
 
 import asyncio
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from fake_kube import FakeKube
 
-from trl_operator.cache import Cache
 from trl_operator.errors import ApiError, LeaseLost
 from trl_operator.metrics import Metrics
-from trl_operator.queue import WorkQueue
 from trl_operator.reconcile import Reconciler, work
 from trl_operator.render.manifests import Installation
+from trl_operator.store.queue import WorkQueue
+from trl_operator.store.store import Store
 
 WORKLOAD = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "name": "tune-dpo-0", "uid": "child-0"}
 KEY = ("DPOJob", "team", "tune")
@@ -26,16 +26,16 @@ class Lease:
 
 
 class World:
-    """A job `tune` whose attempt 0 runs, and a reconciler; the cache knows the job only."""
+    """A job `tune` whose attempt 0 runs, and a reconciler; the store knows the job only."""
 
     def __init__(self, job: dict[str, Any], now: datetime) -> None:
         self.kube = FakeKube()
-        self.cache = Cache()
+        self.store = Store()
         self.metrics = Metrics()
         self.now = now
         self.reconciler = Reconciler(
             self.kube,  # type: ignore[arg-type]
-            self.cache,
+            self.store,
             Lease(),  # type: ignore[arg-type]
             lambda: Installation("trainer:1", "https://op:10443", "CA"),
             "test",
@@ -43,7 +43,7 @@ class World:
             self.metrics,
             lambda: self.now,
         )
-        self.cache.put_job(self.kube.put("dpojobs", {**job, "status": {}}))
+        self.store.put_job(self.kube.put("dpojobs", {**job, "status": {}}))
 
     def reconcile(self) -> float | None:
         return asyncio.run(self.reconciler.reconcile(KEY))
@@ -63,9 +63,9 @@ def world(job_object: Objects, child_object: Objects, pod_object: Objects, now: 
     world = World(job_object(), now)
     running = {"attempt": 0, "restarts": 0, "workload": WORKLOAD}
     job = world.kube.objects["dpojobs", "team", "tune"]
-    world.cache.put_job(world.kube.put("dpojobs", {**job, "status": running}))
-    world.cache.put_child(world.kube.put("pytorchjobs", child_object(0)))
-    world.cache.put_pod(world.kube.put("pods", pod_object(0)))
+    world.store.put_job(world.kube.put("dpojobs", {**job, "status": running}))
+    world.store.put_child(world.kube.put("pytorchjobs", child_object(0)))
+    world.store.put_pod(world.kube.put("pods", pod_object(0)))
     world.reconcile()
     assert world.status["phase"] == "Running"
     return world
@@ -100,8 +100,8 @@ def test_a_job_that_succeeds_ends_at_100_percent_whenever_its_last_report_came(
     if reported_at is not None:
         world.progress(**stored(40, reported_at))
     pod = pod_object(0, "Succeeded", exit_code=0, record=record("Succeeded", progress=said(40, 5)))
-    world.cache.put_pod(world.kube.put("pods", pod))
-    world.cache.put_child(world.kube.put("pytorchjobs", child_object(0, "Succeeded")))
+    world.store.put_pod(world.kube.put("pods", pod))
+    world.store.put_child(world.kube.put("pytorchjobs", child_object(0, "Succeeded")))
     world.reconcile()
     progress = world.status["progress"]
     assert world.status["phase"] == "Succeeded"
@@ -118,7 +118,7 @@ def test_the_last_words_are_not_lost_when_the_pytorchjobs_event_overtakes_the_po
 ) -> None:
     words = record("Succeeded", progress=said(40, 5, evaluation={"after": [{"name": "accuracy", "value": "0.97"}]}))
     world.kube.put("pods", pod_object(0, "Succeeded", exit_code=0, record=words))
-    world.cache.put_child(world.kube.put("pytorchjobs", child_object(0, "Succeeded")))
+    world.store.put_child(world.kube.put("pytorchjobs", child_object(0, "Succeeded")))
     world.reconcile()
     assert world.status["phase"] == "Succeeded"
     assert world.status["progress"]["percentage"] == 100
@@ -131,7 +131,7 @@ def test_the_newest_checkpoint_counts_though_only_the_record_of_a_pod_not_yet_se
     checkpoint = {"step": 30, "path": "u/checkpoint-30", "time": "2026-11-21T11:29:00Z"}
     words = record("Preempted", reason="Preempted", progress=said(30, 5, checkpoints=[checkpoint]))
     world.kube.put("pods", pod_object(0, "Failed", exit_code=143, record=words))
-    world.cache.put_child(world.kube.put("pytorchjobs", child_object(0, "Failed")))
+    world.store.put_child(world.kube.put("pytorchjobs", child_object(0, "Failed")))
     world.reconcile()
     assert world.status["attempt"] == 1
     assert world.status["retry"]["checkpointStep"] == 30
@@ -142,8 +142,8 @@ def test_words_that_the_api_server_refuses_do_not_keep_a_job_from_ending(
     world: World, child_object: Objects, pod_object: Objects
 ) -> None:
     pod = pod_object(0, "Succeeded", exit_code=0, record=record("Succeeded", progress=said(40, 5)))
-    world.cache.put_pod(world.kube.put("pods", pod))
-    world.cache.put_child(world.kube.put("pytorchjobs", child_object(0, "Succeeded")))
+    world.store.put_pod(world.kube.put("pods", pod))
+    world.store.put_child(world.kube.put("pytorchjobs", child_object(0, "Succeeded")))
     code = 503
 
     def refuse(status: dict[str, Any]) -> None:
@@ -242,8 +242,8 @@ def test_a_pytorchjob_that_turns_up_after_its_job_was_cancelled_is_deleted(
     world.reconcile()
     assert world.status["phase"] == "Cancelled"
     job = world.kube.objects["dpojobs", "team", "tune"]
-    world.cache.put_job(world.kube.put("dpojobs", {**job, "status": {**job["status"], "attempt": 0}}))
-    world.cache.put_child(world.kube.put("pytorchjobs", child_object(0)))
+    world.store.put_job(world.kube.put("dpojobs", {**job, "status": {**job["status"], "attempt": 0}}))
+    world.store.put_child(world.kube.put("pytorchjobs", child_object(0)))
     world.reconcile()
     assert ("pytorchjobs", "team", "tune-dpo-0") not in world.kube.objects
 
@@ -267,7 +267,7 @@ def test_a_retained_claim_that_several_nodes_cannot_share_blocks_the_job(job_obj
 def ask(world: World, **policy: Any) -> None:
     """Somebody edits runPolicy, and everything that was started is gone without the watches' telling."""
     job = world.kube.objects["dpojobs", "team", "tune"]
-    world.cache.put_job(world.kube.put("dpojobs", {**job, "spec": {**job["spec"], "runPolicy": policy}}))
+    world.store.put_job(world.kube.put("dpojobs", {**job, "spec": {**job["spec"], "runPolicy": policy}}))
     for place in [place for place in world.kube.objects if place[0] in ("pytorchjobs", "pods")]:
         del world.kube.objects[place]
 
@@ -276,7 +276,7 @@ def ask(world: World, **policy: Any) -> None:
 def test_a_job_stops_though_no_watch_has_told_that_its_attempt_is_gone(world: World, wish: str, phase: str) -> None:
     ask(world, **{wish: True})
     changed: list[Any] = []
-    world.cache.follow(changed.append)
+    world.store.follow(changed.append)
     changed.clear()
     world.reconcile()
     assert changed == [KEY], "it is looked at again at once"
@@ -288,7 +288,7 @@ def test_a_job_restarts_though_no_watch_has_told_that_its_attempt_is_gone(
     world: World, child_object: Objects, pod_object: Objects
 ) -> None:
     ask(world)
-    world.cache.put_child(world.kube.put("pytorchjobs", child_object(0, "Failed")))
+    world.store.put_child(world.kube.put("pytorchjobs", child_object(0, "Failed")))
     world.kube.put("pods", pod_object(0, "Failed", attempt=1))
     world.reconcile()
     assert (world.status["attempt"], world.status["phase"], running(world)[0]) == (1, "Restarting", "ChildDeleted")
@@ -297,11 +297,84 @@ def test_a_job_restarts_though_no_watch_has_told_that_its_attempt_is_gone(
 def test_a_pod_that_is_newer_than_the_list_is_not_taken_for_gone(world: World, pod_object: Objects) -> None:
     newer = pod_object(0)
     newer["metadata"]["resourceVersion"] = "9999"
-    world.cache.put_pod(newer)
+    world.store.put_pod(newer)
     ask(world, cancel=True)
     world.reconcile()
     world.reconcile()
     assert "completionTime" not in world.status
+
+
+def counting(world: World, verb: str) -> list[Any]:
+    """What is asked of the API server from now on by get, or by list."""
+    asked: list[Any] = []
+    real = getattr(world.kube, verb)
+
+    async def ask(*arguments: Any, **options: Any) -> Any:
+        asked.append(arguments[0].plural)
+        return await real(*arguments, **options)
+
+    setattr(world.kube, verb, ask)
+    return asked
+
+
+def test_a_gang_that_ends_is_listed_once_and_told_in_few_writes(
+    job_object: Objects, child_object: Objects, pod_object: Objects, now: datetime
+) -> None:
+    world = World(job_object(numNodes=64), now)
+    running = {"attempt": 0, "restarts": 0, "workload": WORKLOAD}
+    job = world.kube.objects["dpojobs", "team", "tune"]
+    world.store.put_job(world.kube.put("dpojobs", {**job, "status": running}))
+    world.store.put_child(world.kube.put("pytorchjobs", child_object(0)))
+    for index in range(64):
+        world.store.put_pod(world.kube.put("pods", pod_object(index)))
+    world.reconcile()
+    assert world.status["phase"] == "Running"
+    world.store.put_child(world.kube.put("pytorchjobs", child_object(0, "Failed")))
+    before, listed = len(world.kube.writes), counting(world, "list")
+    for index in range(64):
+        world.store.put_pod(world.kube.put("pods", pod_object(index, "Failed", exit_code=1)))
+        world.reconcile()
+    assert world.status["phase"] == "Restarting"
+    assert world.status["attempt"] == 1
+    writes = [plural for _, plural in world.kube.writes[before:]]
+    assert writes.count("dpojobs") <= 6
+    assert listed.count("pods") == 1
+
+
+def test_the_pods_of_an_attempt_that_ends_are_listed_again_when_no_watch_tells_of_them(
+    world: World, child_object: Objects, pod_object: Objects
+) -> None:
+    world.store.put_child(world.kube.put("pytorchjobs", child_object(0, "Failed")))
+    world.reconcile()
+    assert world.status["attempt"] == 0
+    world.kube.put("pods", pod_object(0, "Failed", exit_code=1))
+    world.now += timedelta(seconds=10)
+    world.reconcile()
+    assert world.status["attempt"] == 1
+
+
+def test_a_job_that_is_over_costs_no_request(world: World, child_object: Objects, pod_object: Objects) -> None:
+    world.store.put_pod(world.kube.put("pods", pod_object(0, "Succeeded", exit_code=0, record=record("Succeeded"))))
+    world.store.put_child(world.kube.put("pytorchjobs", child_object(0, "Succeeded")))
+    world.reconcile()
+    assert world.status["phase"] == "Succeeded"
+    asked = counting(world, "get")
+    world.reconcile()
+    assert asked == []
+
+
+def test_what_the_reconciler_writes_and_creates_wakes_nobody(job_object: Objects, now: datetime) -> None:
+    world = World(job_object(dataset=ROWS), now)
+    changed: list[Any] = []
+    world.store.follow(changed.append)
+    changed.clear()
+    world.reconcile()
+    assert world.status["workload"]["name"] == "tune-dpo-0"
+    for plural, put in (("dpojobs", world.store.put_job), ("pytorchjobs", world.store.put_child)):
+        for (kind, *_), obj in list(world.kube.objects.items()):
+            if kind == plural:
+                put(obj)
+    assert changed == []
 
 
 ROWS = {"train": {"inline": [{"prompt": "p", "chosen": "c", "rejected": "r"}]}}

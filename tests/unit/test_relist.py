@@ -9,9 +9,9 @@ import pytest
 from fake_kube import FakeKube
 
 from trl_operator.backend.pytorchjob import RESOURCE
-from trl_operator.cache import Cache
 from trl_operator.errors import ApiError
-from trl_operator.relist import Relist
+from trl_operator.store.relist import Relist
+from trl_operator.store.store import Store
 
 Refused = dict[tuple[str, str], int]
 """HTTP status by plural and namespace; * stands for all plurals."""
@@ -22,8 +22,8 @@ class World:
 
     def __init__(self, job: Callable[..., dict[str, Any]]) -> None:
         self.kube = FakeKube()
-        self.cache = Cache()
-        self.relist = Relist(self.kube, self.cache.watched(), ["a", "b"], 0.01)  # type: ignore[arg-type]
+        self.store = Store()
+        self.relist = Relist(self.kube, self.store.watched(), ["a", "b"], 0.01)  # type: ignore[arg-type]
         self.refused: Refused = {}
         self.kube.refuse_list = self.refuse
         for namespace in "ab":
@@ -41,7 +41,7 @@ class World:
 
     @property
     def known(self) -> list[str]:
-        return sorted(namespace for _, namespace, _ in self.cache.jobs)
+        return sorted(namespace for _, namespace, _ in self.store.jobs)
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from trl_operator.backend import pod_from
-from trl_operator.cache import Cache
 from trl_operator.plan.observation import format_time
 from trl_operator.policy.start import half_since, release_time
 from trl_operator.status.conditions import condition
 from trl_operator.status.lifecycle import View, decide
+from trl_operator.store.store import Store
 
 Make = Callable[..., Any]
 STORAGE = {"size": "1Gi", "accessModes": ["ReadWriteMany"]}
@@ -93,19 +93,19 @@ def test_an_attempt_that_has_run_gives_nothing_back_whatever_is_left_of_its_pods
 
 
 def test_an_older_job_in_the_same_state_is_found(gang: Make, pod_object: Make, job_object: Make, now: datetime) -> None:
-    cache = Cache()
+    store = Store()
     job = job_object()
     for name, uid, created in (("old", "u-old", "2026-11-01T00:00:00Z"), ("young", "u-young", "2026-11-02T00:00:00Z")):
         metadata = {**job["metadata"], "name": name, "uid": uid, "creationTimestamp": created, "resourceVersion": "1"}
-        cache.put_job({**job, "metadata": metadata})
+        store.put_job({**job, "metadata": metadata})
     young = {"trl-operator.io/job-uid": "u-young", "trl-operator.io/job-name": "young"}
     old = {"trl-operator.io/job-uid": "u-old", "trl-operator.io/job-name": "old"}
     for pod in gang(**young):
-        cache.put_pod(pod)
-    assert not cache.an_older_job_waits("u-young")
+        store.put_pod(pod)
+    assert not store.an_older_job_waits("u-young")
     first, second = gang(**old)
-    cache.put_pod(first)
-    assert not cache.an_older_job_waits("u-young"), "all pods of the older one have a node"
-    cache.put_pod(second)
-    assert cache.an_older_job_waits("u-young")
-    assert not cache.an_older_job_waits("u-old")
+    store.put_pod(first)
+    assert not store.an_older_job_waits("u-young"), "all pods of the older one have a node"
+    store.put_pod(second)
+    assert store.an_older_job_waits("u-young")
+    assert not store.an_older_job_waits("u-old")

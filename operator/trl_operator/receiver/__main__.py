@@ -15,8 +15,8 @@ from trl_operator.receiver.reviews import Reviews
 from trl_operator.receiver.serving import Serving
 from trl_operator.receiver.store import Store
 from trl_operator.receiver.writer import Writer
-from trl_operator.relist import Relist
 from trl_operator.settings import ReceiverSettings
+from trl_operator.store.relist import Relist
 
 CONNECTIONS = 512
 """For writes: as many as can hang at a write's pace and timeouts, so that none waits for another's."""

@@ -5,11 +5,11 @@ from functools import partial
 from typing import Any
 
 from trl_operator.backend import pod_from
-from trl_operator.cache import key_of
 from trl_operator.constants import LABEL_JOB_UID
 from trl_operator.kube import JOBS, PODS
 from trl_operator.plan.observation import Attempt, Key, Pod, current_attempt
-from trl_operator.watched import Watched, covers
+from trl_operator.store.objects import key_of
+from trl_operator.store.watched import Watched, covers
 
 Obj = dict[str, Any]
 

@@ -246,7 +246,8 @@ class _Machine:
         doomed = [child] if child is not None and child.state == "active" and not child.deleting else []
         waiting = [pod for pod in self.view.pods if not self._over(pod)]
         if doomed or waiting:
-            message = f"attempt {self.status['attempt']} failed; {len(waiting)} pods have yet to end"
+            # No count: it would be one write for each pod of a gang.
+            message = f"attempt {self.status['attempt']} failed; its pods have yet to end"
             self.condition("Running", False, STOPPING if self._ran else "StartFailed", message)
             self.status["phase"] = "Restarting"
             return Decision(self.status, delete=doomed, requeue=10.0)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from trl_operator.errors import ApiError
 from trl_operator.kube import Kube
 from trl_operator.resource import Resource
-from trl_operator.watched import Watched
+from trl_operator.store.watched import Watched
 
 logger = logging.getLogger(__name__)
 

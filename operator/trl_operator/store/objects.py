@@ -1,0 +1,67 @@
+"""What is kept of a job."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from trl_operator.plan.observation import Attempt, Key, current_attempt
+from trl_operator.status.progress import OWNED as PROGRESS
+
+Obj = dict[str, Any]
+
+_SILENT = frozenset({*PROGRESS, "effective"})
+"""Status fields whose change is no news: reports come for hours, and the spec is known by its generation."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredJob:
+    """A job as its watch told it last. Its spec may be big: whoever decides about it reads the live object."""
+
+    key: Key
+    uid: str
+    version: int
+    created: str
+    """RFC 3339."""
+    attempt: Attempt | None
+    phase: str
+    ended: bool
+    succeeded: bool
+    """Its condition Succeeded is True."""
+    has_ttl: bool
+    news: int
+    """Differs when there is something to look at: another generation or deletion, or a status that somebody changed."""
+
+
+def key_of(obj: Obj) -> Key:
+    """Return the key of a job."""
+    return obj["kind"], obj["metadata"]["namespace"], obj["metadata"]["name"]
+
+
+def version_of(obj: Obj) -> int:
+    """Return an object's resourceVersion; of two states of an object the greater one is the newer."""
+    return int(obj["metadata"]["resourceVersion"])
+
+
+def stored_job(obj: Obj) -> StoredJob:
+    """Return what is kept of a job."""
+    metadata, status = obj["metadata"], obj.get("status", {})
+    conditions = {condition["type"]: condition["status"] for condition in status.get("conditions", ())}
+    return StoredJob(
+        key=key_of(obj),
+        uid=metadata["uid"],
+        version=version_of(obj),
+        created=metadata.get("creationTimestamp") or "",
+        attempt=current_attempt(obj),
+        phase=status.get("phase", "Pending"),
+        ended="completionTime" in status,
+        succeeded=conditions.get("Succeeded") == "True",
+        has_ttl="ttlSecondsAfterFinished" in obj.get("spec", {}).get("runPolicy", {}),
+        news=news(obj, status),
+    )
+
+
+def news(obj: Obj, status: Obj) -> int:
+    """Return `StoredJob.news` of an object with this status."""
+    told = {name: value for name, value in status.items() if name not in _SILENT}
+    metadata = obj["metadata"]
+    return hash(json.dumps([metadata.get("generation"), metadata.get("deletionTimestamp"), told], sort_keys=True))

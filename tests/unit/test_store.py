@@ -1,0 +1,375 @@
+"""The store of what the watches saw: what is kept, what is forgotten, and what is news."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from trl_operator.plan.observation import Attempt, current_attempt
+from trl_operator.plan.outcome import classify
+from trl_operator.store.store import Store
+
+Make = Callable[..., Any]
+
+
+def stored(kind: str, name: str, version: int, **metadata: Any) -> dict[str, Any]:
+    place = {"namespace": "team", "name": name, "uid": f"{name}-uid", "resourceVersion": str(version)}
+    return {"kind": kind, "metadata": {**place, **metadata}}
+
+
+def pod(version: int, phase: str = "Running") -> dict[str, Any]:
+    labels = {
+        "trl-operator.io/job-uid": "tune-uid",
+        "trl-operator.io/job-kind": "DPOJob",
+        "trl-operator.io/job-name": "tune",
+        "trl-operator.io/attempt": "0",
+    }
+    owner = {
+        "apiVersion": "kubeflow.org/v1",
+        "kind": "PyTorchJob",
+        "name": "tune-dpo-0",
+        "uid": "c",
+        "controller": True,
+    }
+    found = stored("Pod", "tune-dpo-0-worker-0", version, labels=labels, ownerReferences=[owner])
+    return {**found, "status": {"phase": phase}}
+
+
+ATTEMPT = Attempt(("DPOJob", "team", "tune"), "tune-uid", 0, "tune-dpo-0")
+
+
+def test_an_older_state_never_replaces_a_newer_one() -> None:
+    changed: list[Any] = []
+    store = Store()
+    store.follow(changed.append)
+    store.put_job(stored("DPOJob", "tune", 5, managedFields=[1]))
+    store.put_job(stored("DPOJob", "tune", 4))
+    store.put_pod(pod(7, "Failed"))
+    store.put_pod(pod(6))
+    key = ("DPOJob", "team", "tune")
+    assert store.jobs[key].version == 5
+    assert [found.phase for found in store.pods(ATTEMPT)] == ["Failed"]
+    assert changed == [key, key]
+
+
+def job(version: int, attempt: int = 0, **metadata: Any) -> dict[str, Any]:
+    return {**stored("DPOJob", "tune", version, **metadata), "status": {"attempt": attempt}}
+
+
+def test_a_pod_that_is_gone_is_remembered_in_its_last_state_until_its_attempt_is_over() -> None:
+    store = Store()
+    store.put_job(job(1))
+    store.put_pod(pod(1))
+    store.drop_pod(pod(2, "Failed"))
+    [found] = store.pods(ATTEMPT)
+    assert (found.gone, found.phase) == (True, "Failed")
+    store.put_pod(pod(3))
+    assert store.pods(ATTEMPT) == [found], "a late event does not bring it back"
+    store.put_job(job(4, attempt=1))
+    assert store.pods(ATTEMPT) == []
+
+
+def relist(keeper: Any, plural: str, listed: list[Any], version: int, namespaces: list[str] | None = None) -> None:
+    """Hand over a fresh list, as Relist does."""
+    for watched in keeper.watched():
+        if watched.resource.plural == plural:
+            for obj in listed:
+                watched.put(obj)
+            watched.sweep(namespaces or [], {obj["metadata"]["uid"] for obj in listed}, version)
+
+
+def forgotten(store: Store) -> bool:
+    return not store._pods and not store._pods_of
+
+
+def test_nothing_is_left_of_a_job_whose_pods_go_after_it() -> None:
+    changed: list[Any] = []
+    store = Store()
+    store.put_job(job(1))
+    store.put_pod(pod(2))
+    store.follow(changed.append)
+    store.drop_job(job(2))
+    store.put_pod(pod(3, "Failed"))
+    store.drop_pod(pod(4, "Failed"))
+    assert forgotten(store)
+    store.drop_pod(pod(4, "Failed"))
+    store.put_pod(pod(5))
+    relist(store, "pods", [], 6)
+    assert forgotten(store), "a relist finds out too"
+
+
+def test_nothing_is_left_of_a_job_that_another_one_of_its_name_has_replaced_unseen() -> None:
+    store = Store()
+    store.put_job(job(1))
+    store.put_pod(pod(2))
+    store.drop_pod(pod(3))
+    store.put_job(job(4, uid="another"))
+    assert forgotten(store)
+
+
+def test_pods_of_an_attempt_that_is_over_are_not_kept_though_they_stay_for_their_logs() -> None:
+    store = Store()
+    store.put_job(job(1))
+    store.put_pod(pod(2, "Failed"))
+    store.put_job(job(3, attempt=1))
+    assert forgotten(store)
+    relist(store, "pods", [pod(2, "Failed")], 4)
+    assert forgotten(store)
+
+
+def test_pods_that_are_gone_are_forgotten_with_the_end_of_their_job() -> None:
+    store = Store()
+    store.put_job(job(1))
+    store.put_pod(pod(2, "Succeeded"))
+    ended = job(3)
+    ended["status"]["completionTime"] = "2026-11-21T12:00:00Z"
+    store.put_job(ended)
+    assert len(store.pods(ATTEMPT)) == 1, "it may still report"
+    store.drop_pod(pod(4, "Succeeded"))
+    assert forgotten(store)
+    store.put_job(job(5))
+    store.put_pod(pod(6))
+    store.drop_pod(pod(7))
+    assert not forgotten(store)
+    store.put_job({**ended, "metadata": job(8)["metadata"]})
+    assert forgotten(store)
+
+
+def test_only_the_next_attempts_pods_are_known_before_their_job_tells_of_it() -> None:
+    store = Store()
+    store.put_job(job(1, attempt=3))
+    for attempt in (2, 3, 4, 5, 999):
+        found = pod(2)
+        found["metadata"]["uid"] = f"pod-{attempt}"
+        found["metadata"]["labels"]["trl-operator.io/attempt"] = str(attempt)
+        store.put_pod(found)
+    assert sorted(store._pods) == ["pod-3", "pod-4"]
+
+
+def test_a_pod_that_is_known_before_its_job_is_kept() -> None:
+    store = Store()
+    store.put_pod(pod(2))
+    store.put_job(job(1))
+    assert [found.version for found in store.pods(ATTEMPT)] == [2]
+
+
+def test_who_begins_to_follow_hears_of_all_jobs_that_are_there_and_of_none_that_is_gone() -> None:
+    changed: list[Any] = []
+    store = Store()
+    for name in ("gone", "there"):
+        store.put_job(stored("DPOJob", name, 1))
+    store.drop_job(stored("DPOJob", "gone", 2))
+    store.follow(changed.append)
+    assert changed == [("DPOJob", "team", "there")]
+    store.put_pod(pod(2))
+    assert changed == [("DPOJob", "team", "there"), ("DPOJob", "team", "tune")]
+
+
+def test_a_relist_finds_what_was_deleted_unseen_and_spares_what_is_newer() -> None:
+    changed: list[Any] = []
+    store = Store()
+    store.follow(changed.append)
+    store.put_job(job(30))
+    store.put_job(stored("DPOJob", "old", 5))
+    store.put_job(stored("DPOJob", "new", 50))
+    store.put_job(stored("SFTJob", "other", 5))
+    store.put_pod(pod(5))
+    relist(store, "dpojobs", [stored("DPOJob", "kept", 8)], 20)
+    relist(store, "pods", [], 20)
+    assert {key[2] for key in store.jobs} == {"new", "other", "kept", "tune"}
+    assert [found.gone for found in store.pods(ATTEMPT)] == [True]
+    relist(store, "dpojobs", [], 99, ["elsewhere"])
+    assert {key[2] for key in store.jobs} == {"new", "other", "kept", "tune"}
+
+
+def child(version: int, **owner: Any) -> dict[str, Any]:
+    reference = {"apiVersion": "trl-operator.io/v1alpha1", "kind": "DPOJob", "name": "tune", "uid": "tune-uid"}
+    labels = {"trl-operator.io/job-uid": "tune-uid", "trl-operator.io/attempt": "0"}
+    owners = [{**reference, "controller": True, **owner}]
+    return stored("PyTorchJob", "tune-dpo-0", version, labels=labels, ownerReferences=owners)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"attempt": "b"}, {"attempt": "-1"}, {"attempt": "²"}, {"attempt": "99999999999"}, {"attempt": None},
+        {"job-kind": "CronJob"}, {"job-kind": None}, {"job-name": ""}, {"job-name": None},
+    ],
+)  # fmt: skip
+def test_a_pod_whose_labels_name_no_attempt_is_nobodys(change: dict[str, str | None]) -> None:
+    changed: list[Any] = []
+    store = Store()
+    store.put_job(job(1))
+    store.follow(changed.append)
+    changed.clear()
+    odd = pod(8)
+    labels = odd["metadata"]["labels"]
+    labels |= {f"trl-operator.io/{name}": value for name, value in change.items()}
+    odd["metadata"]["labels"] = {name: value for name, value in labels.items() if value is not None}
+    store.put_pod(odd)
+    store.drop_pod(odd)
+    relist(store, "pods", [odd], 9)
+    assert forgotten(store)
+    assert changed == [], "no key that the workers would stumble over"
+    store.put_pod(pod(7))
+    store.put_pod(odd)
+    assert [found.gone for found in store.pods(ATTEMPT)] == [True], "it has left its attempt"
+
+
+@pytest.mark.parametrize(
+    ("owner", "metadata"),
+    [
+        ({}, {"namespace": "elsewhere"}),
+        ({"name": "tune-dpo-1"}, {}),
+        ({"uid": "another"}, {}),
+        ({"kind": "ReplicaSet"}, {}),
+        ({"apiVersion": "batch/v1"}, {}),
+        ({"controller": False}, {}),
+    ],
+)
+def test_labels_alone_make_no_pod_one_of_an_attempt(owner: dict[str, Any], metadata: dict[str, Any]) -> None:
+    store = Store()
+    known = {
+        **stored("DPOJob", "tune", 1),
+        "status": {"attempt": 0, "workload": {"kind": "PyTorchJob", "name": "tune-dpo-0", "uid": "c"}},
+    }
+    attempt = current_attempt(known)
+    assert attempt is not None
+    foreign = pod(1)
+    foreign["metadata"] |= metadata
+    foreign["metadata"]["ownerReferences"][0] |= owner
+    store.put_pod(foreign)
+    assert store.pods(attempt) == []
+    store.put_pod({**pod(1), "metadata": {**pod(1)["metadata"], "uid": "ours"}})
+    assert [found.uid for found in store.pods(attempt)] == ["ours"]
+
+
+def test_before_its_pytorchjob_is_known_by_uid_an_attempt_knows_its_pods_by_name() -> None:
+    assert current_attempt(stored("DPOJob", "tune", 1)) is None
+    assert current_attempt({**stored("DPOJob", "tune", 1), "status": {"attempt": 0}}) == ATTEMPT
+
+
+def test_a_node_index_that_no_status_can_hold_is_no_index(make_pod: Make) -> None:
+    for text in ("x", "-3", "99999"):
+        odd = make_pod(text, "Failed", exit_code=1)
+        assert odd.index == -1
+        assert classify([odd], 1, 8).rank is None
+
+
+@pytest.mark.parametrize(
+    "owner", [{"kind": "CronJob"}, {"apiVersion": "batch/v1"}, {"controller": False}, {"apiVersion": "trl-operator.i"}]
+)
+def test_a_pytorchjob_that_no_job_controls_is_nobodys_whatever_its_labels_say(owner: dict[str, Any]) -> None:
+    changed: list[Any] = []
+    store = Store()
+    store.follow(changed.append)
+    store.put_child(child(1, **owner))
+    relist(store, "pytorchjobs", [child(2, **owner)], 3)
+    assert (store.children("tune-uid", "team"), changed) == ([], [])
+    store.put_child(child(4))
+    assert [found.job for found in store.children("tune-uid", "team")] == [("DPOJob", "team", "tune")]
+    store.put_child(child(5, **owner))
+    assert store.children("tune-uid", "team") == []
+
+
+def test_a_pytorchjob_with_an_odd_label_is_still_its_jobs() -> None:
+    store = Store()
+    odd = child(1)
+    odd["metadata"]["labels"]["trl-operator.io/attempt"] = "b"
+    store.put_child(odd)
+    assert [(found.attempt, found.name) for found in store.children("tune-uid", "team")] == [(-1, "tune-dpo-0")]
+
+
+KEY = ("DPOJob", "team", "tune")
+
+
+@pytest.fixture
+def heard() -> tuple[Store, list[Any]]:
+    """A store that knows attempt 0 of a job with its PyTorchJob and pod, and the keys that it tells from now on."""
+    store, changed = Store(), []
+    store.put_job(job(1))
+    store.put_child(child(1))
+    store.put_pod(pod(1))
+    store.follow(changed.append)
+    changed.clear()
+    return store, changed
+
+
+def with_status(version: int, **status: Any) -> dict[str, Any]:
+    return {**job(version, generation=1), "status": {"attempt": 0, **status}}
+
+
+def test_reports_are_no_news_and_neither_is_a_state_that_differs_in_its_version_only(heard: Any) -> None:
+    store, changed = heard
+    store.put_job(with_status(2))
+    assert changed == [KEY], "another generation is news"
+    store.put_job(with_status(3, progress={"step": 7}, checkpoints=[{"step": 5}], effective={"totalSteps": 40}))
+    store.put_pod(pod(4))
+    store.put_child(child(5))
+    assert changed == [KEY]
+    assert store.jobs[KEY].version == 3
+    store.put_job(with_status(6, phase="Running"))
+    store.put_pod(pod(7, "Succeeded"))
+    store.put_child({**child(8), "status": {"conditions": [{"type": "Failed", "status": "True"}]}})
+    assert changed == [KEY] * 4
+
+
+@pytest.mark.parametrize("first", ["event", "answer"])
+def test_what_this_process_has_written_itself_is_no_news_whatever_comes_first(heard: Any, first: str) -> None:
+    store, changed = heard
+    known = with_status(2)
+    store.put_job(known)
+    changed.clear()
+    store.expect_status(known, {"attempt": 0, "phase": "Starting"})
+    written = with_status(3, phase="Starting", progress={"step": 1})
+    for obj in (written, written) if first == "answer" else (written, with_status(4, phase="Starting")):
+        store.put_job(obj)
+    assert changed == []
+    store.put_job(with_status(5))
+    assert changed == [KEY], "somebody has changed it back"
+
+
+def test_a_pytorchjob_that_is_about_to_be_created_is_no_news_but_its_end_is(heard: Any) -> None:
+    store, changed = heard
+    store.drop_child(child(2))
+    changed.clear()
+    store.expect_child("team", "tune-dpo-0")
+    made = child(3)
+    made["metadata"]["uid"] = "another"
+    store.put_child(made)
+    store.put_child(made)
+    assert changed == []
+    store.drop_child(child(9))
+    assert store.children("tune-uid", "team"), "that was an earlier one of this name"
+    store.drop_child(made)
+    assert (store.children("tune-uid", "team"), changed) == ([], [KEY])
+
+
+def test_a_late_deletion_of_an_earlier_job_does_not_take_away_a_new_one_of_its_name(heard: Any) -> None:
+    store, changed = heard
+    store.put_job(job(5, uid="another"))
+    changed.clear()
+    store.drop_job(job(2))
+    assert (store.jobs[KEY].uid, changed) == ("another", [])
+    store.drop_job(job(6, uid="another"))
+    assert (KEY in store.jobs, changed) == (False, [KEY])
+
+
+@pytest.mark.parametrize(
+    ("status", "spec", "over"),
+    [
+        ({}, {}, False),
+        ({"completionTime": "t"}, {}, False),
+        ({"completionTime": "t", "conditions": [{"type": "Succeeded", "status": "True"}]}, {}, True),
+        ({"completionTime": "t", "attempt": 1, "conditions": [{"type": "Succeeded", "status": "True"}]}, {}, False),
+        (
+            {"completionTime": "t", "conditions": [{"type": "Succeeded", "status": "True"}]},
+            {"runPolicy": {"ttlSecondsAfterFinished": 1}},
+            False,
+        ),
+    ],
+)
+def test_a_job_is_over_when_nothing_of_it_is_left_to_be_ended(heard: Any, status: Any, spec: Any, over: bool) -> None:
+    store, _ = heard
+    store.put_job({**with_status(2, **status), "spec": spec})
+    assert store.is_over(KEY) is over
