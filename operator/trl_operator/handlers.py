@@ -48,7 +48,8 @@ async def _configure(watched: Sequence[Watched], settings: kopf.OperatorSettings
         if each.selector:
             place = (each.resource.group, each.resource.version, each.resource.plural)
             settings.watching.label_selectors[place] = each.selector
-    settings.queueing.idle_timeout = 2.0
+    # kopf keeps each object whole for so long after its last event, those of its first list too.
+    settings.queueing.idle_timeout = 0.1
     settings.queueing.exit_timeout = 2.0
     settings.networking.error_backoffs = Backoffs()
     settings.networking.request_timeout = 30

@@ -25,7 +25,8 @@ Page = tuple[list[Obj], int]
 READ_SECONDS = 30.0
 WRITE_SECONDS = 4.0
 """A write that takes longer is given up: whoever leads by then must not be surprised by it."""
-PAGE = 500
+PAGE = 100
+"""Objects of a list that are in memory at a time; a job may be 400 KiB."""
 CONNECTIONS = 64
 
 
