@@ -6,16 +6,24 @@ from trl_operator.api.job import Job
 from trl_operator.backend import backend_for
 from trl_operator.constants import LABEL_JOB_UID
 from trl_operator.kube import CLAIMS, CONFIG_MAPS, JOBS, NETWORK_POLICIES, Kube
-from trl_operator.plan.acceptance import Blocker, check_reference, check_retained, check_spec, references
-from trl_operator.plan.observation import controller_uid
+from trl_operator.plan.acceptance import Blocker, check_lost, check_reference, check_retained, check_spec, references
+from trl_operator.plan.observation import controller, controller_uid
 from trl_operator.plan.upstream import awaits, check_upstream, upstreams, with_upstreams
 from trl_operator.resource import Resource
+from trl_operator.status.conditions import condition
 
 Obj = dict[str, Any]
 
 
-async def find_blocker(kube: Kube, job: Job, attempt: int) -> Blocker | None:
-    """Return the first thing that stands against starting `attempt` now; None if nothing does."""
+TAKEN = frozenset({"NameConflict", "WaitingForDeletion"})
+"""Reasons of Accepted=False while somebody else has the name of something that an attempt needs."""
+
+
+async def find_blocker(kube: Kube, job: Job, attempt: int, status: Obj) -> Blocker | None:
+    """Return the first thing that stands against starting `attempt` now; None if nothing does.
+
+    `status` is the job's. Names are not asked for before one has turned out to be taken.
+    """
     if blocker := check_spec(job):
         return blocker
     resolved = await resolve(kube, job)
@@ -27,14 +35,14 @@ async def find_blocker(kube: Kube, job: Job, attempt: int) -> Blocker | None:
         found = await kube.get(resource, job.namespace, reference.name)
         if blocker := check_reference(reference, found, job.cluster.num_nodes):
             return blocker
-    for resource, name in (
-        (backend_for(job).RESOURCE, job.child_name(attempt)),
-        (CONFIG_MAPS, job.child_name(attempt)),
-        (NETWORK_POLICIES, job.base_name),
-    ):
-        if blocker := await _name_taken(kube, job, resource, name):
-            return blocker
-    return await _claim_taken(kube, job)
+    if blocker := await _claim_blocker(kube, job, status):
+        return blocker
+    if condition(status, "Accepted").get("reason") in TAKEN:
+        for resource in (backend_for(job).RESOURCE, CONFIG_MAPS, NETWORK_POLICIES):
+            found = await kube.get(resource, job.namespace, job.child_name(attempt))
+            if found is not None and (blocker := await name_blocker(kube, job, resource, found)):
+                return blocker
+    return None
 
 
 async def resolve(kube: Kube, job: Job) -> Job | Blocker:
@@ -57,39 +65,51 @@ async def is_awaited(kube: Kube, job: Job) -> bool:
     return any(awaits(obj, job.name) for obj in others)
 
 
-async def _name_taken(kube: Kube, job: Job, resource: Resource, name: str) -> Blocker | None:
-    found = await kube.get(resource, job.namespace, name)
-    if found is None or controller_uid(found["metadata"]) == job.uid:
+async def name_blocker(kube: Kube, job: Job, resource: Resource, found: Obj) -> Blocker | None:
+    """Return why an object keeps the job from using its name; None if it is the job's, or nobody's any more."""
+    if "deletionTimestamp" in found["metadata"]:
+        return _leaves(resource, found)
+    if controller_uid(found["metadata"]) == job.uid or await is_orphan(kube, job, found):
         return None
-    return await _conflict(kube, job, resource.plural, found)
+    return _taken(resource, found)
 
 
-async def _claim_taken(kube: Kube, job: Job) -> Blocker | None:
-    """A claim of ours by label is used again; it may be left over from an earlier job of the same name."""
+async def is_orphan(kube: Kube, job: Job, found: Obj) -> bool:
+    """Return whether an object belonged to an earlier job of this name, which is gone."""
+    owner = controller(found["metadata"])
+    if owner.get("kind") != job.info.kind or owner["uid"] == job.uid:
+        return False
+    live = await kube.get(JOBS[job.info.kind], job.namespace, owner["name"])
+    return live is None or live["metadata"]["uid"] != owner["uid"]
+
+
+async def _claim_blocker(kube: Kube, job: Job, status: Obj) -> Blocker | None:
+    """A claim of ours by label is used again; it may be left over from an earlier job of the same name.
+
+    The job's own claim, with its checkpoints, is another matter: it is never silently made anew.
+    """
     if job.cluster.storage.claim_name:
         return None
     found = await kube.get(CLAIMS, job.namespace, job.storage_claim)
-    if found is None or controller_uid(found["metadata"]) == job.uid:
-        return None
+    lost = max((checkpoint["step"] for checkpoint in status.get("checkpoints", ())), default=None)
+    if found is None:
+        return check_lost(job.storage_claim, lost)
     metadata = found["metadata"]
-    ours = LABEL_JOB_UID in metadata.get("labels", {}) and not metadata.get("ownerReferences")
-    if ours and "deletionTimestamp" not in metadata:
-        return check_retained(found, job.cluster.num_nodes)
-    return await _conflict(kube, job, CLAIMS.plural, found)
+    mine = job.uid in (controller_uid(metadata), metadata.get("labels", {}).get(LABEL_JOB_UID))
+    if "deletionTimestamp" in metadata:
+        return check_lost(job.storage_claim, lost, deleting=True) if mine else _leaves(CLAIMS, found)
+    if mine:
+        return None
+    if LABEL_JOB_UID in metadata.get("labels", {}) and not metadata.get("ownerReferences"):
+        return check_retained(found, job)
+    return _leaves(CLAIMS, found) if await is_orphan(kube, job, found) else _taken(CLAIMS, found)
 
 
-async def _conflict(kube: Kube, job: Job, plural: str, found: Obj) -> Blocker:
-    name = found["metadata"]["name"]
-    if "deletionTimestamp" in found["metadata"] or await _owner_is_gone(kube, job, found):
-        return Blocker("WaitingForDeletion", f"{plural} {name} of an earlier job is being deleted")
-    return Blocker("NameConflict", f"{plural} {name} exists and is not this job's: delete it, or rename the job")
+def _leaves(resource: Resource, found: Obj) -> Blocker:
+    what = f"{resource.plural} {found['metadata']['name']}"
+    return Blocker("WaitingForDeletion", f"{what} of an earlier job is being deleted")
 
 
-async def _owner_is_gone(kube: Kube, job: Job, found: Obj) -> bool:
-    """Whether the owner was an earlier job of this name: the garbage collector is about to delete its child."""
-    owner = controller_uid(found["metadata"])
-    names = [ref["name"] for ref in found["metadata"].get("ownerReferences", ()) if ref["kind"] == job.info.kind]
-    if not owner or not names:
-        return False
-    live = await kube.get(JOBS[job.info.kind], job.namespace, names[0])
-    return live is None or live["metadata"]["uid"] != owner
+def _taken(resource: Resource, found: Obj) -> Blocker:
+    what = f"{resource.plural} {found['metadata']['name']}"
+    return Blocker("NameConflict", f"{what} exists and is not this job's: delete it, or rename the job")

@@ -11,8 +11,6 @@ LABEL_JOB_NAME: Final = f"{GROUP}/job-name"
 LABEL_JOB_KIND: Final = f"{GROUP}/job-kind"
 LABEL_ATTEMPT: Final = f"{GROUP}/attempt"
 
-MANAGER: Final = "trl-operator"
-"""Field manager of ConfigMaps and NetworkPolicies."""
 MANAGER_STATUS: Final = "trl-operator-status"
 MANAGER_PROGRESS: Final = "trl-operator-progress"
 """Field manager of progress, rewards, checkpoints, evaluation and resumedFromStep."""

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from trl_operator.api.job import Job, parse_known
 from trl_operator.backend import backend_for, child_from, denials, resource_of
-from trl_operator.blockers import find_blocker, is_awaited, resolve
-from trl_operator.constants import API_VERSION, LABEL_ATTEMPT, LABEL_JOB_UID, MANAGER, MANAGER_PROGRESS, MANAGER_STATUS
+from trl_operator.blockers import find_blocker, is_awaited, name_blocker, resolve
+from trl_operator.constants import API_VERSION, LABEL_ATTEMPT, LABEL_JOB_UID, MANAGER_PROGRESS, MANAGER_STATUS
 from trl_operator.errors import ApiError, LeaseLost
 from trl_operator.kube import CLAIMS, CONFIG_MAPS, EVENTS, JOBS, NETWORK_POLICIES, PODS, Kube
 from trl_operator.lease import Lease
@@ -131,7 +131,7 @@ class Reconciler:
         current, attempt = obj.get("status", {}), current_attempt(obj)
         children = self._store.children(job.uid, job.namespace)
         if attempt is None:
-            return View(others=tuple(children), blocker=await self._blocker(job, 0))
+            return View(others=tuple(children), blocker=await self._blocker(job, 0, current))
         others = tuple(child for child in children if child.name != attempt.child)
         if "completionTime" in current:
             self._listed.pop(key_of(obj), None)
@@ -140,7 +140,7 @@ class Reconciler:
         if child is None or attempt.child_uid not in ("", child.uid):
             child = await self._live_child(job, attempt)
         if child is None and not attempt.child_uid:
-            return View(others=others, blocker=await self._blocker(job, attempt.number))
+            return View(others=others, blocker=await self._blocker(job, attempt.number, current))
         if child is None or child.state != "active":
             await self._refresh_pods(attempt, child.state if child else "gone")
         pods = tuple(self._store.pods(replace(attempt, child_uid=child.uid) if child else attempt))
@@ -165,11 +165,11 @@ class Reconciler:
         self._store.replace_attempt(attempt.job_uid, attempt.job[1], attempt.number, listed, version)
         self._listed[attempt.job] = ((attempt.number, state), now)
 
-    async def _blocker(self, job: Job, attempt: int) -> Blocker | None:
+    async def _blocker(self, job: Job, attempt: int, current: Obj) -> Blocker | None:
         backend = backend_for(job)
         if not self._exists(backend.RESOURCE):
             return Blocker("BackendUnavailable", backend.MISSING)
-        return await find_blocker(self._kube, job, attempt)
+        return await find_blocker(self._kube, job, attempt, current)
 
     async def _denials(self, job: Job, child: Child) -> tuple[str, ...]:
         """Return why pods of a workload could not be created, newest first: only events say."""
@@ -231,41 +231,78 @@ class Reconciler:
             return None
         if decision.create:
             started = await self._start(job, obj, decision.status["attempt"])
-            if started is None:
-                return 0.0
-            begun = decide(job, obj["status"], View(started), self._now())
+            view = View(blocker=started) if isinstance(started, Blocker) else View(started)
+            begun = decide(job, obj["status"], view, self._now())
             await self._write_status(job, obj, begun.status)
             return begun.requeue
         return decision.requeue
 
-    async def _start(self, named: Job, obj: Obj, attempt: int) -> Child | None:
-        """Create what the attempt needs, its workload last; None if something has come up meanwhile."""
+    async def _start(self, named: Job, obj: Obj, attempt: int) -> Child | Blocker:
+        """Create what the attempt needs, its workload last; or return what stands against it."""
         job = await resolve(self._kube, named)
         if isinstance(job, Blocker):
-            return None
+            return job
+        await self._clear(job, attempt)
         if job.cluster.storage.size and not await self._kube.get(CLAIMS, job.namespace, job.storage_claim):
             manifest = claim(job)
             async with self._telling_refusal(job, obj, manifest):
                 await self._kube.create(CLAIMS, manifest, job.namespace)
         for resource, manifest in (
-            (NETWORK_POLICIES, network_policy(job)),
+            (NETWORK_POLICIES, network_policy(job, attempt)),
             (CONFIG_MAPS, config_map(job, attempt, self._installation())),
         ):
             async with self._telling_refusal(job, obj, manifest):
-                await self._kube.apply(resource, job.namespace, manifest, MANAGER)
+                made = await self._create(job, resource, manifest)
+            if isinstance(made, Blocker):
+                return made
         backend = backend_for(job)
         manifest = backend.manifest(job, attempt, self._installation())
+        async with self._telling_refusal(job, obj, manifest):
+            self._store.expect_child(job.namespace, manifest["metadata"]["name"])
+            made = await self._create(job, backend.RESOURCE, manifest)
+        if isinstance(made, Blocker):
+            return made
+        self._store.put_child(made)
+        child = child_from(made)
+        assert child is not None, "it is controlled by the job"
+        return child
+
+    async def _create(self, job: Job, resource: Resource, manifest: Obj) -> Obj | Blocker:
+        """Create an object, or return the job's own of that name; a Blocker if somebody else has the name.
+
+        Called before the attempt has a workload, so what is there and says something else is made anew. Nothing is
+        patched: the right to patch any ConfigMap of a namespace is worth more than all that is in ours.
+        """
+        self._lease.check()
         try:
-            async with self._telling_refusal(job, obj, manifest):
-                self._store.expect_child(job.namespace, manifest["metadata"]["name"])
-                made = await self._kube.create(backend.RESOURCE, manifest, job.namespace)
-                self._store.put_child(made)
-                return child_from(made)
+            return await self._kube.create(resource, manifest, job.namespace)
         except ApiError as error:
-            current = current_attempt(obj)
-            if error.status != 409 or current is None:
+            # A quota that is used up refuses what is there already, too.
+            if error.status not in (403, 409):
                 raise
-            return await self._live_child(job, current)
+            found = await self._kube.get(resource, job.namespace, manifest["metadata"]["name"])
+            if found is None:
+                raise
+        if blocker := await name_blocker(self._kube, job, resource, found):
+            return blocker
+        if controller_uid(found["metadata"]) == job.uid and not _differs(resource, found, manifest):
+            return found
+        self._lease.check()
+        await self._kube.delete(resource, job.namespace, found["metadata"]["name"], found["metadata"]["uid"])
+        return await self._kube.create(resource, manifest, job.namespace)
+
+    async def _clear(self, job: Job, attempt: int) -> None:
+        """Take away what earlier attempts have left beside their workloads. The last one's stays as long as its pods,
+        which can still be looked at."""
+        kept = {child.attempt for child in self._store.children(job.uid, job.namespace)}
+        for earlier in range(max(attempt - 2, 0), attempt):
+            if earlier == attempt - 1 and earlier in kept:
+                continue
+            for resource in (NETWORK_POLICIES, CONFIG_MAPS):
+                found = await self._kube.get(resource, job.namespace, job.child_name(earlier))
+                if found is not None and controller_uid(found["metadata"]) == job.uid:
+                    self._lease.check()
+                    await self._kube.delete(resource, job.namespace, job.child_name(earlier), found["metadata"]["uid"])
 
     @asynccontextmanager
     async def _telling_refusal(self, job: Job, obj: Obj, manifest: Obj) -> AsyncIterator[None]:
@@ -311,6 +348,12 @@ class Reconciler:
         except ApiError as error:
             # An event is a courtesy: a namespace that refuses it must not stop the job.
             logger.warning("event %s of %s/%s: %s", event.reason, job.namespace, job.name, error)
+
+
+def _differs(resource: Resource, found: Obj, manifest: Obj) -> bool:
+    """Whether what is stored of a ConfigMap or NetworkPolicy is not what it should be; a workload never is compared."""
+    parts = {CONFIG_MAPS: "data", NETWORK_POLICIES: "spec"}
+    return resource in parts and found.get(parts[resource]) != manifest[parts[resource]]
 
 
 async def work(queue: WorkQueue[Key], reconciler: Reconciler, metrics: Metrics) -> None:

@@ -75,6 +75,8 @@ class FakeKube:
             user = {"extra": {"authentication.kubernetes.io/pod-uid": [said.pod_uid]}}
             return {"status": {"authenticated": True, "audiences": body["spec"]["audiences"], "user": user}}
         self.refuse_object(body)
+        if (resource.plural, body["metadata"].get("namespace", namespace), body["metadata"]["name"]) in self.objects:
+            raise ApiError(409, "already exists")
         self.writes.append(("create", resource.plural))
         metadata = {"uid": f"{body['metadata']['name']}-uid", **body["metadata"]}
         return self.put(resource.plural, {**body, "metadata": metadata})

@@ -80,21 +80,36 @@ def test_several_nodes_need_a_claim_that_they_can_share(
     assert (blocker and blocker.reason) == reason
 
 
+RETAINED = {
+    "metadata": {"name": "tune-dpo", "labels": {"trl-operator.io/job-uid": "an earlier one"}},
+    "spec": {
+        "accessModes": ["ReadWriteOnce"], "storageClassName": "fast", "resources": {"requests": {"storage": "10Gi"}}
+    },
+}  # fmt: skip
+
+
 @pytest.mark.parametrize(
-    ("modes", "nodes", "reason"),
+    ("storage", "nodes", "message"),
     [
-        (["ReadWriteOnce"], 1, None),
-        (["ReadWriteOnce"], 2, "AccessModeNotShared"),
-        (["ReadOnlyMany"], 2, "AccessModeNotShared"),
-        (["ReadWriteMany"], 2, None),
+        ({"size": "10Gi"}, 1, ""),
+        ({"size": "10000Mi", "storageClassName": "fast", "retain": True}, 1, ""),
+        ({"size": "0.01T"}, 1, ""),
+        ({"size": 10 * 2**30}, 1, ""),
+        ({"size": "11Gi"}, 1, "storage.size is 11Gi, but PersistentVolumeClaim tune-dpo of an earlier job has 10Gi"),
+        ({"size": "10.5Gi"}, 1, "storage.size is 10.5Gi"),
+        ({"size": 10 * 2**30 + 1}, 1, "storage.size is 10737418241"),
+        ({"size": "1Gi", "storageClassName": "slow"}, 1, "storage.storageClassName is slow"),
+        ({"size": "1Gi", "retain": False}, 1, "storage.retain is false"),
+        ({"size": "1Gi"}, 2, "access modes ReadWriteOnce, but numNodes is 2"),
     ],
 )
-def test_a_claim_that_an_earlier_job_has_left_must_fit_too(modes: list[str], nodes: int, reason: str | None) -> None:
-    labels = {"trl-operator.io/job-uid": "an earlier one"}
-    left = {"metadata": {"name": "tune-dpo", "labels": labels}, "spec": {"accessModes": modes}}
-    blocker = check_retained(left, nodes)
-    assert (blocker and blocker.reason) == reason
+def test_a_claim_that_an_earlier_job_has_left_must_fit_too(
+    make_job: Make, storage: Any, nodes: int, message: str
+) -> None:
+    blocker = check_retained(RETAINED, make_job(storage=storage, numNodes=nodes))
+    assert (blocker is None) == (not message)
     if blocker:
+        assert message in blocker.message
         assert "delete the claim, or rename the job" in blocker.message
 
 

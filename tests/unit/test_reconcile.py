@@ -253,13 +253,14 @@ def test_a_retained_claim_that_several_nodes_cannot_share_blocks_the_job(job_obj
     rows = {"train": {"inline": [{"prompt": "p", "chosen": "c", "rejected": "r"}]}}
     world = World(job_object(numNodes=2, storage=storage, dataset=rows), now)
     metadata = {"name": "tune-dpo", "labels": {"trl-operator.io/job-uid": "an earlier one"}}
-    left = {"metadata": metadata, "spec": {"accessModes": ["ReadWriteOnce"]}}
+    size = {"resources": {"requests": {"storage": "10Gi"}}}
+    left = {"metadata": metadata, "spec": {"accessModes": ["ReadWriteOnce"], **size}}
     world.kube.put("persistentvolumeclaims", left)
     world.reconcile()
     accepted = next(c for c in world.status["conditions"] if c["type"] == "Accepted")
     assert (accepted["status"], accepted["reason"]) == ("False", "AccessModeNotShared")
     assert "tune-dpo of an earlier job has access modes ReadWriteOnce" in accepted["message"]
-    world.kube.put("persistentvolumeclaims", {**left, "spec": {"accessModes": ["ReadWriteMany"]}})
+    world.kube.put("persistentvolumeclaims", {**left, "spec": {"accessModes": ["ReadWriteMany"], **size}})
     world.reconcile()
     assert ("create", "pytorchjobs") in world.kube.writes
 
@@ -407,7 +408,7 @@ def test_what_cannot_be_created_is_told_until_it_can(
     world.kube.refuse_object = refuse
     with pytest.raises(ApiError):
         world.reconcile()
-    name = "tune-dpo-0" if kind in ("ConfigMap", "PyTorchJob") else "tune-dpo"
+    name = "tune-dpo" if kind == "PersistentVolumeClaim" else "tune-dpo-0"
     expected = f"attempt 0 has yet to start: {kind} {name} could not be created: {words}"[:2048]
     assert (running(world), world.status["phase"]) == ((reason, expected), "Starting")
     writes = list(world.kube.writes)
@@ -419,6 +420,149 @@ def test_what_cannot_be_created_is_told_until_it_can(
     world.reconcile()
     assert running(world) == ("Starting", "attempt 0 starts")
     assert world.status["workload"]["name"] == "tune-dpo-0"
+
+
+OWN = {"apiVersion": "trl-operator.io/v1alpha1", "kind": "DPOJob", "name": "tune", "controller": True}
+OBJECTS = {"configmaps": "ConfigMap", "networkpolicies": "NetworkPolicy", "pytorchjobs": "PyTorchJob"}
+
+
+def there(world: World, plural: str, **metadata: Any) -> dict[str, Any]:
+    """An object has the name that attempt 0 needs."""
+    labels = {"trl-operator.io/attempt": "0"}
+    place = {"name": "tune-dpo-0", "uid": "theirs", "labels": labels, **metadata}
+    return world.kube.put(plural, {"kind": OBJECTS[plural], "metadata": place, "data": {}, "spec": {}})
+
+
+def accepted(world: World) -> tuple[str, str]:
+    found = next(c for c in world.status["conditions"] if c["type"] == "Accepted")
+    return found["status"], found["reason"]
+
+
+@pytest.mark.parametrize("plural", OBJECTS)
+def test_a_name_that_somebody_else_holds_is_told_once_and_left_alone(
+    job_object: Objects, now: datetime, plural: str
+) -> None:
+    world = World(job_object(dataset=ROWS), now)
+    there(world, plural)
+    world.reconcile()
+    assert (accepted(world), world.status["phase"]) == (("False", "NameConflict"), "Pending")
+    writes = len(world.kube.writes)
+    world.reconcile()
+    assert len(world.kube.writes) == writes, "it does not flap"
+    del world.kube.objects[plural, "team", "tune-dpo-0"]
+    world.reconcile()
+    assert (accepted(world)[0], world.status["workload"]["name"]) == ("True", "tune-dpo-0")
+
+
+@pytest.mark.parametrize("plural", OBJECTS)
+def test_what_an_earlier_job_of_this_name_has_left_is_deleted(job_object: Objects, now: datetime, plural: str) -> None:
+    world = World(job_object(dataset=ROWS), now)
+    there(world, plural, ownerReferences=[{**OWN, "uid": "an earlier one"}])
+    world.reconcile()
+    assert ("delete", plural) in world.kube.writes
+    assert world.status["workload"]["name"] == "tune-dpo-0"
+    assert world.kube.objects[plural, "team", "tune-dpo-0"]["metadata"]["uid"] != "theirs"
+
+
+def test_what_an_earlier_job_has_left_and_is_being_deleted_is_waited_for(job_object: Objects, now: datetime) -> None:
+    world = World(job_object(dataset=ROWS), now)
+    owner = [{**OWN, "uid": "an earlier one"}]
+    there(world, "pytorchjobs", ownerReferences=owner, deletionTimestamp="2026-11-21T11:59:00Z")
+    world.reconcile()
+    assert accepted(world) == ("False", "WaitingForDeletion")
+
+
+@pytest.mark.parametrize("plural", ["configmaps", "networkpolicies"])
+@pytest.mark.parametrize("code", [409, 403])
+def test_what_this_job_has_made_already_is_kept_and_made_anew_if_it_says_something_else(
+    job_object: Objects, now: datetime, plural: str, code: int
+) -> None:
+    world = World(job_object(dataset=ROWS), now)
+
+    def refuse(obj: dict[str, Any]) -> None:
+        if obj["kind"] == OBJECTS[plural] and (plural, "team", "tune-dpo-0") in world.kube.objects:
+            raise ApiError(code, "exceeded quota: q, requested: count/configmaps=1")
+        if obj["kind"] == "PyTorchJob" and not world.kube.objects.get(("pods", "team", "go")):
+            raise ApiError(500, "not yet")
+
+    world.kube.refuse_object = refuse
+    with pytest.raises(ApiError):
+        world.reconcile()
+    made = world.kube.objects[plural, "team", "tune-dpo-0"]
+    with pytest.raises(ApiError):
+        world.reconcile()
+    assert world.kube.objects[plural, "team", "tune-dpo-0"] == made
+    other = {"data": {"job.json": "{}"}} if plural == "configmaps" else {"spec": {"podSelector": {}}}
+    world.kube.put(plural, {**made, **other, "metadata": {**made["metadata"], "uid": "old"}})
+    with pytest.raises(ApiError):
+        world.reconcile()
+    world.kube.put("pods", {"kind": "Pod", "metadata": {"name": "go"}})
+    world.reconcile()
+    part = "data" if plural == "configmaps" else "spec"
+    assert world.kube.objects[plural, "team", "tune-dpo-0"][part] == made[part]
+    assert world.status["workload"]["name"] == "tune-dpo-0"
+
+
+def test_each_attempt_takes_away_what_the_one_before_the_last_has_left(
+    job_object: Objects, child_object: Objects, pod_object: Objects, now: datetime
+) -> None:
+    world = World(job_object(dataset=ROWS, runPolicy={"maxRestarts": 10}), now)
+    for attempt in range(5):
+        world.reconcile()
+        assert world.status["workload"]["name"] == f"tune-dpo-{attempt}"
+        uid = world.status["workload"]["uid"]
+        failed = child_object(attempt, "Failed")
+        failed["metadata"]["uid"] = uid
+        pod = pod_object(0, "Failed", attempt=attempt, exit_code=1)
+        pod["metadata"]["ownerReferences"][0]["uid"] = uid
+        world.store.put_pod(world.kube.put("pods", pod))
+        world.store.put_child(world.kube.put("pytorchjobs", failed))
+        world.reconcile()
+        world.now += timedelta(seconds=301)
+    for plural in ("configmaps", "networkpolicies"):
+        names = [name for kind, _, name in world.kube.objects if kind == plural]
+        assert names == ["tune-dpo-3", "tune-dpo-4"]
+
+
+def test_what_a_suspended_attempt_has_left_goes_with_the_next_start(job_object: Objects, now: datetime) -> None:
+    world = World(job_object(dataset=ROWS), now)
+    for attempt in range(3):
+        world.reconcile()
+        assert world.status["workload"]["name"] == f"tune-dpo-{attempt}"
+        ask(world, suspend=True)
+        world.reconcile()
+        world.reconcile()
+        assert world.status["phase"] == "Suspended"
+        ask(world, suspend=False)
+    world.reconcile()
+    assert [name for kind, _, name in world.kube.objects if kind == "configmaps"] == ["tune-dpo-3"]
+
+
+def test_a_claim_that_is_deleted_under_a_job_is_told_with_what_is_lost_and_never_silently_made_anew(
+    world: World, child_object: Objects, pod_object: Objects
+) -> None:
+    job = world.kube.objects["dpojobs", "team", "tune"]
+    status = {**job["status"], "checkpoints": [{"step": 20}, {"step": 30}]}
+    world.store.put_job(world.kube.put("dpojobs", {**job, "status": status, "spec": {**job["spec"], "dataset": ROWS}}))
+    world.store.put_pod(world.kube.put("pods", pod_object(0, "Failed", exit_code=1)))
+    world.store.put_child(world.kube.put("pytorchjobs", child_object(0, "Failed")))
+    labels = {"trl-operator.io/job-uid": job["metadata"]["uid"]}
+    leaving = {"name": "tune-dpo", "labels": labels, "deletionTimestamp": "2026-11-21T11:59:00Z"}
+    world.kube.put("persistentvolumeclaims", {"metadata": leaving, "spec": {}})
+    world.reconcile()
+    world.now += timedelta(seconds=301)
+    world.reconcile()
+    told = next(c for c in world.status["conditions"] if c["type"] == "Accepted")
+    assert told["reason"] == "StorageLost"
+    assert "is being deleted while this job uses it, and with it the checkpoints up to step 30" in told["message"]
+    del world.kube.objects["persistentvolumeclaims", "team", "tune-dpo"]
+    world.reconcile()
+    told = next(c for c in world.status["conditions"] if c["type"] == "Accepted")
+    assert "was deleted, and with it the checkpoints up to step 30: restore it" in told["message"]
+    assert ("create", "persistentvolumeclaims") not in world.kube.writes
+    world.kube.put("persistentvolumeclaims", {"metadata": {"name": "tune-dpo", "labels": labels}, "spec": {}})
+    world.reconcile()
+    assert world.status["workload"]["name"] == "tune-dpo-1"
 
 
 def test_a_busy_api_server_is_no_refusal(job_object: Objects, now: datetime) -> None:

@@ -167,7 +167,7 @@ def test_a_retained_claim_belongs_to_nobody_and_another_to_the_job(make_job: Mak
 
 def test_only_pods_of_the_same_job_get_in(make_job: Make) -> None:
     job = make_job()
-    spec = network_policy(job)["spec"]
+    spec = network_policy(job, 0)["spec"]
     assert spec["podSelector"]["matchLabels"] == {"trl-operator.io/job-uid": job.uid}
     assert spec["ingress"] == [{"from": [{"podSelector": spec["podSelector"]}]}]
     assert pod(job)["metadata"]["labels"]["trl-operator.io/job-uid"] == job.uid

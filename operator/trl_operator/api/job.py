@@ -50,7 +50,7 @@ class Job:
 
     @property
     def base_name(self) -> str:
-        """Name of what all attempts share: the claim and the NetworkPolicy."""
+        """Name of what all attempts share: the claim."""
         return f"{self.name}-{self.info.suffix}"
 
 

@@ -9,6 +9,7 @@ from trl_operator.api.cluster import Storage
 from trl_operator.api.job import Job
 from trl_operator.constants import MAX_CONFIG_MAP_BYTES, MAX_INLINE_BYTES
 from trl_operator.plan.bindings import bindings
+from trl_operator.plan.quantity import amount
 
 SHARED = {"ReadWriteMany", "ReadOnlyMany"}
 
@@ -105,13 +106,37 @@ def check_reference(reference: Reference, obj: dict[str, Any] | None, num_nodes:
     return None
 
 
-def check_retained(claim: dict[str, Any], num_nodes: int) -> Blocker | None:
+def check_retained(claim: dict[str, Any], job: Job) -> Blocker | None:
     """Return what is wrong with a claim that an earlier job of the same name has left and this one would write to."""
-    if modes := _not_shared(claim, num_nodes, {"ReadWriteMany"}):
-        left = f"PersistentVolumeClaim {claim['metadata']['name']} of an earlier job has access modes {modes}"
-        remedy = "several nodes need ReadWriteMany: delete the claim, or rename the job"
-        return Blocker("AccessModeNotShared", f"storage: {left}, but numNodes is {num_nodes}: {remedy}")
+    name, storage = claim["metadata"]["name"], job.cluster.storage
+    remedy = "delete the claim, or rename the job"
+    if modes := _not_shared(claim, job.cluster.num_nodes, {"ReadWriteMany"}):
+        left = f"PersistentVolumeClaim {name} of an earlier job has access modes {modes}"
+        needs = f"but numNodes is {job.cluster.num_nodes}: several nodes need ReadWriteMany"
+        return Blocker("AccessModeNotShared", f"storage: {left}, {needs}: {remedy}")
+    spec = claim["spec"]
+    size, wanted_class = spec.get("resources", {}).get("requests", {}).get("storage", "0"), storage.storage_class_name
+    for field, wanted, found, differs in (
+        ("size", storage.size, size, storage.size is not None and amount(size) < amount(storage.size)),
+        ("storageClassName", wanted_class, spec.get("storageClassName", "none"), wanted_class is not None),
+        ("retain", "false", "true", storage.retain is False),
+    ):
+        if differs and wanted != found:
+            left = f"storage.{field} is {wanted}, but PersistentVolumeClaim {name} of an earlier job has {found}"
+            return Blocker("RetainedClaimDiffers", f"{left}: {remedy}")
     return None
+
+
+def check_lost(name: str, step: int | None, *, deleting: bool = False) -> Blocker | None:
+    """Return what is to be said of a job whose own claim is gone, or is being deleted; `step` is that of the newest
+    checkpoint in it. Without one nothing is lost, and the claim is made anew."""
+    what = f"PersistentVolumeClaim {name}"
+    if step is None:
+        message = f"{what} is being deleted while this job uses it; it is made anew when it is gone"
+        return Blocker("WaitingForDeletion", message) if deleting else None
+    happens = "is being deleted while this job uses it" if deleting else "was deleted"
+    remedy = "restore it from a copy under its name, or create a new job"
+    return Blocker("StorageLost", f"{what} {happens}, and with it the checkpoints up to step {step}: {remedy}")
 
 
 def _not_shared(claim: dict[str, Any], num_nodes: int, wanted: set[str]) -> str:

@@ -58,13 +58,13 @@ def claim(job: Job) -> Manifest:
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
 
 
-def network_policy(job: Job) -> Manifest:
+def network_policy(job: Job, attempt: int) -> Manifest:
     """Return the policy that lets only pods of the same job reach the job's pods."""
     selector = {"matchLabels": {LABEL_JOB_UID: job.uid}}
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
-        "metadata": _metadata(job, job.base_name),
+        "metadata": child_metadata(job, attempt),
         "spec": {
             "podSelector": selector,
             "policyTypes": ["Ingress"],
@@ -117,7 +117,7 @@ def config_map(job: Job, attempt: int, installation: Installation) -> Manifest:
 
 
 def child_metadata(job: Job, attempt: int) -> Manifest:
-    """Return the metadata of an attempt's workload and ConfigMap."""
+    """Return the metadata of an attempt's workload, ConfigMap and NetworkPolicy."""
     return _metadata(job, job.child_name(attempt), attempt)
 
 

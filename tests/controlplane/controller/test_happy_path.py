@@ -12,8 +12,8 @@ WRITES = {"create", "update", "patch", "delete"}
 WRITES = [
     "patch dpojobs/status tune",  # the attempt is written ahead
     "create persistentvolumeclaims tune-dpo",
-    "patch networkpolicies tune-dpo",
-    "patch configmaps tune-dpo-0",
+    "create networkpolicies tune-dpo-0",
+    "create configmaps tune-dpo-0",
     "create pytorchjobs tune-dpo-0",
     "patch dpojobs/status tune",
     "create events",
@@ -80,7 +80,7 @@ def test_the_objects_of_a_job_are_the_ones_that_are_promised(
         "blockOwnerDeletion": True,
     }
     assert "finalizers" not in job["metadata"]
-    for kind, name in (("pytorchjob", "tune-dpo-0"), ("configmap", "tune-dpo-0"), ("networkpolicy", "tune-dpo")):
+    for kind, name in (("pytorchjob", "tune-dpo-0"), ("configmap", "tune-dpo-0"), ("networkpolicy", "tune-dpo-0")):
         child = jobs.get(kind, name)
         assert child["metadata"]["ownerReferences"] == [owner], kind
         assert child["metadata"]["labels"]["trl-operator.io/job-uid"] == job["metadata"]["uid"]
