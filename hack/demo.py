@@ -224,7 +224,7 @@ def evaluate(cluster: Cluster, status: Manifest) -> dict[str, Manifest]:
     """Compare both models in the cluster; return the measures by `base` and `tuned`."""
     job = manifest("evaluate-job")
     environment = job["spec"]["template"]["spec"]["containers"][0]["env"]
-    tuned = next(artifact["uri"] for artifact in status["artifacts"] if artifact["type"] == "model")
+    tuned = next(artifact["path"] for artifact in status["artifacts"] if artifact["type"] == "model")
     next(variable for variable in environment if variable["name"] == "TUNED")["value"] = tuned
     log = run_job(cluster, job, EVALUATION_SECONDS, lambda line: None)
     found = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
@@ -258,12 +258,12 @@ def report(found: dict[str, Manifest]) -> None:
 
 def whereabouts(cluster: Cluster, status: Manifest) -> None:
     """Print where the tuned model is."""
-    uri = next(artifact["uri"] for artifact in status["artifacts"] if artifact["type"] == "model")
+    path = next(artifact["path"] for artifact in status["artifacts"] if artifact["type"] == "model")
     claim = cluster.get("pvc/demo-dpo")
     volume = cluster.get(f"pv/{claim['spec']['volumeName']}")["spec"]
-    print(f"\nThe tuned model: claim {cluster.namespace}/demo-dpo, folder {uri}")
+    print(f"\nThe tuned model: claim {cluster.namespace}/demo-dpo, folder {path}")
     if folder := volume.get("hostPath", volume.get("local", {})).get("path"):
-        print(f"on this node:    {Path(folder) / uri}")
+        print(f"on this node:    {Path(folder) / path}")
 
 
 def main(namespace: str) -> None:

@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -199,6 +200,12 @@ class FakeNode:
         self._unschedulable = ""
         self._sync_all()
 
+    def place(self, pod: Pod, since: datetime) -> None:
+        """The scheduler has had room for this pod since then, though the node is cordoned for others."""
+        self._bind(pod)
+        time = since.strftime("%Y-%m-%dT%H:%M:%SZ")
+        self._patch(pod, {"conditions": [podstatus.condition("PodScheduled", "True") | {"lastTransitionTime": time}]})
+
     # -- how it is done
 
     def _live(self) -> None:
@@ -266,14 +273,17 @@ class FakeNode:
                 raise
 
     def _schedule(self, pod: Pod) -> None:
-        meta = pod["metadata"]
         if not self._unschedulable:
-            target = {"apiVersion": "v1", "kind": "Node", "name": self.name}
-            body = {"metadata": {"name": meta["name"], "uid": meta["uid"]}, "target": target}
-            self._core.create_namespaced_pod_binding(meta["name"], meta["namespace"], body, _preload_content=False)
+            self._bind(pod)
         elif podstatus.message_of(pod, "PodScheduled") != self._unschedulable:
             condition = podstatus.condition("PodScheduled", "False", "Unschedulable", self._unschedulable)
             self._patch(pod, {"conditions": [condition]})
+
+    def _bind(self, pod: Pod) -> None:
+        meta = pod["metadata"]
+        target = {"apiVersion": "v1", "kind": "Node", "name": self.name}
+        body = {"metadata": {"name": meta["name"], "uid": meta["uid"]}, "target": target}
+        self._core.create_namespaced_pod_binding(meta["name"], meta["namespace"], body, _preload_content=False)
 
     def _end_in_time(self, pod: Pod) -> None:
         """Ends a pod that is being deleted as `sigterm` says, killed when its grace period is over."""

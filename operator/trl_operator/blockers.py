@@ -3,6 +3,7 @@
 from typing import Any
 
 from trl_operator.api.job import Job
+from trl_operator.api.stored import read_status
 from trl_operator.backend import backend_for
 from trl_operator.constants import LABEL_JOB_UID
 from trl_operator.kube import CLAIMS, CONFIG_MAPS, JOBS, NETWORK_POLICIES, Kube
@@ -10,7 +11,6 @@ from trl_operator.plan.acceptance import Blocker, check_lost, check_reference, c
 from trl_operator.plan.observation import controller, controller_uid
 from trl_operator.plan.upstream import awaits, check_upstream, upstreams, with_upstreams
 from trl_operator.resource import Resource
-from trl_operator.status.conditions import condition
 
 Obj = dict[str, Any]
 
@@ -37,7 +37,7 @@ async def find_blocker(kube: Kube, job: Job, attempt: int, status: Obj) -> Block
             return blocker
     if blocker := await _claim_blocker(kube, job, status):
         return blocker
-    if condition(status, "Accepted").get("reason") in TAKEN:
+    if read_status(status).reason("Accepted") in TAKEN:
         for resource in (backend_for(job).RESOURCE, CONFIG_MAPS, NETWORK_POLICIES):
             found = await kube.get(resource, job.namespace, job.child_name(attempt))
             if found is not None and (blocker := await name_blocker(kube, job, resource, found)):

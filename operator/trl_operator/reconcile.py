@@ -5,12 +5,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, Literal
 from uuid import uuid4
 
 from pydantic import ValidationError
 
 from trl_operator.api.job import Job, parse_known
+from trl_operator.api.stored import read_status
 from trl_operator.backend import backend_for, child_from, denials, resource_of
 from trl_operator.blockers import find_blocker, is_awaited, name_blocker, resolve
 from trl_operator.constants import API_VERSION, LABEL_ATTEMPT, LABEL_JOB_UID, MANAGER_PROGRESS, MANAGER_STATUS
@@ -21,13 +22,14 @@ from trl_operator.metrics import Metrics
 from trl_operator.plan.acceptance import Blocker
 from trl_operator.plan.observation import Attempt, Child, Key, controller_uid, current_attempt, format_time
 from trl_operator.plan.outcome import records
+from trl_operator.plan.view import View
 from trl_operator.policy.start import half_since
 from trl_operator.render.manifests import Installation, claim, config_map, network_policy
 from trl_operator.resource import Resource
 from trl_operator.status.conditions import Status, set_condition
 from trl_operator.status.events import Event, events
-from trl_operator.status.lifecycle import Decision, View, decide, owned, refused
-from trl_operator.status.progress import last_words
+from trl_operator.status.lifecycle import Decision, decide, refused, written
+from trl_operator.status.progress import last_words, without_eta
 from trl_operator.store.objects import key_of
 from trl_operator.store.queue import WorkQueue
 from trl_operator.store.store import Store
@@ -87,6 +89,9 @@ class Reconciler:
         view = await self._observe(job, obj)
         obj = await self._save_last_words(job, obj, view)
         decision = decide(job, obj.get("status", {}), view, self._now())
+        # Before the end, after which nobody looks again.
+        if (fields := without_eta(obj.get("status", {}), decision.status)) is not None:
+            obj = await self._put_status(obj, fields, MANAGER_PROGRESS)
         obj = await self._write_status(job, obj, decision.status)
         return await self._act(job, obj, decision)
 
@@ -114,17 +119,18 @@ class Reconciler:
             return None
         return job
 
-    async def _refuse(self, obj: Obj, value: str, reason: str, message: str) -> None:
+    async def _refuse(self, obj: Obj, value: Literal["False", "Unknown"], reason: str, message: str) -> None:
         """Say that a stored job is not accepted. What has ended stays as it is."""
         if "completionTime" in obj.get("status", {}):
             return
-        status = owned(obj.get("status", {}))
+        status = read_status(obj.get("status", {}))
+        before = written(status)
         generation = obj["metadata"]["generation"]
         set_condition(status, "Accepted", value, reason, message, generation=generation, now=self._now())
-        if "workload" not in status:
-            status["phase"] = "Pending"
-        if owned(obj.get("status", {})) != status:
-            await self._put_status(obj, status)
+        if status.workload is None:
+            status.phase = "Pending"
+        if before != written(status):
+            await self._put_status(obj, written(status))
 
     async def _observe(self, job: Job, obj: Obj) -> View:
         """Look at what the decision needs. The store may lag, so what is missing in it is asked for."""
@@ -199,7 +205,7 @@ class Reconciler:
     async def _write_status(self, job: Job, obj: Obj, status: Status) -> Obj:
         """Write the status if it changed, then tell what happened."""
         before = obj.get("status", {})
-        if owned(before) == status:
+        if written(read_status(before)) == status:
             return obj
         obj = await self._put_status(obj, status)
         for event in events(before, status):

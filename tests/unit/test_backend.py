@@ -16,9 +16,10 @@ from trl_operator.backend.pytorchjob import child_from, denials_selector, maker,
 from trl_operator.constants import MANAGER_STATUS
 from trl_operator.kube import JOBS
 from trl_operator.plan.observation import Child, Owner, current_attempt, number, workload
+from trl_operator.plan.view import View
 from trl_operator.render.manifests import Installation
 from trl_operator.resource import Resource
-from trl_operator.status.lifecycle import View, decide
+from trl_operator.status.lifecycle import decide
 
 Make = Callable[..., Any]
 

@@ -162,7 +162,7 @@ def test_a_kubernetes_job_that_fails_or_hangs_ends_the_demo_with_its_log_and_a_c
 def test_a_comparison_without_one_of_the_models_ends_the_demo_with_a_command() -> None:
     cluster: Any = FakeCluster({"succeeded": 1}, '{"model": "base", "accuracy": 0.2}')
     with pytest.raises(demo.DemoError, match=r"without the measures of tuned(.|\n)*kubectl logs job/demo-evaluate"):
-        demo.evaluate(cluster, {"artifacts": [{"type": "model", "uri": "uid/final"}]})
+        demo.evaluate(cluster, {"artifacts": [{"type": "model", "path": "uid/final"}]})
 
 
 def test_a_demo_that_fails_says_so_in_its_exit_code() -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from devcluster.invariants import KINDS, RESOURCES, History, Obj, Picture, compare, look
+from devcluster.invariants import KINDS, REPORTED, RESOURCES, History, Obj, Picture, compare, look
 from trl_operator import constants
 from trl_operator.api.kinds import KINDS as REAL_KINDS
-from trl_operator.status.lifecycle import OWNED
+from trl_operator.api.stored import FIELDS
 
 NOW = datetime(2026, 11, 26, 12, 0, 0, tzinfo=UTC)
 JOB = "job-uid"
@@ -84,7 +84,10 @@ def test_it_names_things_as_the_operator_does() -> None:
     assert set(KINDS) == set(REAL_KINDS)
     plurals = {f"{info.plural}.{constants.GROUP}" for info in REAL_KINDS.values()}
     assert plurals == {name for name in RESOURCES if name.endswith(constants.GROUP)}
-    assert {"phase", "attempt", "restarts", "workload", "completionTime", "failure"} <= set(OWNED)
+    assert {"phase", "attempt", "restarts", "workload", "completionTime", "failure"} <= set(
+        FIELDS[constants.MANAGER_STATUS]
+    )
+    assert set(REPORTED) == set(FIELDS[constants.MANAGER_PROGRESS])
 
 
 @pytest.mark.parametrize(

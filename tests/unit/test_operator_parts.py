@@ -18,6 +18,7 @@ from trl_operator.settings import ReceiverSettings, Settings, from_environment
 from trl_operator.status.events import events
 
 Make = Callable[..., Any]
+WORKLOAD = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "name": "x", "uid": "u"}
 
 ENVIRONMENT = {
     "TRL_OPERATOR_NAMESPACE": "trl",
@@ -192,19 +193,20 @@ def test_metrics_are_in_prometheus_form() -> None:
 
 def test_each_transition_is_told_once() -> None:
     def status(*conditions: tuple[str, str, str], **fields: Any) -> dict[str, Any]:
-        found = [{"type": t, "status": s, "reason": r, "message": "m"} for t, s, r in conditions]
+        found = [
+            {"type": t, "status": s, "reason": r, "message": "m", "lastTransitionTime": "2026-11-21T12:00:00Z"}
+            for t, s, r in conditions
+        ]
         return {"conditions": found, **fields}
 
     accepted = ("Accepted", "True", "Accepted")
     refused = status(("Accepted", "False", "ConfigMapNotFound"))
-    started = status(
-        accepted, ("Running", "False", "Starting"), attempt=0, workload={"kind": "PyTorchJob", "name": "x", "uid": "u"}
-    )
+    started = status(accepted, ("Running", "False", "Starting"), attempt=0, workload=WORKLOAD)
     runs = status(
         accepted,
         ("Running", "True", "AllPodsRunning"),
         attempt=0,
-        workload={"kind": "PyTorchJob", "name": "x", "uid": "u"},
+        workload=WORKLOAD,
     )
     again = status(accepted, ("Running", "False", "PeerLost"), attempt=1, restarts=1)
     ended = status(accepted, ("Succeeded", "True", "Succeeded"), completionTime="t", restarts=1, attempt=1)

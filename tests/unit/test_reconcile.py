@@ -633,3 +633,24 @@ def test_a_worker_ends_when_the_lease_is_lost() -> None:
             await asyncio.wait_for(work(queue, Reconciling(), Metrics()), 5)  # type: ignore[arg-type]
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(("policy", "phase"), [({"cancel": True}, "Cancelled"), ({"suspend": True}, "Suspended")])
+def test_a_job_that_stops_says_no_more_when_it_will_be_done(
+    world: World, child_object: Objects, policy: dict[str, Any], phase: str
+) -> None:
+    world.progress(attempt=0, activity="training", display="7/40", percentage=17, eta="9m", etaSeconds=540,
+                   step=7, totalSteps=40, lastUpdateTime="2026-11-21T11:30:00Z")  # fmt: skip
+    job = world.kube.objects["dpojobs", "team", "tune"]
+    world.kube.put("dpojobs", {**job, "spec": {**job["spec"], "runPolicy": policy}})
+    world.reconcile()
+    assert world.status["progress"]["eta"] == "9m", "its pods have yet to end"
+    pod = world.kube.objects.pop(("pods", "team", "tune-dpo-0-worker-0"))
+    world.store.drop_child(child_object(0))
+    world.store.drop_pod(pod)
+    world.reconcile()
+    assert world.status["phase"] == phase
+    assert not world.status["progress"].keys() & {"eta", "etaSeconds"}
+    assert (world.status["progress"]["display"], world.status["progress"]["percentage"]) == ("7/40", 17)
+    world.reconcile()
+    assert world.kube.writes.count(("trl-operator-progress", "dpojobs")) == 1, "that is written once"

@@ -5,12 +5,13 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
+from shown import condition
 
 from trl_operator.backend import pod_from
 from trl_operator.plan.observation import format_time
+from trl_operator.plan.view import View
 from trl_operator.policy.start import half_since, release_time
-from trl_operator.status.conditions import condition
-from trl_operator.status.lifecycle import View, decide
+from trl_operator.status.lifecycle import decide
 from trl_operator.store.store import Store
 
 Make = Callable[..., Any]

@@ -5,14 +5,17 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from shown import condition
 
 from trl_operator.plan.upstream import awaits, check_upstream, upstreams, with_upstreams
+from trl_operator.plan.view import View
 from trl_operator.render.manifests import job_file
-from trl_operator.status.conditions import condition
-from trl_operator.status.lifecycle import View, decide
+from trl_operator.status.lifecycle import decide
 
 Make = Callable[..., Any]
-MODEL = {"type": "model", "uri": "uid-rm/final", "digest": "sha256:0"}
+MODEL = {"type": "model", "claimName": "judge-rm", "path": "uid-rm/final", "digest": "sha256:0"}
+OLD = {"type": "model", "uri": "uid-rm/final", "digest": "sha256:0"}
+"""As version 0.1 of the operator has written it."""
 
 
 def rewards(**options: Any) -> dict[str, Any]:
@@ -27,7 +30,10 @@ def judge(job_object: Make) -> Callable[..., dict[str, Any]]:
     def make(phase: str | None = "Succeeded", accuracy: str | None = "0.8", **status: Any) -> dict[str, Any]:
         obj = job_object("RewardJob")
         obj["metadata"]["name"] = "judge"
-        obj["status"] = {"phase": phase, "artifacts": [MODEL], **status} if phase else {}
+        ended = {"type": "Succeeded", "status": str(phase == "Succeeded"), "reason": str(phase), "message": ""}
+        conditions = [{**ended, "lastTransitionTime": "2026-11-21T12:00:00Z"}] if phase != "Running" else []
+        known = {"phase": phase, "conditions": conditions, "artifacts": [MODEL]}
+        obj["status"] = {**known, **status} if phase else {}
         if accuracy is not None:
             obj["status"]["evaluation"] = {"after": [{"name": "accuracy", "value": accuracy}]}
         return dict(obj)
@@ -76,24 +82,23 @@ def test_a_job_that_left_no_model_and_one_that_is_not_there(make_job: Make, judg
 
 
 @pytest.mark.parametrize(
-    ("uri", "spec", "words"),
+    ("model", "words"),
     [
-        ("/etc/passwd", {}, "path: String should match pattern"),
-        ("../other/final", {}, "path: String should match pattern"),
-        ("u/" + "x" * 1030, {}, "path: String should have at most 1024 characters"),
-        ("uid-rm/final", {"surprise": 1}, "surprise: Extra inputs are not permitted"),
+        ({**MODEL, "path": "/etc/passwd"}, "path: String should match pattern"),
+        ({**MODEL, "path": "../other/final"}, "path: String should match pattern"),
+        ({**MODEL, "path": "u/" + "x" * 1030}, "path: String should have at most 1024 characters"),
+        ({**OLD, "uri": "../other/final"}, "path: String should match pattern"),
     ],
 )
 def test_a_model_that_cannot_be_mounted_fails_the_job_that_waits_for_it(
-    make_job: Make, judge: Make, now: datetime, uri: str, spec: dict[str, Any], words: str
+    make_job: Make, judge: Make, now: datetime, model: dict[str, str], words: str
 ) -> None:
-    stored = judge(artifacts=[{**MODEL, "uri": uri}])
-    stored["spec"] |= spec
+    stored = judge(artifacts=[model])
     job = make_job("GRPOJob", grpo=rewards())
     [upstream] = upstreams(job)
     blocker = check_upstream(upstream, stored)
     assert blocker is not None
-    assert f"names RewardJob judge, whose model '{uri[:90]}" in blocker.message
+    assert f"names RewardJob judge, whose model '{model.get('path', model.get('uri'))[:90]}" in blocker.message
     assert words in blocker.message
     failed = decide(job, {}, View(blocker=blocker), now).status
     assert (failed["phase"], failed["failure"]["reason"]) == ("Failed", "UpstreamFailed")
@@ -106,8 +111,14 @@ def test_the_model_is_found_in_the_other_jobs_claim(make_job: Make, judge: Make)
     file = job_file(with_upstreams(job, {"judge": judge()}), 0)
     assert file.paths.rewards == {"judge": "/mnt/rewards/judge/uid-rm/final"}
     assert file.spec.grpo.rewards[1].reward_model.source.volume.claim_name == "judge-rm"
-    shared = judge()
-    shared["spec"]["storage"] = {"claimName": "team-claim", "subPath": "judges/v1"}
+
+
+def test_the_model_of_a_job_that_an_older_operator_ended_is_found_by_its_spec(make_job: Make, judge: Make) -> None:
+    job = make_job("GRPOJob", grpo=rewards())
+    [upstream] = upstreams(job)
+    shared = judge(artifacts=[OLD])
+    shared["spec"] |= {"storage": {"claimName": "team-claim", "subPath": "judges/v1"}, "newer": {"field": 1}}
+    assert check_upstream(upstream, shared) is None
     source = with_upstreams(job, {"judge": shared}).training.grpo.rewards[1].reward_model.source
     assert (source.volume.claim_name, source.volume.path) == ("team-claim", "judges/v1/uid-rm/final")
 

@@ -1,10 +1,15 @@
-"""The status of all four kinds. Numbers that are not integers are decimal strings; everything is bounded."""
+"""The status of all four kinds. Numbers that are not integers are decimal strings; everything is bounded.
 
-from typing import Annotated, Literal
+Each field is written by one field manager: trl-operator-status, but for those that say otherwise.
+"""
 
-from pydantic import Field
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
 
 from trl_contract.base import Int32, Model
+from trl_operator.constants import MANAGER_PROGRESS
 
 Text63 = Annotated[str, Field(max_length=63)]
 Text256 = Annotated[str, Field(max_length=256)]
@@ -20,12 +25,30 @@ Phase = Literal[
 ]  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Owner:
+    """The field manager that writes a field; empty: none does as a whole."""
+
+    manager: str
+
+
+REPORTED = Owner(MANAGER_PROGRESS)
+BY_ITS_FIELDS = Owner("")
+NO_LONGER_WRITTEN = Owner("")
+
+
+class Part(Model):
+    """A part of the status. It may be of another version of the operator: what is not known is passed over."""
+
+    model_config = ConfigDict(extra="ignore", frozen=False)
+
+
 def list_map(key: str) -> dict[str, object]:
     """Return the schema keys of a list that server-side apply merges by `key`."""
     return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
 
 
-class Condition(Model):
+class Condition(Part):
     type: Annotated[str, Field(max_length=63)]
     """Accepted, UpstreamReady, Running, Suspended, EvaluationSkipped, KLPenaltyDisabled or Succeeded."""
     status: Literal["True", "False", "Unknown"]
@@ -40,14 +63,14 @@ class Condition(Model):
     """Generation of the job that this was decided on."""
 
 
-class Metric(Model):
+class Metric(Part):
     name: Annotated[str, Field(max_length=64)]
     """Exactly as TRL logs it."""
     value: Decimal
     """A decimal number."""
 
 
-class WorkloadRef(Model):
+class WorkloadRef(Part):
     api_version: Text63
     """API version of what runs the attempt."""
     kind: Text63
@@ -58,14 +81,14 @@ class WorkloadRef(Model):
     """Its uid."""
 
 
-class PyTorchJobRef(Model):
+class PyTorchJobRef(Part):
     name: Text63
     """Name of the attempt's PyTorchJob."""
     uid: Text63
     """Its uid."""
 
 
-class Retry(Model):
+class Retry(Part):
     """What decides about the next attempt."""
 
     counted: Count = 0
@@ -80,7 +103,7 @@ class Retry(Model):
     """The next attempt starts at this time."""
 
 
-class Effective(Model):
+class Effective(Part):
     """What the job really runs with."""
 
     batch_size: Count | None = None
@@ -89,13 +112,13 @@ class Effective(Model):
     """Processes of all nodes."""
     model: Text256 | None = None
     """The base model, for printing."""
-    total_steps: Count | None = None
+    total_steps: Annotated[Count | None, REPORTED] = None
     """Optimizer steps of the whole run."""
-    trainable_parameters: Int64 | None = None
+    trainable_parameters: Annotated[Int64 | None, REPORTED] = None
     """Parameters that are trained."""
 
 
-class ProgressStatus(Model):
+class ProgressStatus(Part):
     attempt: Count
     """Attempt that reported."""
     activity: Text63
@@ -130,7 +153,7 @@ class ProgressStatus(Model):
     """What the preflight found worth a look."""
 
 
-class CheckpointStatus(Model):
+class CheckpointStatus(Part):
     step: Count
     """Optimizer step."""
     path: Text1024
@@ -141,14 +164,14 @@ class CheckpointStatus(Model):
     """Metrics at that step."""
 
 
-class EvaluationStatus(Model):
+class EvaluationStatus(Part):
     before: Annotated[list[Metric], Field(max_length=24, json_schema_extra=list_map("name"))] = []
     """The base model on the held-out rows."""
     after: Annotated[list[Metric], Field(max_length=24, json_schema_extra=list_map("name"))] = []
     """The tuned model on the held-out rows."""
 
 
-class RewardStatus(Model):
+class RewardStatus(Part):
     name: Annotated[str, Field(max_length=64)]
     """Name of the reward."""
     mean: Decimal
@@ -159,16 +182,20 @@ class RewardStatus(Model):
     """Errors so far that counted as 0."""
 
 
-class ArtifactStatus(Model):
+class ArtifactStatus(Part):
     type: Annotated[str, Field(max_length=32)]
     """model or adapter."""
-    uri: Text1024
-    """Folder, relative to the storage volume."""
+    claim_name: Text256 | None = None
+    """PersistentVolumeClaim that it is in."""
+    path: Text2048 | None = None
+    """Folder in that claim."""
+    uri: Text1024 | None = None
+    """Folder, relative to the storage volume, as version 0.1 of the operator has written it; path says it now."""
     digest: Annotated[str, Field(max_length=80)]
     """sha256 over the folder's files."""
 
 
-class Failure(Model):
+class Failure(Part):
     reason: Text63
     """Why the job failed, in one word."""
     message: Text1024
@@ -185,7 +212,7 @@ class Failure(Model):
     """The end of its log."""
 
 
-class JobStatus(Model):
+class JobStatus(Part):
     """Observed state; written by the operator only."""
 
     observed_generation: Int64 | None = None
@@ -198,7 +225,7 @@ class JobStatus(Model):
     """The attempt that runs, or runs next; the first is 0."""
     workload: WorkloadRef | None = None
     """What runs the attempt."""
-    pytorch_job: PyTorchJobRef | None = None
+    pytorch_job: Annotated[PyTorchJobRef | None, NO_LONGER_WRITTEN] = None
     """The attempt's PyTorchJob, as version 0.1 of the operator has written it; workload says it now."""
     restarts: Count = 0
     """How often a failed attempt was followed by another one."""
@@ -210,19 +237,50 @@ class JobStatus(Model):
     """How long the job was suspended, for the deadline."""
     completion_time: Time | None = None
     """When the job ended for good."""
-    effective: Effective | None = None
+    effective: Annotated[Effective | None, BY_ITS_FIELDS] = None
     """What the job really runs with."""
-    progress: ProgressStatus | None = None
+    progress: Annotated[ProgressStatus | None, REPORTED] = None
     """The last report."""
-    checkpoints: Annotated[list[CheckpointStatus], Field(max_length=5, json_schema_extra=list_map("step"))] = []
+    checkpoints: Annotated[
+        list[CheckpointStatus], Field(max_length=5, json_schema_extra=list_map("step")), REPORTED
+    ] = []
     """Published checkpoints, newest last."""
-    resumed_from_step: Count | None = None
+    resumed_from_step: Annotated[Count | None, REPORTED] = None
     """Step of the checkpoint that the current attempt resumed from."""
-    evaluation: EvaluationStatus | None = None
+    evaluation: Annotated[EvaluationStatus | None, REPORTED] = None
     """Metrics on held-out rows, before and after."""
-    rewards: Annotated[list[RewardStatus], Field(max_length=16, json_schema_extra=list_map("name"))] = []
+    rewards: Annotated[list[RewardStatus], Field(max_length=16, json_schema_extra=list_map("name")), REPORTED] = []
     """The rewards one by one."""
     artifacts: Annotated[list[ArtifactStatus], Field(max_length=4, json_schema_extra=list_map("type"))] = []
     """What came out."""
     failure: Failure | None = None
     """Why the job failed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_over(cls, data: Any) -> Any:
+        return {**data, "workload": workload(data) or None} if isinstance(data, dict) else data
+
+    def condition(self, kind: str) -> Condition | None:
+        """Return a condition; None if it is not there."""
+        return next((c for c in self.conditions if c.type == kind), None)
+
+    def is_true(self, kind: str) -> bool:
+        found = self.condition(kind)
+        return found is not None and found.status == "True"
+
+    def reason(self, kind: str) -> str:
+        """Return the reason of a condition; empty if it is not there."""
+        found = self.condition(kind)
+        return found.reason if found else ""
+
+
+def workload(status: dict[str, Any]) -> dict[str, Any]:
+    """Return apiVersion, kind, name and uid of the attempt's workload; empty if a stored status names none.
+
+    Version 0.1 of the operator has written `pytorchJob` with name and uid instead.
+    """
+    if "workload" in status or "pytorchJob" not in status:
+        found: dict[str, Any] = status.get("workload", {})
+        return found
+    return {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", **status["pytorchJob"]}

@@ -12,6 +12,8 @@ from trl_operator.plan.bindings import bindings
 from trl_operator.plan.quantity import amount
 
 SHARED = {"ReadWriteMany", "ReadOnlyMany"}
+FIRST_LOOK_SECONDS = 2.0
+LAST_LOOK_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,12 @@ class Blocker:
     condition: Literal["Accepted", "UpstreamReady"] = "Accepted"
     fails: bool = False
     """The job ends for this reason: what it waits for will never come."""
+
+
+def seconds_to_next_look(waited: float) -> float:
+    """Return when a job that has waited so long for another object looks again: after a tenth of that, within bounds,
+    so soon at first, and seldom if nobody mends it."""
+    return min(max(waited / 10, FIRST_LOOK_SECONDS), LAST_LOOK_SECONDS)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,12 @@
 
 import re
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from trl_operator.api.job import child_name
 from trl_operator.api.kinds import KINDS
+from trl_operator.api.status import workload
 from trl_operator.constants import (
     GROUP,
     LABEL_ATTEMPT,
@@ -18,6 +19,9 @@ from trl_operator.constants import (
 Key = tuple[str, str, str]
 """Kind, namespace and name of a job."""
 
+LOST_NODE_SECONDS = 60
+"""A pod that is still there so long after its grace period counts as gone: its node is lost, or its kubelet hangs.
+Should it wake up, it publishes nothing (the trainer's fence)."""
 _NO_NUMBER = -1
 _RFC_3339 = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?(Z|[+-][0-9]{2}:[0-9]{2})")
 
@@ -60,6 +64,11 @@ class Pod:
     @property
     def finished(self) -> bool:
         return self.gone or self.phase in ("Succeeded", "Failed")
+
+    def is_over(self, now: datetime) -> bool:
+        """Whether nobody has to wait for its end any longer."""
+        late = timedelta(seconds=LOST_NODE_SECONDS)
+        return self.finished or (self.deletion_time is not None and now > self.deletion_time + late)
 
     def vanished(self) -> "Pod":
         return replace(self, gone=True)
@@ -117,17 +126,6 @@ class JobOwner:
 
     job: Key
     uid: str
-
-
-def workload(status: dict[str, Any]) -> dict[str, Any]:
-    """Return apiVersion, kind, name and uid of the attempt's workload; empty if there is none.
-
-    An operator of version 0.1 has written `pytorchJob` with name and uid instead.
-    """
-    if "workload" in status or "pytorchJob" not in status:
-        found: dict[str, Any] = status.get("workload", {})
-        return found
-    return {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", **status["pytorchJob"]}
 
 
 def current_attempt(obj: dict[str, Any]) -> Attempt | None:

@@ -10,7 +10,9 @@ from pydantic import ValidationError
 from trl_contract.base import Kind
 from trl_contract.rewards import RewardFunction, RewardJobRef, RewardModelReward, RewardModelSource
 from trl_contract.sources import Volume
-from trl_operator.api.job import Job, parse_job
+from trl_operator.api.job import Job, parse_known
+from trl_operator.api.status import ArtifactStatus, JobStatus
+from trl_operator.api.stored import read_status
 from trl_operator.plan.acceptance import Blocker
 from trl_operator.plan.bindings import bindings
 
@@ -43,13 +45,13 @@ def check_upstream(upstream: Upstream, obj: Obj | None) -> Blocker | None:
     where = f"{upstream.field} names {upstream.kind} {upstream.name}"
     if obj is None:
         return _waits("UpstreamNotFound", f"{where}, which does not exist: create it")
-    status = obj.get("status", {})
-    phase = status.get("phase", "Pending")
-    if phase in ("Failed", "Cancelled"):
-        return _fails("UpstreamFailed", f"{where}, which has ended as {phase}")
-    if phase != "Succeeded":
-        return _waits("UpstreamNotFinished", f"{where}, which is {phase}")
-    if _model(status) is None:
+    status = read_status(obj.get("status", {}))
+    ended = status.condition("Succeeded")
+    if ended is None:
+        return _waits("UpstreamNotFinished", f"{where}, which is {status.phase or 'Pending'}")
+    if ended.status != "True":
+        return _fails("UpstreamFailed", f"{where}, which has ended as {status.phase}: {ended.reason}")
+    if (model := _model(status)) is None:
         return _fails("UpstreamFailed", f"{where}, which has left no model")
     try:
         _volume(obj)
@@ -57,7 +59,7 @@ def check_upstream(upstream: Upstream, obj: Obj | None) -> Blocker | None:
         # Its pods say what it left, and an older version of the operator may have stored it.
         first = error.errors(include_url=False)[0]
         field = ".".join(str(part) for part in first["loc"])
-        left = f"whose model {_model(status)!r:.100} cannot be mounted"
+        left = f"whose model {model.path or model.uri!r:.100} cannot be mounted"
         message = f"{where}, {left}: {field}: {first['msg']}: create that job anew"
         return _fails("UpstreamFailed", message)
     if upstream.min_accuracy is None:
@@ -100,19 +102,22 @@ def _with_volume(reward: RewardFunction, found: Mapping[str, Obj]) -> RewardFunc
 
 def _volume(obj: Obj) -> Volume:
     """Return where the model of a stored job is; raises ValidationError if it cannot be used."""
-    upstream, uri = parse_job(obj), _model(obj["status"])
-    assert uri is not None, "check_upstream has seen it"
-    place = PurePosixPath(upstream.cluster.storage.sub_path or ".") / uri
+    model = _model(read_status(obj["status"]))
+    assert model is not None, "check_upstream has seen it"
+    if model.path is not None:
+        return Volume.model_validate({"claimName": model.claim_name, "path": model.path})
+    upstream, _ = parse_known(obj)
+    place = PurePosixPath(upstream.cluster.storage.sub_path or ".") / str(model.uri)
     return Volume(claim_name=upstream.storage_claim, path=str(place))
 
 
-def _model(status: Obj) -> str | None:
-    return next((artifact["uri"] for artifact in status.get("artifacts", ()) if artifact["type"] == "model"), None)
+def _model(status: JobStatus) -> ArtifactStatus | None:
+    return next((artifact for artifact in status.artifacts if artifact.type == "model"), None)
 
 
-def _accuracy(status: Obj) -> float | None:
-    after = status.get("evaluation", {}).get("after", ())
-    return next((float(metric["value"]) for metric in after if metric["name"] == "accuracy"), None)
+def _accuracy(status: JobStatus) -> float | None:
+    after = status.evaluation.after if status.evaluation else []
+    return next((float(metric.value) for metric in after if metric.name == "accuracy"), None)
 
 
 def _waits(reason: str, message: str) -> Blocker:

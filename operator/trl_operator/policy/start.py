@@ -4,10 +4,14 @@ Kubernetes places pods one by one. Two jobs that each got half of their nodes wo
 waits for its peers without end, since an image pull may take long.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
+from trl_operator.api.cluster import ClusterSpec
 from trl_operator.plan.observation import Pod
+
+START_TIMEOUT = "StartTimeout"
+"""Reason of an attempt that gives its nodes back."""
 
 
 def half_since(pods: Iterable[Pod], num_nodes: int) -> datetime | None:
@@ -26,3 +30,20 @@ def release_time(since: datetime, timeout_seconds: int, *, older_waits: bool) ->
     the oldest waits one more timeout, so that no two give way at the same time, and again, and again.
     """
     return since + timedelta(seconds=timeout_seconds * (1 if older_waits else 2))
+
+
+def seconds_left(spec: ClusterSpec, pods: Sequence[Pod], now: datetime, *, ran: bool, older_waits: bool) -> float:
+    """Return the seconds until an attempt gives its nodes back; infinite unless others of its pods find none. One that
+    `ran` once has had all its nodes."""
+    since = half_since(pods, spec.num_nodes)
+    if since is None or ran:
+        return float("inf")
+    timeout = spec.run_policy.start_timeout_seconds
+    return (release_time(since, timeout, older_waits=older_waits) - now).total_seconds()
+
+
+def message(spec: ClusterSpec, pods: Iterable[Pod]) -> str:
+    """Return what the attempt that gives its nodes back was short of."""
+    short_of = next((pod.unschedulable for pod in pods if pod.unschedulable), "they are not there yet")
+    seconds = spec.run_policy.start_timeout_seconds
+    return f"some pods found no node in runPolicy.startTimeoutSeconds ({seconds}): {short_of}"

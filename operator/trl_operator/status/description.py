@@ -3,18 +3,19 @@
 from datetime import datetime
 
 from trl_operator.api.job import Job
+from trl_operator.api.status import Effective, JobStatus
 from trl_operator.plan.topology import batch_size, world_size
-from trl_operator.status.conditions import Status, set_condition
+from trl_operator.status.conditions import set_condition
 
 
-def describe(job: Job, status: Status, now: datetime) -> None:
+def describe(job: Job, status: JobStatus, now: datetime) -> None:
     """Put into `status` what follows from the spec alone: sizes, and conditions that warn of a choice."""
-    status["observedGeneration"] = job.generation
-    status["effective"] = {
-        "batchSize": batch_size(job),
-        "worldSize": world_size(job.cluster),
-        "model": _model_name(job),
-    }
+    status.observed_generation = job.generation
+    effective = status.effective or Effective()
+    effective.batch_size = batch_size(job)
+    effective.world_size = world_size(job.cluster)
+    effective.model = _model_name(job)
+    status.effective = effective
     for kind, reason, message in _warnings(job):
         set_condition(status, kind, "True", reason, message, generation=job.generation, now=now)
 

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from trl_operator.plan.observation import workload
-from trl_operator.status.conditions import Status, condition
-from trl_operator.status.starting import WAITING_REASONS
+from trl_operator.api.status import JobStatus
+from trl_operator.api.stored import read_status
+from trl_operator.plan.starting import WAITING_REASONS
+from trl_operator.status.conditions import Status
 
 
 @dataclass(frozen=True)
@@ -18,32 +19,41 @@ class Event:
 
 
 def events(before: Status, after: Status) -> list[Event]:
-    """Return what happened between two statuses, oldest first."""
-    found = []
-    accepted = condition(after, "Accepted")
-    if accepted.get("status") == "False" and accepted.get("reason") != condition(before, "Accepted").get("reason"):
-        found.append(Event("Warning", accepted["reason"], accepted["message"]))
-    upstream = condition(after, "UpstreamReady")
-    if upstream.get("status") == "False" and upstream.get("reason") != condition(before, "UpstreamReady").get("reason"):
-        found.append(Event("Normal", upstream["reason"], upstream["message"]))
-    if after.get("restarts", 0) > before.get("restarts", 0):
-        running = condition(after, "Running")
-        found.append(Event("Warning", "AttemptFailed", f"{running['reason']}: {running['message']}"))
-    if (started := workload(after)) and not workload(before):
-        message = f"attempt {after['attempt']} is {started['kind']} {started['name']}"
+    """Return what happened between two stored statuses, oldest first."""
+    old, new = read_status(before), read_status(after)
+    return [*_waiting(old, new), *_attempts(old, new), *_ends(old, new)]
+
+
+def _waiting(old: JobStatus, new: JobStatus) -> list[Event]:
+    found: list[Event] = []
+    for kind, told in (("Accepted", "Warning"), ("UpstreamReady", "Normal")):
+        waits = new.condition(kind)
+        if waits and waits.status == "False" and waits.reason != old.reason(kind):
+            found.append(Event("Warning" if told == "Warning" else "Normal", waits.reason, waits.message))
+    return found
+
+
+def _attempts(old: JobStatus, new: JobStatus) -> list[Event]:
+    found, running = [], new.condition("Running")
+    if running and new.restarts > old.restarts:
+        found.append(Event("Warning", "AttemptFailed", f"{running.reason}: {running.message}"))
+    if new.workload and not old.workload:
+        message = f"attempt {new.attempt} is {new.workload.kind} {new.workload.name}"
         found.append(Event("Normal", "AttemptStarted", message))
-    if condition(after, "Running").get("status") == "True" != condition(before, "Running").get("status"):
-        found.append(Event("Normal", "Running", condition(after, "Running")["message"]))
-    waits = condition(after, "Running")
-    if waits.get("reason") in WAITING_REASONS and waits["reason"] != condition(before, "Running").get("reason"):
-        found.append(Event("Warning", waits["reason"], waits["message"]))
-    rests = condition(after, "Suspended")
-    if rests and rests["status"] != condition(before, "Suspended").get("status"):
-        found.append(Event("Normal", rests["reason"], rests["message"]))
-    if "completionTime" in after and "completionTime" not in before:
-        ended = condition(after, "Succeeded")
-        if ended["status"] == "True" or ended["reason"] == "Cancelled":
-            found.append(Event("Normal", ended["reason"], ended["message"]))
+    if running and new.is_true("Running") and not old.is_true("Running"):
+        found.append(Event("Normal", "Running", running.message))
+    if running and running.reason in WAITING_REASONS and running.reason != old.reason("Running"):
+        found.append(Event("Warning", running.reason, running.message))
+    return found
+
+
+def _ends(old: JobStatus, new: JobStatus) -> list[Event]:
+    found, rests, ended = [], new.condition("Suspended"), new.condition("Succeeded")
+    if rests and rests.reason != old.reason("Suspended"):
+        found.append(Event("Normal", rests.reason, rests.message))
+    if ended and new.completion_time and not old.completion_time:
+        if ended.status == "True" or ended.reason == "Cancelled":
+            found.append(Event("Normal", ended.reason, ended.message))
         else:
-            found.append(Event("Warning", "Failed", f"{ended['reason']}: {ended['message']}"))
+            found.append(Event("Warning", "Failed", f"{ended.reason}: {ended.message}"))
     return found

@@ -6,11 +6,12 @@ from math import isfinite
 from typing import Any
 
 from trl_contract.report import CheckpointReport, ExitRecord, Metric, Progress, ProgressReport
+from trl_operator.api.status import workload
+from trl_operator.api.stored import owned
+from trl_operator.constants import MANAGER_PROGRESS
 from trl_operator.plan.observation import parse_time
 from trl_operator.status.conditions import Status, clean
 
-OWNED = ("progress", "checkpoints", "resumedFromStep", "evaluation", "rewards")
-EFFECTIVE = ("totalSteps", "trainableParameters")
 MAX_METRICS = 24
 MAX_COUNT = 2**31 - 1
 DONE = 100
@@ -74,19 +75,25 @@ def last_words(found: Iterable[ExitRecord], attempt: int, succeeded: bool, curre
     known = current.get("progress", {})
     if not succeeded or known.get("attempt") != attempt or known.get("percentage") == DONE:
         return None
-    return _kept(current) | {"progress": {**known, "percentage": DONE, "eta": duration(0), "etaSeconds": 0}}
+    return owned(current, MANAGER_PROGRESS) | {
+        "progress": {**known, "percentage": DONE, "eta": duration(0), "etaSeconds": 0}
+    }
 
 
-def _kept(current: Status) -> Status:
-    """Return the part of a stored status that trl-operator-progress writes."""
-    fields: Status = {name: current[name] for name in OWNED if name in current}
-    effective = {name: current["effective"][name] for name in EFFECTIVE if name in current.get("effective", {})}
-    return fields | ({"effective": effective} if effective else {})
+def without_eta(current: Status, after: Status) -> Status | None:
+    """Return what trl-operator-progress says of a job of which, by its next status, no attempt runs: nobody knows when
+    it will be done. None if it says no more."""
+    known = current.get("progress", {})
+    over = "completionTime" in after or not workload(after)
+    if not over or known.get("percentage") == DONE or not known.keys() & {"eta", "etaSeconds"}:
+        return None
+    kept = {name: value for name, value in known.items() if name not in ("eta", "etaSeconds")}
+    return owned(current, MANAGER_PROGRESS) | {"progress": kept}
 
 
 def progress_fields(progress: Progress, percentage: int | None, current: Status) -> Status:
     """Return everything that trl-operator-progress writes; what this report does not say is kept from `current`."""
-    fields = _kept(current)
+    fields = owned(current, MANAGER_PROGRESS)
     if progress.attempt > current.get("progress", {}).get("attempt", progress.attempt):
         fields.pop("resumedFromStep", None)
     effective = fields.pop("effective", {})

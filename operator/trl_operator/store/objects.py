@@ -4,12 +4,13 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from trl_operator.api.stored import FIELDS
+from trl_operator.constants import MANAGER_PROGRESS
 from trl_operator.plan.observation import Attempt, Key, current_attempt
-from trl_operator.status.progress import OWNED as PROGRESS
 
 Obj = dict[str, Any]
 
-_SILENT = frozenset({*PROGRESS, "effective"})
+_SILENT = frozenset({*FIELDS[MANAGER_PROGRESS], "effective"})
 """Status fields whose change is no news: reports come for hours, and the spec is known by its generation."""
 
 

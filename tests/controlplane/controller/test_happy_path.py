@@ -44,7 +44,8 @@ def test_a_job_of_two_nodes_runs_and_succeeds(
     )
     status = jobs.status("dpojob", "tune")
     assert status["phase"] == "Succeeded"
-    assert status["artifacts"] == [artifact]
+    place = {"claimName": "tune-dpo", "path": "u/final"}
+    assert status["artifacts"] == [{"type": "model", **place, "digest": "sha256:abc"}]
     assert status.get("restarts") == 0
     assert status["completionTime"]
     assert [c["type"] for c in status["conditions"]] == ["Accepted", "Running", "Succeeded"]

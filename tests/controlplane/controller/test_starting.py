@@ -1,6 +1,7 @@
-"""Attempts that cannot start: what only events know."""
+"""Attempts that cannot start: what only events know, and gangs that hold each other's nodes."""
 
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -68,3 +69,47 @@ def test_our_pods_pass_pod_security_restricted(
     polite = {"rewards": [{"name": "polite", "keyword": {"words": ["please"]}}]}
     jobs.apply(dpo(), {**dpo("talk"), "kind": "GRPOJob", "spec": {**dpo()["spec"], "grpo": polite}})
     wait_for("both pods are admitted", lambda: len(node.pods()) == 2, 60)
+
+
+def test_of_two_gangs_that_hold_each_others_nodes_the_younger_gives_way(
+    operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any], record: Callable[..., str]
+) -> None:
+    timeout = 30
+    gang = {"numNodes": 2, "storage": {"size": "1Gi", "accessModes": ["ReadWriteMany"]}}
+    policy = {"runPolicy": {"startTimeoutSeconds": timeout, "maxRestarts": 0}}
+    node.cordon("0/1 nodes are available: 1 Insufficient nvidia.com/gpu.")
+    jobs.apply(dpo("older", **gang, **policy))
+    made = jobs.get("dpojob", "older")["metadata"]["creationTimestamp"]
+    wait_for("the next second", lambda: datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ") > made, 5, 0.05)
+    jobs.apply(dpo("younger", **gang, **policy))
+
+    def pods(name: str) -> dict[str, Any]:
+        found = [pod for pod in jobs.list("pods") if pod["metadata"]["name"].startswith(name)]
+        return {pod["metadata"]["name"].rsplit("-", 1)[1]: pod for pod in found}
+
+    wait_for("four pods wait", lambda: len(pods("older")) == len(pods("younger")) == 2, 60)
+    # Room for two: each gang gets half of its nodes, almost its timeout ago.
+    since = datetime.now(UTC) - timedelta(seconds=timeout - 3)
+    for name in ("older", "younger"):
+        node.place(pods(name)["0"], since)
+
+    freed = jobs.wait("dpojob", "younger", "gives way", lambda s: s.get("restarts") == 1, 30)
+    assert (freed["retry"]["counted"], running(freed)[0]) == (0, "StartTimeout")
+    assert "Insufficient nvidia.com/gpu" in running(freed)[1]
+    assert not pods("younger"), "its half is free"
+    waits = jobs.status("dpojob", "older")
+    assert (waits["attempt"], waits["restarts"], waits["phase"]) == (0, 0, "Starting")
+    node.place(pods("older")["1"], datetime.now(UTC))
+    for pod in node.wait_for_pods(2, "older-dpo-0"):
+        node.run(pod)
+    jobs.wait_for_phase("older", "Running")
+
+    wait_for("the younger one's next attempt waits", lambda: len(pods("younger-dpo-1")) == 2, 30)
+    for pod in node.pods("older-dpo-0"):
+        node.succeed(pod, record())
+    jobs.wait_for_phase("older", "Succeeded")
+    node.uncordon()
+    for pod in node.wait_for_pods(2, "younger-dpo-1"):
+        node.run(pod)
+    status = jobs.wait_for_phase("younger", "Running")
+    assert (status["attempt"], status["restarts"]) == (1, 1)

@@ -1,0 +1,41 @@
+"""What was observed of a job, all that its next status is decided on."""
+
+from dataclasses import dataclass
+
+from trl_operator.plan.acceptance import Blocker
+from trl_operator.plan.observation import Child, Pod
+from trl_operator.plan.outcome import exit_record
+
+
+@dataclass(frozen=True)
+class View:
+    """`child` is the workload of status.attempt, `pods` are those of that attempt."""
+
+    child: Child | None = None
+    others: tuple[Child, ...] = ()
+    pods: tuple[Pod, ...] = ()
+    denials: tuple[str, ...] = ()
+    """Why pods could not be created, newest first."""
+    blocker: Blocker | None = None
+    older_waits: bool = False
+    """An older job, like this one, has nodes for some of its pods only."""
+
+    def succeeded(self, num_nodes: int) -> bool:
+        """Whether the attempt has. The pods' records have the word: of all nodes they outweigh what became of the
+        workload, and one that speaks of failure outweighs its success."""
+        if not all(pod.finished for pod in self.pods):
+            return False
+        said = {pod.index: record.outcome for pod in self.pods if (record := exit_record(pod))}
+        if any(outcome != "Succeeded" for outcome in said.values()):
+            return False
+        return len(said) >= num_nodes or (self.child is not None and self.child.state == "succeeded")
+
+    def failed(self) -> bool:
+        """Whether the attempt, which has not succeeded, is over or has lost a pod."""
+        child = self.child
+        if child is None or child.deleting or child.state == "failed":
+            return True
+        if any(pod.gone and pod.phase not in ("Succeeded", "Failed") for pod in self.pods):
+            return True
+        # One that says it succeeded while a pod's record says otherwise has failed, once the pods have ended.
+        return child.state == "succeeded" and all(pod.finished for pod in self.pods)

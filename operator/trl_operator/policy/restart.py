@@ -1,0 +1,45 @@
+"""Whether a failed attempt is followed by another one, and when."""
+
+from datetime import datetime, timedelta
+
+from trl_operator.api.status import JobStatus, Retry
+from trl_operator.plan.observation import format_time
+from trl_operator.plan.outcome import Cause
+from trl_operator.plan.reasons import MAX_FREE_IN_A_ROW, MAX_UNTOLD_IN_A_ROW, REASONS
+
+BACKOFF_SECONDS = 10
+MAX_BACKOFF_SECONDS = 300
+
+
+def next_retry(
+    status: JobStatus, cause: Cause, max_restarts: int, now: datetime, *, counts: bool = True
+) -> Retry | None:
+    """Return what the next attempt starts with; None if no attempt can help, or none is left.
+
+    A newer checkpoint makes the pause short again and gives the free restarts back; what has counted against
+    `max_restarts` stays counted. An attempt that only gave its nodes back does not count (`counts`), however often.
+    """
+    reason = REASONS[cause.reason]
+    if not reason.retryable:
+        return None
+    retry = (status.retry or Retry()).model_copy()
+    newest = max((checkpoint.step for checkpoint in status.checkpoints), default=0)
+    if newest > retry.checkpoint_step:
+        retry.free_in_a_row, retry.in_a_row, retry.checkpoint_step = 0, 0, newest
+    retry.in_a_row += 1
+    allowed = MAX_FREE_IN_A_ROW if reason.free else MAX_UNTOLD_IN_A_ROW if cause.untold else 0
+    if not counts:
+        pass
+    elif retry.free_in_a_row < allowed:
+        retry.free_in_a_row += 1
+    elif retry.counted >= max_restarts:
+        return None
+    else:
+        retry.counted += 1
+    retry.not_before = format_time(now + timedelta(seconds=pause(retry.in_a_row)))
+    return retry
+
+
+def pause(in_a_row: int) -> int:
+    """Return the seconds before the next attempt: 10, 20, 40 and so on, at most 300."""
+    return min(BACKOFF_SECONDS << min(in_a_row - 1, 10), MAX_BACKOFF_SECONDS)

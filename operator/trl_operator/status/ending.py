@@ -1,0 +1,55 @@
+"""How a job ends: what its status says for good."""
+
+from datetime import datetime
+from pathlib import PurePosixPath
+from typing import Literal
+
+from trl_contract.report import Artifact, ExitRecord
+from trl_operator.api.job import Job
+from trl_operator.api.status import ArtifactStatus, Failure, JobStatus, Phase
+from trl_operator.plan.observation import format_time
+from trl_operator.plan.outcome import Cause
+from trl_operator.plan.reasons import REASONS
+from trl_operator.status.conditions import clean, set_condition
+
+
+def succeed(job: Job, status: JobStatus, found: list[ExitRecord], now: datetime) -> None:
+    """The job has succeeded; `found` are the exit records of its pods by rank."""
+    reason = "Succeeded" if found else "NoExitRecord"
+    message = "training has finished" if found else "all pods ended with exit code 0 and left no exit record"
+    # Every rank may name them; the list is keyed by type, and the lowest rank has the word.
+    artifacts = {artifact.type: _artifact(job, artifact) for record in reversed(found) for artifact in record.artifacts}
+    status.artifacts = list(artifacts.values())
+    _end(job, status, "Succeeded", reason, message, now)
+
+
+def fail(job: Job, status: JobStatus, cause: Cause, now: datetime) -> None:
+    """The job has failed for a cause."""
+    status.failure = Failure(
+        reason=cause.reason,
+        message=clean(cause.message, 1024),
+        hint=REASONS[cause.reason].hint,
+        pod=cause.pod,
+        rank=cause.rank,
+        exit_code=cause.exit_code,
+        log=clean(cause.log, 2048) if cause.log else None,
+    )
+    _end(job, status, "Failed", cause.reason, cause.message, now)
+
+
+def cancel(job: Job, status: JobStatus, message: str, now: datetime) -> None:
+    """The job has ended as it was wished."""
+    _end(job, status, "Cancelled", "Cancelled", message, now)
+
+
+def _end(job: Job, status: JobStatus, phase: Phase, reason: str, message: str, now: datetime) -> None:
+    set_condition(status, "Running", "False", reason, message, generation=job.generation, now=now)
+    done: Literal["True", "False"] = "True" if phase == "Succeeded" else "False"
+    set_condition(status, "Succeeded", done, reason, message, generation=job.generation, now=now)
+    status.phase, status.completion_time = phase, format_time(now)
+
+
+def _artifact(job: Job, artifact: Artifact) -> ArtifactStatus:
+    """The trainer says where it is in the volume as it was mounted; the status, where it is in the claim."""
+    path = PurePosixPath(job.cluster.storage.sub_path or ".") / artifact.uri
+    return ArtifactStatus(type=artifact.type, claim_name=job.storage_claim, path=str(path), digest=artifact.digest)
