@@ -16,6 +16,8 @@ from trl_operator.plan.observation import Key
 from trl_operator.reconcile import Reconciler, work
 from trl_operator.render.manifests import Installation
 from trl_operator.settings import Settings
+from trl_operator.store.needs import Needs
+from trl_operator.store.polling import Polling
 from trl_operator.store.queue import WorkQueue
 from trl_operator.store.relist import Relist
 from trl_operator.store.store import Store
@@ -34,7 +36,8 @@ async def run(settings: Settings) -> None:
         lease = Lease(await stack.enter_async_context(await Kube.connect(LEASE_CONNECTIONS)), settings)
         queue: WorkQueue[Key] = WorkQueue()
         store, metrics, certificates = Store(), Metrics(), Certificates(kube, settings)
-        watched = store.watched()
+        needs = Needs(store)
+        watched = [*store.watched(), *needs.watched()]
         relist = Relist(kube, watched, settings.namespaces, settings.relist_seconds)
         health = Health(relist.age, settings.relist_seconds, queue.oldest_seconds)
         metrics.gauge("trl_operator_queue_keys", lambda: len(queue))
@@ -47,8 +50,10 @@ async def run(settings: Settings) -> None:
 
         def ready() -> None:
             health.ready = True
+            # kopf starts anew when kinds have appeared, and jobs may have waited for one.
+            store.wake_all()
 
-        reconciler = Reconciler(kube, store, lease, installation, settings.identity, relist.exists, metrics)
+        reconciler = Reconciler(kube, store, needs, lease, installation, settings.identity, relist.exists, metrics)
         filled, leading, working = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
         async def hold() -> None:
@@ -68,12 +73,17 @@ async def run(settings: Settings) -> None:
             await working.wait()
             await work(queue, reconciler, metrics)
 
+        async def poll() -> None:
+            await working.wait()
+            await Polling(kube, store).run()
+
         await host.until(
             stop,
             health.beat(),
             host.watch(watched, relist, settings.namespaces, filled, stop, ready),
             hold(),
             prepare(),
+            poll(),
             *(serve() for _ in range(settings.workers)),
         )
         try:

@@ -1,4 +1,4 @@
-"""What stands against starting an attempt: looked up live, since the objects belong to others."""
+"""What stands against starting an attempt: objects of others, as they are watched, or live where nobody watches."""
 
 from typing import Any
 
@@ -9,8 +9,10 @@ from trl_operator.constants import LABEL_JOB_UID
 from trl_operator.kube import CLAIMS, CONFIG_MAPS, JOBS, NETWORK_POLICIES, Kube
 from trl_operator.plan.acceptance import Blocker, check_lost, check_reference, check_retained, check_spec, references
 from trl_operator.plan.observation import controller, controller_uid
-from trl_operator.plan.upstream import awaits, check_upstream, upstreams, with_upstreams
+from trl_operator.plan.upstream import check_upstream, upstreams, with_upstreams
 from trl_operator.resource import Resource
+from trl_operator.store.needs import Needs
+from trl_operator.store.store import Thing
 
 Obj = dict[str, Any]
 
@@ -19,7 +21,14 @@ TAKEN = frozenset({"NameConflict", "WaitingForDeletion"})
 """Reasons of Accepted=False while somebody else has the name of something that an attempt needs."""
 
 
-async def find_blocker(kube: Kube, job: Job, attempt: int, status: Obj) -> Blocker | None:
+def things(job: Job) -> list[Thing]:
+    """Return what the job may have to wait for before it starts."""
+    found: list[Thing] = [(reference.kind, job.namespace, reference.name) for reference in references(job)]
+    found += [(upstream.kind, job.namespace, upstream.name) for upstream in upstreams(job)]
+    return [*found, ("PersistentVolumeClaim", job.namespace, job.storage_claim)]
+
+
+async def find_blocker(kube: Kube, needs: Needs, job: Job, attempt: int, status: Obj) -> Blocker | None:
     """Return the first thing that stands against starting `attempt` now; None if nothing does.
 
     `status` is the job's. Names are not asked for before one has turned out to be taken.
@@ -31,11 +40,13 @@ async def find_blocker(kube: Kube, job: Job, attempt: int, status: Obj) -> Block
         return resolved
     job = resolved
     for reference in references(job):
-        resource = CONFIG_MAPS if reference.kind == "ConfigMap" else CLAIMS
-        found = await kube.get(resource, job.namespace, reference.name)
+        watched = reference.kind == "PersistentVolumeClaim"
+        found = needs.claim(job.namespace, reference.name) if watched else None
+        # A claim that was made with its job may not be known yet.
+        found = found or await kube.get(CLAIMS if watched else CONFIG_MAPS, job.namespace, reference.name)
         if blocker := check_reference(reference, found, job.cluster.num_nodes):
             return blocker
-    if blocker := await _claim_blocker(kube, job, status):
+    if blocker := await _own_claim(kube, needs, job, status):
         return blocker
     if read_status(status).reason("Accepted") in TAKEN:
         for resource in (backend_for(job).RESOURCE, CONFIG_MAPS, NETWORK_POLICIES):
@@ -43,6 +54,16 @@ async def find_blocker(kube: Kube, job: Job, attempt: int, status: Obj) -> Block
             if found is not None and (blocker := await name_blocker(kube, job, resource, found)):
                 return blocker
     return None
+
+
+async def _own_claim(kube: Kube, needs: Needs, job: Job, status: Obj) -> Blocker | None:
+    """The claim that the job writes to. It is never silently made anew when there were checkpoints in it."""
+    if job.cluster.storage.claim_name:
+        return None
+    found, checkpoints = needs.claim(job.namespace, job.storage_claim), status.get("checkpoints", ())
+    if found is None and checkpoints:
+        found = await kube.get(CLAIMS, job.namespace, job.storage_claim)
+    return await claim_blocker(kube, job, found, max((saved["step"] for saved in checkpoints), default=None))
 
 
 async def resolve(kube: Kube, job: Job) -> Job | Blocker:
@@ -55,14 +76,6 @@ async def resolve(kube: Kube, job: Job) -> Job | Blocker:
         assert obj is not None, "check_upstream has seen it"
         found[upstream.name] = obj
     return with_upstreams(job, found)
-
-
-async def is_awaited(kube: Kube, job: Job) -> bool:
-    """Return whether another job that has not ended uses the result of this one."""
-    if job.info.kind != "RewardJob":
-        return False
-    others, _ = await kube.list(JOBS["GRPOJob"], job.namespace)
-    return any(awaits(obj, job.name) for obj in others)
 
 
 async def name_blocker(kube: Kube, job: Job, resource: Resource, found: Obj) -> Blocker | None:
@@ -83,21 +96,15 @@ async def is_orphan(kube: Kube, job: Job, found: Obj) -> bool:
     return live is None or live["metadata"]["uid"] != owner["uid"]
 
 
-async def _claim_blocker(kube: Kube, job: Job, status: Obj) -> Blocker | None:
-    """A claim of ours by label is used again; it may be left over from an earlier job of the same name.
-
-    The job's own claim, with its checkpoints, is another matter: it is never silently made anew.
-    """
-    if job.cluster.storage.claim_name:
-        return None
-    found = await kube.get(CLAIMS, job.namespace, job.storage_claim)
-    lost = max((checkpoint["step"] for checkpoint in status.get("checkpoints", ())), default=None)
+async def claim_blocker(kube: Kube, job: Job, found: Obj | None, step: int | None = None) -> Blocker | None:
+    """Return what stands against using `found` as the claim that the job writes to; `step` is that of the newest
+    checkpoint in it. A claim of ours by label is used again, though an earlier job of the same name has left it."""
     if found is None:
-        return check_lost(job.storage_claim, lost)
+        return check_lost(job.storage_claim, step)
     metadata = found["metadata"]
     mine = job.uid in (controller_uid(metadata), metadata.get("labels", {}).get(LABEL_JOB_UID))
     if "deletionTimestamp" in metadata:
-        return check_lost(job.storage_claim, lost, deleting=True) if mine else _leaves(CLAIMS, found)
+        return check_lost(job.storage_claim, step, deleting=True) if mine else _leaves(CLAIMS, found)
     if mine:
         return None
     if LABEL_JOB_UID in metadata.get("labels", {}) and not metadata.get("ownerReferences"):
@@ -107,9 +114,10 @@ async def _claim_blocker(kube: Kube, job: Job, status: Obj) -> Blocker | None:
 
 def _leaves(resource: Resource, found: Obj) -> Blocker:
     what = f"{resource.plural} {found['metadata']['name']}"
-    return Blocker("WaitingForDeletion", f"{what} of an earlier job is being deleted")
+    return Blocker("WaitingForDeletion", f"{what} of an earlier job is being deleted", polled=resource != CLAIMS)
 
 
 def _taken(resource: Resource, found: Obj) -> Blocker:
     what = f"{resource.plural} {found['metadata']['name']}"
-    return Blocker("NameConflict", f"{what} exists and is not this job's: delete it, or rename the job")
+    message = f"{what} exists and is not this job's: delete it, or rename the job"
+    return Blocker("NameConflict", message, polled=resource != CLAIMS)

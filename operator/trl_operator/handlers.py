@@ -45,9 +45,11 @@ async def _configure(watched: Sequence[Watched], settings: kopf.OperatorSettings
     settings.watching.reconnect_backoff = 1.0
     settings.watching.chunk_size = PAGE
     for each in watched:
+        place = (each.resource.group, each.resource.version, each.resource.plural)
         if each.selector:
-            place = (each.resource.group, each.resource.version, each.resource.plural)
             settings.watching.label_selectors[place] = each.selector
+        if each.fields:
+            settings.watching.field_selectors[place] = each.fields
     # kopf keeps each object whole for so long after its last event, those of its first list too.
     settings.queueing.idle_timeout = 0.1
     settings.queueing.exit_timeout = 2.0

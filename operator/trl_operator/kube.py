@@ -27,6 +27,7 @@ WRITE_SECONDS = 4.0
 """A write that takes longer is given up: whoever leads by then must not be surprised by it."""
 PAGE = 100
 """Objects of a list that are in memory at a time; a job may be 400 KiB."""
+METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 CONNECTIONS = 64
 
 
@@ -76,6 +77,16 @@ class Kube:
             if error.status == 404:
                 return None
             raise
+
+    async def version(self, resource: Resource, namespace: str, name: str) -> str | None:
+        """Return the resourceVersion of an object, which may be big, without the rest of it; None if there is none."""
+        try:
+            found = await self._request("GET", resource.path(namespace, name), accept=METADATA)
+        except ApiError as error:
+            if error.status == 404:
+                return None
+            raise
+        return str(found["metadata"]["resourceVersion"])
 
     async def list(
         self, resource: Resource, namespace: str | None = None, selector: str = "", fields: str = ""
@@ -138,9 +149,10 @@ class Kube:
         body: Obj | None = None,
         query: dict[str, str] | None = None,
         content_type: str = "application/json",
+        accept: str = "application/json",
     ) -> Obj:
         seconds = READ_SECONDS if method == "GET" else WRITE_SECONDS
-        headers = {"Accept": "application/json", "Content-Type": content_type}
+        headers = {"Accept": accept, "Content-Type": content_type}
         url = path + (f"?{urlencode(query)}" if query else "")
         try:
             request = await self._client.param_serialize(

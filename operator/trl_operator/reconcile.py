@@ -1,5 +1,6 @@
 """The one loop: observe, decide, write the status, act, tell."""
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 from trl_operator.api.job import Job, parse_known
 from trl_operator.api.stored import read_status
 from trl_operator.backend import backend_for, child_from, denials, resource_of
-from trl_operator.blockers import find_blocker, is_awaited, name_blocker, resolve
+from trl_operator.blockers import claim_blocker, find_blocker, name_blocker, resolve, things
 from trl_operator.constants import API_VERSION, LABEL_ATTEMPT, LABEL_JOB_UID, MANAGER_PROGRESS, MANAGER_STATUS
 from trl_operator.errors import ApiError, LeaseLost
 from trl_operator.kube import CLAIMS, CONFIG_MAPS, EVENTS, JOBS, NETWORK_POLICIES, PODS, Kube
@@ -30,14 +31,13 @@ from trl_operator.status.conditions import Status, set_condition
 from trl_operator.status.events import Event, events
 from trl_operator.status.lifecycle import Decision, decide, refused, written
 from trl_operator.status.progress import last_words, without_eta
+from trl_operator.store.needs import Needs
 from trl_operator.store.objects import key_of
 from trl_operator.store.queue import WorkQueue
 from trl_operator.store.store import Store
 
 logger = logging.getLogger(__name__)
 
-AWAITED_POLL_SECONDS = 30.0
-"""A job whose TTL is over stays while another one needs its result; it looks again after so long."""
 PODS_LISTED_FOR = timedelta(seconds=10)
 Obj = dict[str, Any]
 
@@ -55,6 +55,7 @@ class Reconciler:
         self,
         kube: Kube,
         store: Store,
+        needs: Needs,
         lease: Lease,
         installation: Callable[[], Installation],
         identity: str,
@@ -64,6 +65,7 @@ class Reconciler:
     ) -> None:
         self._kube = kube
         self._store = store
+        self._needs = needs
         self._lease = lease
         self._installation = installation
         self._identity = identity
@@ -150,7 +152,7 @@ class Reconciler:
         if child is None or child.state != "active":
             await self._refresh_pods(attempt, child.state if child else "gone")
         pods = tuple(self._store.pods(replace(attempt, child_uid=child.uid) if child else attempt))
-        denied = await self._denials(job, child) if child and len(pods) < job.cluster.num_nodes else ()
+        denied = denials(child, self._needs.warnings(child)) if child and len(pods) < job.cluster.num_nodes else ()
         older_waits = half_since(pods, job.cluster.num_nodes) is not None and self._store.an_older_job_waits(job.uid)
         return View(child, others, pods, denied, older_waits=older_waits)
 
@@ -175,13 +177,13 @@ class Reconciler:
         backend = backend_for(job)
         if not self._exists(backend.RESOURCE):
             return Blocker("BackendUnavailable", backend.MISSING)
-        return await find_blocker(self._kube, job, attempt, current)
-
-    async def _denials(self, job: Job, child: Child) -> tuple[str, ...]:
-        """Return why pods of a workload could not be created, newest first: only events say."""
-        selector = backend_for(job, child.kind).denials_selector(child)
-        found, _ = await self._kube.list(EVENTS, child.job[1], fields=selector)
-        return denials(found)
+        key = (job.info.kind, job.namespace, job.name)
+        # First, so that nothing is missed between the look and the wait.
+        self._store.wait(key, things(job))
+        blocker = await find_blocker(self._kube, self._needs, job, attempt, current)
+        if blocker is None:
+            self._store.wait(key, ())
+        return blocker
 
     async def _save_last_words(self, job: Job, obj: Obj, view: View) -> Obj:
         """Write the progress that exit records carry, so that the end does not depend on the receiver."""
@@ -219,9 +221,9 @@ class Reconciler:
         body = {"apiVersion": API_VERSION, "kind": obj["kind"], "metadata": metadata, "status": status}
         if manager == MANAGER_STATUS:
             self._store.expect_status(obj, status)
-        written = await self._kube.apply(JOBS[obj["kind"]], metadata["namespace"], body, manager, "status")
-        self._store.put_job(written)
-        return written
+        stored = await self._kube.apply(JOBS[obj["kind"]], metadata["namespace"], body, manager, "status")
+        self._store.put_job(stored)
+        return stored
 
     async def _act(self, job: Job, obj: Obj, decision: Decision) -> float | None:
         for child in decision.delete:
@@ -230,8 +232,9 @@ class Reconciler:
                 # The watch has missed its end, and would not tell of it before everything is listed again.
                 self._store.forget_child(child)
         if decision.delete_job:
-            if await is_awaited(self._kube, job):
-                return AWAITED_POLL_SECONDS
+            if self._store.is_awaited(key_of(obj)):
+                # The end of whoever awaits it tells.
+                return None
             self._lease.check()
             await self._kube.delete(JOBS[job.info.kind], job.namespace, job.name, job.uid)
             return None
@@ -249,18 +252,19 @@ class Reconciler:
         if isinstance(job, Blocker):
             return job
         await self._clear(job, attempt)
-        if job.cluster.storage.size and not await self._kube.get(CLAIMS, job.namespace, job.storage_claim):
-            manifest = claim(job)
-            async with self._telling_refusal(job, obj, manifest):
-                await self._kube.create(CLAIMS, manifest, job.namespace)
-        for resource, manifest in (
+        wanted = [
             (NETWORK_POLICIES, network_policy(job, attempt)),
             (CONFIG_MAPS, config_map(job, attempt, self._installation())),
-        ):
+        ]
+        if job.cluster.storage.size and not self._needs.claim(job.namespace, job.storage_claim):
+            wanted.insert(0, (CLAIMS, claim(job)))
+        answers = await asyncio.gather(*(self._create(job, *each) for each in wanted), return_exceptions=True)
+        for (_, manifest), answer in zip(wanted, answers, strict=True):
             async with self._telling_refusal(job, obj, manifest):
-                made = await self._create(job, resource, manifest)
-            if isinstance(made, Blocker):
-                return made
+                if isinstance(answer, BaseException):
+                    raise answer
+            if isinstance(answer, Blocker):
+                return answer
         backend = backend_for(job)
         manifest = backend.manifest(job, attempt, self._installation())
         async with self._telling_refusal(job, obj, manifest):
@@ -289,6 +293,8 @@ class Reconciler:
             found = await self._kube.get(resource, job.namespace, manifest["metadata"]["name"])
             if found is None:
                 raise
+        if resource == CLAIMS:
+            return await claim_blocker(self._kube, job, found) or found
         if blocker := await name_blocker(self._kube, job, resource, found):
             return blocker
         if controller_uid(found["metadata"]) == job.uid and not _differs(resource, found, manifest):

@@ -12,7 +12,7 @@ import yaml
 from test_reconcile import World
 
 from trl_operator import backend
-from trl_operator.backend.pytorchjob import child_from, denials_selector, maker, manifest
+from trl_operator.backend.pytorchjob import child_from, maker, manifest
 from trl_operator.constants import MANAGER_STATUS
 from trl_operator.kube import JOBS
 from trl_operator.plan.observation import Child, Owner, current_attempt, number, workload
@@ -82,10 +82,13 @@ def test_a_pod_is_of_the_pytorchjob_that_controls_it(pod_object: Make) -> None:
         assert maker(foreign) is None
 
 
-def test_the_newest_refusal_of_a_pod_comes_first(make_child: Make) -> None:
-    events = [{"lastTimestamp": f"2026-11-21T11:{minute}:00Z", "message": str(minute)} for minute in (10, 30, 20)]
-    assert backend.denials([*events, {"message": "no time"}]) == ("30", "20", "10", "no time")
-    assert denials_selector(make_child(0)) == "involvedObject.uid=child-0,reason=FailedCreatePod"
+def test_the_newest_refusal_of_a_pod_comes_first_and_other_events_are_none(make_child: Make) -> None:
+    def event(message: str, time: str, reason: str = "FailedCreatePod") -> dict[str, str]:
+        return {"reason": reason, "message": message, "lastTimestamp": time}
+
+    events = [event(str(minute), f"2026-11-21T11:{minute}:00Z") for minute in (10, 30, 20)]
+    events += [event("no time", ""), event("other", "2026-11-21T11:40:00Z", "ExitedWithCode")]
+    assert backend.denials(make_child(0), events) == ("30", "20", "10", "no time")
 
 
 # -- an operator of version 0.1 has written status.pytorchJob
@@ -144,7 +147,7 @@ def box() -> Any:
 
     return SimpleNamespace(
         KIND="Box", RESOURCE=BOXES, MISSING="no boxes", CONTAINER="node", LABEL_INDEX="example.com/index",
-        manifest=make, child_from=child, denials_selector=lambda child: "", maker=lambda pod: None,
+        manifest=make, child_from=child, DENIED="NoBox", maker=lambda pod: None,
     )  # fmt: skip
 
 

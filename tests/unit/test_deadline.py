@@ -36,8 +36,8 @@ def test_the_clock_counts_from_the_start_and_stands_still_in_a_rest(now: datetim
 def test_a_blocked_job_is_on_time_for_its_deadline(make_job: Make, now: datetime) -> None:
     job = make_job(runPolicy={"activeDeadlineSeconds": 905})
     started = decide(job, {}, View(), now).status
-    for final, expected in ((False, 5), (True, 5)):
-        view = View(blocker=Blocker("ConfigMapNotFound", "gone again", final=final))
+    for polled, expected in ((False, 5), (True, 5)):
+        view = View(blocker=Blocker("ConfigMapNotFound", "gone again", polled=polled))
         status = decide(job, started, view, now).status
         assert decide(job, status, view, now + timedelta(seconds=900)).requeue == expected
 

@@ -35,19 +35,18 @@ def test_deciding_twice_on_the_same_says_the_same(make_job: Make, now: datetime)
     assert decide(job, first, View(), now + timedelta(seconds=9)).status == first
 
 
-def test_a_blocked_job_creates_nothing_and_looks_again_soon(make_job: Make, now: datetime) -> None:
+def test_a_blocked_job_creates_nothing_and_is_told_when_to_look_again(make_job: Make, now: datetime) -> None:
     decision = decide(make_job(), {}, View(blocker=Blocker("ConfigMapNotFound", "create it")), now)
     assert not decision.create
     assert "attempt" not in decision.status
     assert decision.status["phase"] == "Pending"
     assert reason(decision, "Accepted") == ("False", "ConfigMapNotFound")
-    assert decision.requeue is not None
-    assert decision.requeue <= 5
+    assert decision.requeue is None
 
 
 @pytest.mark.parametrize("kind", ["Accepted", "UpstreamReady"])
-def test_a_job_that_stays_blocked_looks_again_less_and_less_often(make_job: Make, now: datetime, kind: Any) -> None:
-    view = View(blocker=Blocker("ConfigMapNotFound", "create it", condition=kind))
+def test_a_job_whose_name_stays_taken_looks_again_less_and_less_often(make_job: Make, now: datetime, kind: Any) -> None:
+    view = View(blocker=Blocker("NameConflict", "delete it", condition=kind, polled=True))
     status: dict[str, Any] = {}
     found = []
     for waited in (0, 10, 60, 300, 9000):

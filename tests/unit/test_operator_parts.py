@@ -131,7 +131,7 @@ def test_what_is_accepted_fits_into_a_config_map_whatever_its_shape(make_job: Ma
     data = config_map(taken, 0, installation)["data"]
     assert 600_000 < sum(len(text.encode()) for text in data.values()) < 2**20
     blocker = check_spec(refused)
-    assert (blocker.reason, blocker.final) == ("SpecTooLarge", True)
+    assert (blocker.reason, blocker.polled) == ("SpecTooLarge", False)
     assert "at most 983040: shorten its texts" in blocker.message
     assert check_spec(make_job("GRPOJob", grpo={"rewards": rewards})) is None
 

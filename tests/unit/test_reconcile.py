@@ -12,6 +12,7 @@ from trl_operator.errors import ApiError, LeaseLost
 from trl_operator.metrics import Metrics
 from trl_operator.reconcile import Reconciler, work
 from trl_operator.render.manifests import Installation
+from trl_operator.store.needs import Needs
 from trl_operator.store.queue import WorkQueue
 from trl_operator.store.store import Store
 
@@ -31,11 +32,13 @@ class World:
     def __init__(self, job: dict[str, Any], now: datetime) -> None:
         self.kube = FakeKube()
         self.store = Store()
+        self.needs = Needs(self.store)
         self.metrics = Metrics()
         self.now = now
         self.reconciler = Reconciler(
             self.kube,  # type: ignore[arg-type]
             self.store,
+            self.needs,
             Lease(),  # type: ignore[arg-type]
             lambda: Installation("trainer:1", "https://op:10443", "CA"),
             "test",

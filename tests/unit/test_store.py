@@ -7,6 +7,7 @@ import pytest
 
 from trl_operator.plan.observation import Attempt, current_attempt
 from trl_operator.plan.outcome import classify
+from trl_operator.store.needs import Needs
 from trl_operator.store.store import Store
 
 Make = Callable[..., Any]
@@ -373,3 +374,77 @@ def test_a_job_is_over_when_nothing_of_it_is_left_to_be_ended(heard: Any, status
     store, _ = heard
     store.put_job({**with_status(2, **status), "spec": spec})
     assert store.is_over(KEY) is over
+
+
+# -- what jobs wait for
+
+
+def claim(version: int, **fields: Any) -> dict[str, Any]:
+    spec = {"accessModes": ["ReadWriteOnce"], "storageClassName": "fast", "volumeName": "pv-1"}
+    return {**stored("PersistentVolumeClaim", "data", version, **fields), "spec": spec, "status": {"phase": "Bound"}}
+
+
+def test_a_job_that_waits_for_something_is_woken_by_it_and_by_nothing_else(heard: Any) -> None:
+    store, changed = heard
+    needs = Needs(store)
+    needs.put_claim(claim(2))
+    assert changed == [], "nobody waits"
+    store.wait(KEY, [("PersistentVolumeClaim", "team", "data"), ("RewardJob", "team", "judge")])
+    needs.put_claim(claim(2))
+    needs.put_claim(claim(3, namespace="elsewhere"))
+    assert changed == []
+    needs.put_claim(claim(4, deletionTimestamp="t"))
+    needs.drop_claim(claim(5, uid="an earlier one"))
+    assert changed == [KEY]
+    needs.drop_claim(claim(5))
+    assert (changed, needs.claim("team", "data")) == ([KEY] * 2, None)
+    for version, phase in ((6, "Running"), (7, "Succeeded")):
+        store.put_job({**stored("RewardJob", "judge", version), "status": {"phase": phase}})
+    assert changed.count(KEY) == 4
+    store.wait(KEY, [])
+    needs.put_claim(claim(8))
+    assert changed.count(KEY) == 4
+    assert not store._waiting
+
+
+def test_of_a_claim_only_what_is_asked_about_is_kept_and_a_list_finds_what_is_gone(heard: Any) -> None:
+    store, changed = heard
+    needs = Needs(store)
+    owner = {"kind": "DPOJob", "uid": "u", "controller": True}
+    labels = {"trl-operator.io/job-uid": "tune-uid", "app": "x"}
+    needs.put_claim(claim(2, labels=labels, ownerReferences=[owner], managedFields=[1], annotations={"a": "b"}))
+    found = needs.claim("team", "data")
+    assert found is not None
+    assert found["spec"] == {"accessModes": ["ReadWriteOnce"], "storageClassName": "fast"}
+    assert found["metadata"].keys() == {"namespace", "name", "uid", "resourceVersion", "labels", "ownerReferences"}
+    assert found["metadata"]["labels"] == {"trl-operator.io/job-uid": "tune-uid"}
+    store.wait(KEY, [("PersistentVolumeClaim", "team", "data")])
+    relist(needs, "persistentvolumeclaims", [], 1)
+    relist(needs, "persistentvolumeclaims", [], 9, ["elsewhere"])
+    assert changed == []
+    relist(needs, "persistentvolumeclaims", [], 9)
+    assert (changed, needs.claim("team", "data")) == ([KEY], None)
+
+
+def event(version: int, message: str, uid: str = "tune-dpo-0-uid") -> dict[str, Any]:
+    about = {"kind": "PyTorchJob", "namespace": "team", "name": "tune-dpo-0", "uid": uid}
+    said = {"reason": "FailedCreatePod", "message": message, "lastTimestamp": "2026-11-21T11:00:00Z"}
+    return {**stored("Event", "tune-dpo-0.1", version), "involvedObject": about, **said}
+
+
+def test_a_warning_about_a_workload_is_news_once(heard: Any) -> None:
+    store, changed = heard
+    needs = Needs(store)
+    [known] = store.children("tune-uid", "team")
+    needs.put_event(event(2, "exceeded quota"))
+    needs.put_event(event(3, "exceeded quota"))
+    assert changed == [KEY]
+    needs.put_event(event(4, "violates PodSecurity"))
+    assert changed == [KEY] * 2
+    assert [found["message"] for found in needs.warnings(known)] == ["violates PodSecurity"]
+    needs.drop_event(event(5, "violates PodSecurity"))
+    assert (needs.warnings(known), needs._warnings_of) == ([], {})
+    needs.put_event(event(6, "of an earlier one", uid="another"))
+    assert changed == [KEY] * 2
+    relist(needs, "events", [], 9)
+    assert needs._warnings == {}

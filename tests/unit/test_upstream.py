@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from shown import condition
 
-from trl_operator.plan.upstream import awaits, check_upstream, upstreams, with_upstreams
+from trl_operator.plan.upstream import check_upstream, upstreams, used, with_upstreams
 from trl_operator.plan.view import View
 from trl_operator.render.manifests import job_file
 from trl_operator.status.lifecycle import decide
+from trl_operator.store.store import Store
 
 Make = Callable[..., Any]
 MODEL = {"type": "model", "claimName": "judge-rm", "path": "uid-rm/final", "digest": "sha256:0"}
@@ -135,8 +136,7 @@ def test_the_job_waits_as_blocked_and_fails_with_what_it_waits_for(make_job: Mak
     assert (waiting.status["phase"], waiting.create) == ("Blocked", False)
     assert condition(waiting.status, "Accepted")["status"] == "True"
     assert condition(waiting.status, "UpstreamReady")["reason"] == "UpstreamNotFinished"
-    assert waiting.requeue is not None
-    assert waiting.requeue <= 5
+    assert waiting.requeue is None
     failed = decide(job, waiting.status, View(blocker=check_upstream(upstream, judge("Failed", None))), now)
     assert (failed.status["phase"], failed.status["failure"]["reason"]) == ("Failed", "UpstreamFailed")
     ready = decide(job, waiting.status, View(), now)
@@ -145,8 +145,18 @@ def test_the_job_waits_as_blocked_and_fails_with_what_it_waits_for(make_job: Mak
 
 
 def test_only_a_job_that_has_not_ended_awaits_its_upstream(job_object: Make) -> None:
+    def stored(obj: dict[str, Any], version: int) -> dict[str, Any]:
+        return {**obj, "metadata": {**obj["metadata"], "resourceVersion": str(version)}}
+
+    store, key, changed = Store(), ("RewardJob", "team", "judge"), []
     obj = job_object("GRPOJob", grpo=rewards())
-    assert awaits(obj, "judge")
-    assert not awaits(obj, "other")
-    assert not awaits({**obj, "status": {"completionTime": "2026-11-21T12:00:00Z"}}, "judge")
-    assert not awaits(job_object("GRPOJob"), "judge")
+    assert used(obj) == (key,)
+    assert used(job_object("GRPOJob")) == used(job_object()) == ()
+    store.put_job(stored(obj, 1))
+    store.follow(changed.append)
+    changed.clear()
+    assert store.is_awaited(key)
+    assert not store.is_awaited(("RewardJob", "elsewhere", "judge"))
+    store.put_job(stored({**obj, "status": {"phase": "Succeeded", "completionTime": "2026-11-21T12:00:00Z"}}, 2))
+    assert not store.is_awaited(key)
+    assert key in changed, "its TTL may be over"

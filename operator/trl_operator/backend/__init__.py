@@ -4,6 +4,7 @@ Each kind is a backend, one module that knows all about it and does no I/O. Nobo
 to be sent, watched and read is asked for here.
 """
 
+from collections.abc import Iterable
 from typing import Any, Final, Protocol
 
 from trl_operator.api.job import Job
@@ -48,8 +49,9 @@ class Backend(Protocol):
     def maker(self, pod: Obj) -> Owner | None:
         """Return the workload that a pod is of, by its ownerReferences; None if it is of none of this kind."""
 
-    def denials_selector(self, child: Child) -> str:
-        """Return the field selector of the events that tell why pods of a workload could not be created."""
+    @property
+    def DENIED(self) -> str:
+        """Reason of the events of a workload that tell why pods could not be created."""
 
 
 BACKENDS: Final[tuple[Backend, ...]] = (pytorchjob,)
@@ -82,7 +84,9 @@ def pod_from(obj: Obj) -> Pod | None:
     return observation.pod_from(obj)
 
 
-def denials(events: list[Obj]) -> tuple[str, ...]:
-    """Return what the found events say, newest first."""
-    newest_first = sorted(events, key=lambda event: event.get("lastTimestamp") or "", reverse=True)
-    return tuple(event.get("message", "") for event in newest_first)
+def denials(child: Child, events: Iterable[Obj]) -> tuple[str, ...]:
+    """Return why pods of a workload could not be created, newest first; `events` are those about it."""
+    reason = next(backend.DENIED for backend in BACKENDS if child.kind == backend.KIND)
+    found = [event for event in events if event["reason"] == reason]
+    found.sort(key=lambda event: event["lastTimestamp"], reverse=True)
+    return tuple(event["message"] for event in found)

@@ -21,6 +21,8 @@ MISSING: Final = "there are no PyTorchJobs in this cluster: install the training
 CONTAINER: Final = "pytorch"
 """The training-operator insists on this name."""
 LABEL_INDEX: Final = "training.kubeflow.org/replica-index"
+DENIED: Final = "FailedCreatePod"
+"""Quota and Pod Security denials exist only as events of the PyTorchJob."""
 
 MASTER_PORT = 29500
 
@@ -89,8 +91,3 @@ def maker(pod: Obj) -> Owner | None:
     if owner.get("kind") != KIND or not owner.get("apiVersion", "").startswith(f"{RESOURCE.group}/"):
         return None
     return Owner(owner["name"], owner["uid"])
-
-
-def denials_selector(child: Child) -> str:
-    """Quota and Pod Security denials exist only as events of the PyTorchJob."""
-    return f"involvedObject.uid={child.uid},reason=FailedCreatePod"

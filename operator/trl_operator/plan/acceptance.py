@@ -18,18 +18,19 @@ LAST_LOOK_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class Blocker:
-    """Why no attempt may start: a condition that is False. It heals when another object changes, unless `final`."""
+    """Why no attempt may start: a condition that is False. Whoever looks after the job hears when it may have healed,
+    unless it has to be `polled`."""
 
     reason: str
     message: str
-    final: bool = False
+    polled: bool = False
     condition: Literal["Accepted", "UpstreamReady"] = "Accepted"
     fails: bool = False
     """The job ends for this reason: what it waits for will never come."""
 
 
 def seconds_to_next_look(waited: float) -> float:
-    """Return when a job that has waited so long for another object looks again: after a tenth of that, within bounds,
+    """Return when a job that has waited so long for a name looks again: after a tenth of that, within bounds,
     so soon at first, and seldom if nobody mends it."""
     return min(max(waited / 10, FIRST_LOOK_SECONDS), LAST_LOOK_SECONDS)
 
@@ -70,16 +71,16 @@ def check_spec(job: Job) -> Blocker | None:
             if size > MAX_INLINE_BYTES:
                 remedy = "put the rows into a ConfigMap or a volume"
                 message = f"{binding.field} has {size} bytes, at most {MAX_INLINE_BYTES}: {remedy}"
-                return Blocker("InlineTooLarge", message, final=True)
+                return Blocker("InlineTooLarge", message)
     if total > MAX_CONFIG_MAP_BYTES:
         remedy = "shorten its texts (rewards, templates, prompts), or put inline rows into a ConfigMap or a volume"
         message = f"spec needs {total} bytes in the attempt's ConfigMap, at most {MAX_CONFIG_MAP_BYTES}: {remedy}"
-        return Blocker("SpecTooLarge", message, final=True)
+        return Blocker("SpecTooLarge", message)
     secrets = hub_secrets(job)
     if len(secrets) > 1:
         names = ", ".join(f"{ref.name}/{ref.key}" for ref in secrets)
         message = f"tokenSecretRef: a job has one hub token, but {names} are named: use one Secret"
-        return Blocker("InvalidSpec", message, final=True)
+        return Blocker("InvalidSpec", message)
     return None
 
 

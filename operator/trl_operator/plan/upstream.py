@@ -15,6 +15,7 @@ from trl_operator.api.status import ArtifactStatus, JobStatus
 from trl_operator.api.stored import read_status
 from trl_operator.plan.acceptance import Blocker
 from trl_operator.plan.bindings import bindings
+from trl_operator.plan.observation import Key
 
 Obj = dict[str, Any]
 
@@ -84,12 +85,11 @@ def with_upstreams(job: Job, found: Mapping[str, Obj]) -> Job:
     return replace(job, training=job.training.with_rewards(rewards))
 
 
-def awaits(obj: Obj, name: str) -> bool:
-    """Return whether a stored GRPOJob that has not ended names the RewardJob `name`."""
-    if "completionTime" in obj.get("status", {}):
-        return False
-    rewards = obj["spec"].get("grpo", {}).get("rewards", ())
-    return any(reward.get("rewardModel", {}).get("fromJob", {}).get("name") == name for reward in rewards)
+def used(obj: Obj) -> tuple[Key, ...]:
+    """Return the keys of the jobs that a stored job names, whatever else is in its spec."""
+    rewards = obj.get("spec", {}).get("grpo", {}).get("rewards", ())
+    names = [reward.get("rewardModel", {}).get("fromJob", {}).get("name") for reward in rewards]
+    return tuple(("RewardJob", obj["metadata"]["namespace"], name) for name in names if name)
 
 
 def _with_volume(reward: RewardFunction, found: Mapping[str, Obj]) -> RewardFunction:

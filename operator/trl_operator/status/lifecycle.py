@@ -22,8 +22,6 @@ from trl_operator.status import ending
 from trl_operator.status.conditions import Status, set_condition
 from trl_operator.status.description import describe
 
-DENIAL_POLL_SECONDS = 5.0
-"""While pods are missing, the events that may say why are looked at after so long."""
 ENDING_POLL_SECONDS = 10.0
 """A pod on a lost node counts as gone without anything happening to it."""
 STOPPING = "Stopping"
@@ -134,7 +132,7 @@ class _Machine:
             return self._fail(Cause(blocker.reason, blocker.message))
         waiting: Phase = "Pending" if blocker.condition == "Accepted" else "Blocked"
         self.status.phase = "Suspended" if self.job.cluster.run_policy.suspend else waiting
-        if not blocker.final:
+        if blocker.polled:
             said = self.status.condition(blocker.condition)
             since = parse_time(said.last_transition_time if said else None) or self.now
             decision.requeue = _sooner(decision.requeue, seconds_to_next_look((self.now - since).total_seconds()))
@@ -161,9 +159,6 @@ class _Machine:
             return self._failed()
         self._show_running()
         left = _finite(min(self._deadline_left(), self._start_left()))
-        if len(self.view.pods) < self.job.cluster.num_nodes:
-            # No watch tells of pods that could not be created.
-            left = _sooner(left, DENIAL_POLL_SECONDS)
         return Decision(delete=self._stale_children(), requeue=left)
 
     def _show_running(self) -> None:

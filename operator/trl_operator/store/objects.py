@@ -7,6 +7,7 @@ from typing import Any
 from trl_operator.api.stored import FIELDS
 from trl_operator.constants import MANAGER_PROGRESS
 from trl_operator.plan.observation import Attempt, Key, current_attempt
+from trl_operator.plan.upstream import used
 
 Obj = dict[str, Any]
 
@@ -29,6 +30,8 @@ class StoredJob:
     succeeded: bool
     """Its condition Succeeded is True."""
     has_ttl: bool
+    uses: tuple[Key, ...]
+    """Jobs whose results it uses."""
     news: int
     """Differs when there is something to look at: another generation or deletion, or a status that somebody changed."""
 
@@ -57,6 +60,7 @@ def stored_job(obj: Obj) -> StoredJob:
         ended="completionTime" in status,
         succeeded=conditions.get("Succeeded") == "True",
         has_ttl="ttlSecondsAfterFinished" in obj.get("spec", {}).get("runPolicy", {}),
+        uses=used(obj),
         news=news(obj, status),
     )
 

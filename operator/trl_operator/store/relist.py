@@ -69,7 +69,7 @@ class Relist:
         """Hand over a fresh list, page by page: whole, it may be as big as all jobs that ever were."""
         seen: set[str] = set()
         version = 0
-        async for page, listed in self._kube.pages(watched.resource, namespace, watched.selector):
+        async for page, listed in self._kube.pages(watched.resource, namespace, watched.selector, watched.fields):
             version = listed
             for obj in page:
                 seen.add(obj["metadata"]["uid"])

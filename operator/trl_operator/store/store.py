@@ -14,6 +14,8 @@ from trl_operator.store.watched import Watched, covers
 
 Obj = dict[str, Any]
 T = TypeVar("T", Child, Pod)
+Thing = tuple[str, str, str]
+"""Kind, namespace and name of what a job waits for, be it another job."""
 
 
 class Store:
@@ -32,6 +34,8 @@ class Store:
         self._pods_of: dict[str, dict[str, Pod]] = {}
         self._own_news: dict[Key, int] = {}
         self._own_children: set[tuple[str, str]] = set()
+        self._awaited: dict[Key, frozenset[Thing]] = {}
+        self._waiting: dict[Thing, set[Key]] = {}
 
     def watched(self) -> list[Watched]:
         """Return what has to be watched to keep this store."""
@@ -53,8 +57,42 @@ class Store:
         A replica that stands by follows nothing: it would only collect the keys of jobs that are long gone.
         """
         self._changed = changed
+        self.wake_all()
+
+    # -- who waits for what
+
+    def wait(self, key: Key, things: Iterable[Thing]) -> None:
+        """Have the job told when something happens to one of these, and to no others any more."""
+        wanted = frozenset(things)
+        for thing in self._awaited.pop(key, frozenset()):
+            self._waiting[thing].discard(key)
+            if not self._waiting[thing]:
+                del self._waiting[thing]
+        if wanted:
+            self._awaited[key] = wanted
+        for thing in wanted:
+            self._waiting.setdefault(thing, set()).add(key)
+
+    def wake(self, thing: Thing) -> None:
+        """Tell of all jobs that wait for this."""
+        for key in list(self._waiting.get(thing, ())):
+            self._changed(key)
+
+    def wake_owner(self, namespace: str, name: str, uid: str) -> None:
+        """Tell of the job of this very workload."""
+        child = self._children.get((namespace, name))
+        if child is not None and child.uid == uid:
+            self._changed(child.job)
+
+    def wake_all(self) -> None:
         for key in list(self.jobs):
-            changed(key)
+            self._changed(key)
+
+    def is_waited_for(self, thing: Thing) -> bool:
+        return thing in self._waiting
+
+    def waited_for(self, kind: str) -> list[Thing]:
+        return [thing for thing in self._waiting if thing[0] == kind]
 
     # -- jobs
 
@@ -68,6 +106,8 @@ class Store:
             self._forget_pods(uid)
         if known is None or known.uid != job.uid or job.news not in (known.news, self._own_news.get(job.key)):
             self._changed(job.key)
+        if known is None or (known.uid, known.phase) != (job.uid, job.phase):
+            self._tell_of_upstream(job)
 
     def drop_job(self, obj: Obj) -> None:
         """Forget this very job and all pods of it that are gone."""
@@ -79,7 +119,20 @@ class Store:
             del self.jobs[key]
             self._own_news.pop(key, None)
             self._forget_pods(uid)
+            self.wait(key, ())
             self._changed(key)
+            self._tell_of_upstream(known)
+
+    def _tell_of_upstream(self, job: StoredJob) -> None:
+        """What became of a job concerns those that wait for its result, and its end those whose result it has used."""
+        self.wake(job.key)
+        if job.ended or job.key not in self.jobs:
+            for upstream in job.uses:
+                self._changed(upstream)
+
+    def is_awaited(self, key: Key) -> bool:
+        """Return whether a job that has not ended uses the result of this one."""
+        return any(key in job.uses for job in self.jobs.values() if job.uses and not job.ended)
 
     def is_over(self, key: Key) -> bool:
         """Return whether a job has ended and nothing of it is left to be ended or deleted."""

@@ -21,6 +21,9 @@ class Watched:
     sweep: Callable[[list[str], set[str], int], None]
     """Of these namespaces (all if none is named), a list of this version holds only objects with these uids."""
     selector: str = ""
+    """Label selector."""
+    fields: str = ""
+    """Field selector."""
 
 
 def covers(namespaces: list[str], namespace: str) -> bool:

@@ -131,10 +131,10 @@ securityContext:
   verbs: [get, create, delete]
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
-  verbs: [get, create]
+  verbs: [get, list, watch, create]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create, list]
+  verbs: [list, watch, create]
 {{- end }}
 
 {{- /* The receiver reads who may report, and writes progress. */}}

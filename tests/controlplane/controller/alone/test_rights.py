@@ -69,7 +69,9 @@ def test_the_chart_grants_exactly_what_a_full_life_uses(
     quota = {"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
     jobs.apply(quota)
     wait_for("the quota is in force", lambda: "hard" in jobs.status("resourcequota", "none"), 30)
-    jobs.apply(job, *others)
+    jobs.apply(job, *others, dpo("waits", storage={"claimName": "none"}))
+    jobs.wait("dpojob", "waits", "is told what it waits for", lambda s: "PersistentVolumeClaimNotFound" in str(s))
+    jobs.delete("dpojob", "waits")
     jobs.wait("dpojob", "tune", "is told the quota", lambda s: "QuotaExceeded" in str(s), 40)
     jobs.delete("resourcequota", "none")
     names = {"tune-dpo-0", "sftjob-sft-0", "rewardjob-rm-0", "grpojob-grpo-0"}
@@ -127,7 +129,7 @@ def test_a_namespace_without_a_role_stops_no_other_and_is_served_once_it_has_one
 ) -> None:
     operator = make_operator(WATCH_NAMESPACES=f"{jobs.namespace},{other_namespace}")
     operator.start()
-    assert "trl_operator_refused_lists 6" in operator.metrics()
+    assert "trl_operator_refused_lists 8" in operator.metrics()
     elsewhere = dpo()
     elsewhere["metadata"]["namespace"] = other_namespace
     jobs.apply(dpo())
