@@ -88,6 +88,8 @@ def test_the_run_succeeds_and_its_record_says_what_it_made(finished: Finished) -
     assert (record.outcome, record.step, record.rank) == ("Succeeded", 24, 0)
     assert [(artifact.type, artifact.uri) for artifact in record.artifacts] == [("model", "uid-1/final")]
     assert record.artifacts[0].digest == export.digest(finished.work / "final")
+    # What bitsandbytes says on CPUs that compute in bf16.
+    assert "kernels-community" not in finished.run.log
 
 
 def test_final_is_the_model_of_the_last_step_and_loads_with_from_pretrained(finished: Finished) -> None:

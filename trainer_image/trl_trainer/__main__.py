@@ -4,6 +4,7 @@
 import argparse
 import faulthandler
 import gc
+import logging
 import os
 import sys
 
@@ -14,6 +15,8 @@ from trl_trainer.local import cli
 
 
 def main() -> None:
+    # When it is imported on some CPUs it misses a kernel of the hub, which no job needs.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
     if sys.argv[1:2] and sys.argv[1] in (*cli.COMMANDS, "-h", "--help"):
         sys.exit(cli.main(sys.argv[1:]))
     parser = argparse.ArgumentParser(prog="python -m trl_trainer", description=__doc__)
