@@ -111,6 +111,15 @@ images: $(VENV) ## Build the images of trainer and operator into the running dev
 kill-test: $(VENV) ## Kill jobs at 200 random instants; each must end as if nothing had happened (about 20 minutes)
 	@$(PY) tests/trainer/kill_test.py --kills 200 --report docs/kill-test.md
 
+kill-matrix: $(VENV) ## Kill the operator at every call of every operation; two leaders (PART=kills, leaders, DPOJob)
+	@KILLS=full KILLS_REPORT=docs/kill-matrix.json $(PYTEST) -s $(addprefix tests/controlplane/controller/alone/test_,kills.py leaders.py) -k "$(PART)"
+
+# Each part on a control plane of its own, a few minutes long on two quiet cores.
+BENCH = PYTHONPATH=hack:tests/bench:tests/controlplane/controller $(PY) tests/bench/controlplane.py --output docs/bench-controlplane.json
+bench-controlplane: $(VENV) ## The operator beside a floor client (PART="burst --jobs 300": one part; about 40 minutes)
+	@for part in $(if $(PART),"$(PART)","burst --jobs 300" "burst --jobs 1000" "burst --jobs 300 --training-operator" "open --jobs 300" \
+		"waiting --jobs 1000" "silent --jobs 1000" "finished --jobs 10000"); do $(BENCH) $$part; done
+
 bench-receiver: $(VENV) ## The receiver under floods, many jobs and hanging writes, for real (about 10 minutes)
 	@rm -f docs/bench-receiver.json
 	@LOAD=full LOAD_REPORT=docs/bench-receiver.json $(PYTEST) -s tests/controlplane/controller/alone/test_load.py

@@ -21,6 +21,8 @@ import yaml
 # Test modules are imported without a package (importlib mode), so what they share needs a place on the path.
 sys.path.insert(0, str(Path(__file__).parent))
 
+from zygote import Forked, Zygote
+
 from devcluster import tools
 from devcluster.controlplane import ControlPlane
 from devcluster.paths import REPOSITORY
@@ -62,7 +64,9 @@ class Process:
             "WATCH_NAMESPACES": namespace,
             **settings,
         }
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: subprocess.Popen[bytes] | Forked | None = None
+        self.zygote: Zygote | None = None
+        """What it is forked from, if it is not to be started from nothing."""
 
     @cached_property
     def kubeconfig(self) -> Path:
@@ -84,6 +88,9 @@ class Process:
         # temporary files go away with the control plane's, also when it is killed.
         environment = {"PATH": os.environ["PATH"], "TMPDIR": str(self.plane.folder), "KUBECONFIG": str(self.kubeconfig)}
         environment |= {f"TRL_OPERATOR_{name}": value for name, value in self.settings.items()}
+        if self.zygote is not None:
+            self.process = self.zygote.start(environment, self.log)
+            return
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 ["setpriv", "--pdeathsig=KILL", sys.executable, "-m", self.MODULE],

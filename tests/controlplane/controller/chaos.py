@@ -1,0 +1,310 @@
+"""Jobs under an operator that dies: what is done to them, what is recorded, and when it is killed."""
+
+import hashlib
+import json
+import re
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from kubernetes import client, watch
+
+from devcluster import invariants
+from devcluster.controlplane import ControlPlane
+from devcluster.fakenode import FakeNode, Pod
+from devcluster.faultproxy import FaultProxy, Request, Verdict
+from devcluster.waiting import wait_for
+from trl_operator.api.kinds import KINDS
+
+Obj = dict[str, Any]
+
+QUIET_SECONDS = 1.5
+GROUP, VERSION = "trl-operator.io", "v1alpha1"
+ROWS: dict[str, list[Obj]] = {
+    "SFTJob": [{"prompt": "Where is it?", "completion": "I will look at once."}] * 4,
+    "RewardJob": [{"chosen": "I will look at once.", "rejected": "no idea"}] * 4,
+    "DPOJob": [{"prompt": "Where is it?", "chosen": "I will look at once.", "rejected": "no idea"}] * 4,
+    "GRPOJob": [{"prompt": "Where is it?"}] * 8,
+}
+NAME = re.compile(r"\bj[0-9]{4}(?=\b)")
+"""Names of jobs, which requests about them and their children carry."""
+UID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+def manifest(kind: str, name: str, **policy: Any) -> Obj:
+    """A job that needs no other object."""
+    spec: Obj = {
+        "model": {"hub": {"repo": "org/base"}},
+        "dataset": {"train": {"inline": ROWS[kind]}},
+        "storage": {"size": "1Gi"},
+        "runPolicy": policy,
+    }
+    if kind == "GRPOJob":
+        spec["grpo"] = {"rewards": [{"name": "polite", "keyword": {"words": ["please"]}}]}
+    return {"apiVersion": f"{GROUP}/{VERSION}", "kind": kind, "metadata": {"name": name}, "spec": spec}
+
+
+def through(operator: Any, proxy: FaultProxy) -> None:
+    """Make the operator talk to the API server through the proxy."""
+    config = json.loads(operator.kubeconfig.read_text())
+    config["clusters"][0]["cluster"] = {"server": proxy.url}
+    operator.kubeconfig = operator.kubeconfig.with_suffix(f".{operator.settings['IDENTITY']}")
+    operator.kubeconfig.write_text(json.dumps(config))
+
+
+class World:
+    """A context manager: inside it everything that happens to a namespace's jobs is recorded, and may be done to them.
+
+    It has an API server connection of its own: no fault reaches it.
+    """
+
+    def __init__(self, plane: ControlPlane, namespace: str, node: FakeNode) -> None:
+        self.plane = plane
+        self.namespace = namespace
+        self.node = node
+        self.uids: dict[str, str] = {}
+        """Of jobs, by name; those that are gone too."""
+        self.names: dict[str, str] = {}
+        """Of jobs, by their own uids and those of what belongs to them."""
+        self._events: list[tuple[int, bool, Obj]] = []
+        self._now: dict[tuple[str, str], Obj] = {}
+        self._watches: list[watch.Watch] = []
+        self._threads: list[threading.Thread] = []
+        self._stopped = False
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        self._api = client.CustomObjectsApi(self.plane.api())
+        core = client.CoreV1Api(self.plane.api())
+        for info in KINDS.values():
+            self._record(self._api.list_namespaced_custom_object, GROUP, VERSION, self.namespace, info.plural)
+        self._record(self._api.list_namespaced_custom_object, "kubeflow.org", "v1", self.namespace, "pytorchjobs")
+        self._record(core.list_namespaced_pod, self.namespace)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped = True
+        for each in self._watches:
+            each.stop()
+        for thread in self._threads:
+            thread.join(5)
+
+    def _record(self, function: Any, *arguments: str) -> None:
+        thread = threading.Thread(target=self._follow, args=(function, arguments), daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _follow(self, function: Any, arguments: tuple[str, ...]) -> None:
+        each = watch.Watch()
+        self._watches.append(each)
+        try:
+            for event in each.stream(function, *arguments, deserialize=False):
+                obj, gone = event["object"], event["type"] == "DELETED"
+                self._events.append((int(obj["metadata"]["resourceVersion"]), gone, obj))
+                key = (obj["kind"], obj["metadata"]["name"])
+                if found := NAME.match(key[1]):
+                    self.names[obj["metadata"]["uid"]] = found.group()
+                if gone:
+                    self._now.pop(key, None)
+                else:
+                    self._now[key] = obj
+        except BaseException as error:
+            # Stopping shuts the socket down while it is read, which may look like anything.
+            if not self._stopped:
+                self._error = error
+
+    # -- what is there
+
+    def get(self, kind: str, name: str) -> Obj | None:
+        if self._error:
+            raise self._error
+        return self._now.get((kind, name))
+
+    def status(self, kind: str, name: str) -> Obj:
+        return dict((self.get(kind, name) or {}).get("status", {}))
+
+    def pods(self, name: str) -> list[Pod]:
+        """A job's pods that have not ended."""
+        found = [obj for (kind, _), obj in list(self._now.items()) if kind == "Pod"]
+        mine = [pod for pod in found if pod["metadata"]["labels"].get(f"{GROUP}/job-name") == name]
+        return [pod for pod in mine if pod["status"].get("phase") in ("Pending", "Running")]
+
+    def history(self) -> invariants.History:
+        """Everything that has happened so far, in its order."""
+        history = invariants.History()
+        for _, gone, obj in sorted(self._events, key=lambda event: event[0]):
+            history.event(gone, obj)
+        return history
+
+    def picture(self) -> invariants.Picture:
+        text = self.plane.kubectl(
+            "get", ",".join(invariants.RESOURCES), f"--namespace={self.namespace}", "--output=json"
+        )
+        return invariants.Picture(json.loads(text)["items"])
+
+    # -- what is done
+
+    def create(self, kind: str, name: str, **policy: Any) -> None:
+        plural = KINDS[kind].plural  # type: ignore[index]
+        made = self._api.create_namespaced_custom_object(
+            GROUP, VERSION, self.namespace, plural, manifest(kind, name, **policy)
+        )
+        self.uids[name] = made["metadata"]["uid"]
+        self.names[made["metadata"]["uid"]] = name
+
+    def patch(self, kind: str, name: str, **policy: Any) -> None:
+        plural = KINDS[kind].plural  # type: ignore[index]
+        self._api.patch_namespaced_custom_object(
+            GROUP, VERSION, self.namespace, plural, name, {"spec": {"runPolicy": policy}}
+        )
+
+    def delete(self, kind: str, name: str) -> None:
+        plural = KINDS[kind].plural  # type: ignore[index]
+        self._api.delete_namespaced_custom_object(GROUP, VERSION, self.namespace, plural, name)
+
+    def end_pods(self, name: str, code: int, message: str) -> None:
+        for pod in self.pods(name):
+            if code:
+                self.node.fail(pod, code, message=message)
+            else:
+                self.node.succeed(pod, message)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request of the operator that is about one job: the n-th of its kind since the counting began."""
+
+    method: str
+    resource: str
+    number: int
+
+    @property
+    def writes(self) -> bool:
+        return self.method != "GET"
+
+    def __str__(self) -> str:
+        return f"{self.method} {self.resource} #{self.number}"
+
+
+@dataclass(eq=False)
+class Point:
+    """An instant at which the operator is to die: at this call about this job, before or after the server has it."""
+
+    job: str
+    call: Call
+    moment: str
+    hit: bool = False
+
+
+@dataclass
+class Killer:
+    """Counts the calls about each job that it is told to watch, and kills the operator at the armed points."""
+
+    operator: Any
+    world: World
+    calls: dict[str, list[tuple[float, Call]]] = field(default_factory=dict)
+    """When which call was made, by job."""
+    armed: dict[str, Point] = field(default_factory=dict)
+    since: dict[str, float] = field(default_factory=dict)
+    killed: threading.Event = field(default_factory=threading.Event)
+
+    def watch(self, name: str, delay: float) -> None:
+        """Count the calls about a job that are made in so many seconds and later."""
+        self.since[name] = time.monotonic() + delay
+        self.calls[name] = []
+
+    def arm(self, point: Point, delay: float) -> None:
+        self.armed[point.job] = point
+        self.watch(point.job, delay)
+
+    def is_quiet(self, name: str) -> bool:
+        """Whether nothing was asked about a job for a while."""
+        return time.monotonic() > max([at for at, _ in self.calls[name]], default=self.since[name]) + QUIET_SECONDS
+
+    def attach(self, proxy: FaultProxy) -> None:
+        proxy.before, proxy.after = self._before, self._after
+
+    def _before(self, request: Request) -> Verdict:
+        name = about(request, self.world.names)
+        if name not in self.calls:
+            return "pass"
+        now = time.monotonic()
+        if now < self.since[name]:
+            return "pass"
+        key = (request.method, request.resource)
+        number = sum((call.method, call.resource) == key for _, call in self.calls[name]) + 1
+        self.calls[name].append((now, Call(*key, number)))
+        return self._at(self.armed.get(name), "before", name, key)
+
+    def _after(self, request: Request) -> Verdict:
+        name = about(request, self.world.names)
+        if name not in self.calls:
+            return "pass"
+        return self._at(self.armed.get(name), "after", name, (request.method, request.resource))
+
+    def _at(self, point: Point | None, moment: str, name: str, key: tuple[str, str]) -> Verdict:
+        """Kill if this is the point. Of several calls alike that are under way at once the last one counts."""
+        if point is None or point.hit or point.moment != moment or (point.call.method, point.call.resource) != key:
+            return "pass"
+        if sum((call.method, call.resource) == key for _, call in self.calls[name]) < point.call.number:
+            return "pass"
+        point.hit = True
+        self.operator.kill()
+        self.killed.set()
+        return "reset"
+
+
+def about(request: Request, names: dict[str, str]) -> str | None:
+    """The job that a request concerns, by its name or by its uid."""
+    text = f"{request.path}?{request.query}"
+    for place in (text, request.body.decode(errors="replace")):
+        if found := NAME.search(place):
+            return found.group()
+        if known := [names[uid] for uid in UID.findall(place) if uid in names]:
+            return known[0]
+    return None
+
+
+def end(status: Obj, name: str) -> Any:
+    """What must be the same of a job's status whatever happened on the way, but for its name."""
+    conditions = {c["type"]: (c["status"], c["reason"]) for c in status.get("conditions", ())}
+    kept = ("phase", "attempt", "restarts", "artifacts", "failure", "progress", "evaluation", "adaptations")
+    retry = {field: value for field, value in status.get("retry", {}).items() if field != "notBefore"}
+    told = {**{field: status.get(field) for field in kept}, "retry": retry, "conditions": conditions}
+    return json.loads(json.dumps(told).replace(name, "NAME"))
+
+
+def shape(picture: invariants.Picture, uid: str, name: str) -> Counter[str]:
+    """Everything that is left of a job: kind, name, and a digest of what it says, but for the names and uids in it."""
+    found: Counter[str] = Counter()
+    for obj in picture.objects.values():
+        labels = obj["metadata"].get("labels", {})
+        if uid not in (obj["metadata"]["uid"], labels.get(f"{GROUP}/job-uid")):
+            continue
+        said = {key: obj.get(key) for key in ("spec", "data")}
+        if obj["kind"] == "PersistentVolumeClaim":
+            said = {"spec": {key: obj["spec"][key] for key in ("accessModes", "resources")}}
+        if obj["kind"] == "Pod":
+            said = {"phase": obj["status"]["phase"]}
+        text = json.dumps([said, labels], sort_keys=True).replace(uid, "UID").replace(name, "NAME")
+        digest = hashlib.sha256(UID.sub("UID", text).encode()).hexdigest()[:12]
+        found[f"{obj['kind']} {obj['metadata']['name'].replace(name, 'NAME')} {digest}"] += 1
+    return found
+
+
+def settle(world: World, picture: invariants.Picture) -> None:
+    """Every event of a picture has been recorded."""
+    kept = {kind for kind, _ in world._now} & {obj["kind"] for obj in picture.objects.values()}
+    wanted = {
+        (obj["kind"], obj["metadata"]["name"], obj["metadata"]["resourceVersion"])
+        for obj in picture.objects.values()
+        if obj["kind"] in kept
+    }
+
+    def seen() -> bool:
+        there = {(kind, name, obj["metadata"]["resourceVersion"]) for (kind, name), obj in list(world._now.items())}
+        return wanted <= there
+
+    wait_for("what is there was recorded", seen, 20, 0.1)
