@@ -16,15 +16,17 @@ check = sharding.check
 def say(trainer, world):
     check(trainer, world)
     from torch.distributed import get_process_group_ranks as ranks
-    value = trainer.model.lm_head.weight
-    mesh = value.device_mesh
-    groups = [sorted(ranks(mesh.get_group(i))) for i in range(mesh.ndim)]
-    options = [mesh.get_group(i)._get_backend(value.device).options for i in range(mesh.ndim)]
-    said = {
-        "groups": groups, "placements": [str(placement) for placement in value.placements],
-        "share": value.to_local().numel() / value.numel(), "timeouts": [o._timeout.total_seconds() for o in options],
-    }
-    print("sharded", json.dumps(said), flush=True)
+    for model in (trainer.model, trainer.ref_model):
+        value = model.lm_head.weight
+        mesh = value.device_mesh
+        groups = [sorted(ranks(mesh.get_group(i))) for i in range(mesh.ndim)]
+        options = [mesh.get_group(i)._get_backend(value.device).options for i in range(mesh.ndim)]
+        said = {
+            "groups": groups, "placements": [str(placement) for placement in value.placements],
+            "share": sum(value.to_local().numel() for value in model.parameters()) / model.num_parameters(),
+            "timeouts": [o._timeout.total_seconds() for o in options],
+        }
+        print("sharded", json.dumps(said), flush=True)
 sharding.check = say
 """
 
@@ -46,7 +48,8 @@ def test_two_nodes_of_two_ranks_shard_inside_and_resume(warm: Warm, model_folder
                 job_file(folder, model_folder, **options), 4, prelude=[PLACES, *at_step(4, KILL, rank=3, saved=2)]
             )
             for rank, log in enumerate(ended.logs):
-                [said] = [json.loads(line[8:]) for line in log.splitlines() if line.startswith("sharded ")]
+                said, reference = [json.loads(line[8:]) for line in log.splitlines() if line.startswith("sharded ")]
+                assert reference == said
                 # Across nodes the rank's twin, inside the node its neighbour.
                 assert said["groups"] == [[rank % 2, rank % 2 + 2], [rank // 2 * 2, rank // 2 * 2 + 1]]
                 assert said["placements"][0].startswith("R")

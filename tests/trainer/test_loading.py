@@ -16,10 +16,24 @@ from trl_trainer.models import base
 base.is_streamed = lambda run: False
 """
 
-# At the beginning of training every rank compares its model with one that from_pretrained loads whole.
+# qlora is refused without a GPU, for its speed; bitsandbytes' arithmetic is the same.
+ON_CPU = """
+import bitsandbytes
+from trl_trainer.preflight import image
+image.check = lambda *given: None
+"""
+
+# Memory of large temporary tensors goes back at once, so that it is not taken for that of shards.
+MAPPED = """
+import ctypes
+assert ctypes.CDLL("libc.so.6").mallopt(-3, 2**20) == 1  # M_MMAP_THRESHOLD
+"""
+
+# When the model is sharded every rank compares it with one that from_pretrained loads whole, and ends.
 COMPARE = """
-import json, pathlib
+import json, os, pathlib
 import torch
+import torch.distributed as dist
 from peft import get_peft_model
 from torch.distributed.fsdp import FSDPModule
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, set_seed
@@ -30,7 +44,9 @@ def compare(trainer, world):
     kind = AutoModelForSequenceClassification if isinstance(trainer, RewardTrainer) else AutoModelForCausalLM
     labels = {"num_labels": 1} if isinstance(trainer, RewardTrainer) else {}
     set_seed(trainer.args.seed)
-    whole = kind.from_pretrained(trainer.model.config._name_or_path, dtype=trainer.model.config.dtype, **labels)
+    quantized = getattr(trainer.model.config, "quantization_config", None)
+    four = {"quantization_config": quantized} if quantized else {}
+    whole = kind.from_pretrained(trainer.model.config._name_or_path, dtype=trainer.model.config.dtype, **labels, **four)
     if hasattr(trainer.model, "peft_config"):
         set_seed(trainer.args.seed)
         whole = get_peft_model(whole, trainer.model.peft_config["default"])
@@ -45,26 +61,57 @@ def compare(trainer, world):
         found |= dict(model.named_buffers())
         wanted = dict(other.named_parameters()) | dict(other.named_buffers())
         assert found.keys() == wanted.keys(), found.keys() ^ wanted.keys()
+        constants = 0
+        for name, layer in other.named_modules():
+            if getattr(layer, "quant_state", None) is not None:
+                theirs = layer.quant_state.as_dict(packed=True)
+                ours = model.get_submodule(name).quant_state.as_dict(packed=True)
+                assert all(ours[key].equal(value) for key, value in theirs.items()), name
+                constants += len(theirs) == len(ours) == 5
+        assert bool(constants) == bool(quantized), constants
         for name, value in wanted.items():
+            if quantized and name.endswith(("lora_A.default.weight", "lora_B.default.weight")):
+                value = value.bfloat16()  # TRL trains them so beside 4 bits
             # What is trained beside an adapter is trained in fp32.
-            is_trained = model is trainer.model and found[name].requires_grad
+            is_trained = model is trainer.model and found[name].requires_grad and not quantized
             dtype = torch.float32 if is_trained else value.dtype
             assert found[name].dtype == dtype, (name, found[name].dtype, value.dtype)
-            assert found[name].equal(value.to(dtype)), name
+            # By bits: two 4-bit values may look like no number.
+            bits = torch.int32 if dtype == torch.float32 else torch.int16
+            assert found[name].detach().view(bits).equal(value.detach().to(dtype).view(bits)), name
+    for model, other in pairs[1:]:
+        size = sum(value.nbytes for value in other.parameters())
+        share = sum(value.to_local().nbytes for value in model.parameters()) / size if world > 1 else 1
+        assert abs(share - 1 / world) < 0.02, share
+        if model.dtype == torch.float32:
+            ids = torch.randint(10, other.config.vocab_size, (4, 16), generator=torch.Generator().manual_seed(1))
+            with torch.no_grad():
+                sharded, wanted = (each(input_ids=ids).logits.log_softmax(-1) for each in (model, other.eval()))
+            assert sharded.equal(wanted)
     noted = [
         {"groups": sum(isinstance(module, FSDPModule) for module in model.modules()), "dtype": str(model.dtype)}
         for model, _ in pairs
     ]
     pathlib.Path(trainer.args.output_dir, f"compared-{rank}").write_text(json.dumps(noted))
+    if world > 1:
+        dist.barrier()
+    os._exit(0)
 sharding.check = compare
 """
 
 
 @pytest.fixture(scope="module")
 def models(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The tiny model in fp32 and in bf16, and a mixture of experts, which transformers fuses when it loads them."""
+    """The tiny model in fp32 and in bf16, as a classifier in fp32, and a mixture of experts, which transformers fuses
+    when it loads them."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
+    from transformers import (
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        AutoTokenizer,
+        Qwen3MoeConfig,
+        Qwen3MoeForCausalLM,
+    )
 
     low, experts = tmp_path_factory.mktemp("bf16"), tmp_path_factory.mktemp("experts")
     base = AutoModelForCausalLM.from_pretrained(model_folder)
@@ -77,9 +124,11 @@ def models(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     )  # fmt: skip
     Qwen3MoeForCausalLM(config).to(torch.bfloat16).save_pretrained(experts)
     base.to(torch.bfloat16).save_pretrained(low)
-    for folder in (low, experts):
+    classifier = tmp_path_factory.mktemp("classifier")
+    AutoModelForSequenceClassification.from_pretrained(model_folder, num_labels=1).save_pretrained(classifier)
+    for folder in (low, experts, classifier):
         AutoTokenizer.from_pretrained(model_folder).save_pretrained(folder)
-    return {"fp32": model_folder, "bf16": low, "experts": experts}
+    return {"fp32": model_folder, "bf16": low, "experts": experts, "classifier": classifier}
 
 
 def start(folder: Path, model: Path, kind: str, world: int = 2, **spec: Any) -> Path:
@@ -93,14 +142,19 @@ def start(folder: Path, model: Path, kind: str, world: int = 2, **spec: Any) -> 
 @pytest.mark.parametrize(
     ("kind", "model", "method", "precision"),
     [
-        ("SFTJob", "bf16", "none", "bf16"),  # mapped, converted row by row
         ("SFTJob", "bf16", "lora", "bf16"),  # mapped as it is
-        ("DPOJob", "fp32", "none", "bf16"),  # the policy mapped, the reference sent
+        ("SFTJob", "bf16", "lora", "fp32"),  # and converted tensor by tensor
+        ("SFTJob", "fp32", "lora", "bf16"),
+        ("DPOJob", "bf16", "none", "fp32"),
+        ("DPOJob", "fp32", "none", "bf16"),
         ("DPOJob", "experts", "none", "bf16"),  # fused and sent
         ("DPOJob", "experts", "lora", "fp32"),
-        ("RewardJob", "bf16", "lora", "bf16"),  # a new head
-        ("RewardJob", "fp32", "none", "fp32"),
         ("GRPOJob", "bf16", "none", "bf16"),
+        ("RewardJob", "fp32", "lora", "bf16"),  # a new head
+        ("RewardJob", "fp32", "none", "fp32"),
+        ("RewardJob", "classifier", "lora", "bf16"),  # and an old one, which peft copies
+        ("SFTJob", "fp32", "qlora", "bf16"),  # quantized by each
+        ("RewardJob", "experts", "qlora", "bf16"),  # and by rank 0
     ],
 )
 def test_every_weight_is_that_of_a_whole_model(
@@ -109,7 +163,7 @@ def test_every_weight_is_that_of_a_whole_model(
     """On three ranks, which no dimension of the model is a multiple of."""
     spec = {"peft": {"method": method}, "training": {"maxSteps": 1, "precision": precision, "perDeviceBatchSize": 4}}
     job = start(tmp_path / "job", models[model], kind, 3, **spec)
-    ended = warm.run(job, 3, prelude=[COMPARE])
+    ended = warm.run(job, 3, prelude=[ON_CPU, COMPARE])
     assert ended.codes == [0, 0, 0], ended.logs
     for rank in range(3):
         policy, *references = json.loads((tmp_path / f"job/storage/uid-1/compared-{rank}").read_text())
@@ -154,6 +208,7 @@ def losses(warm: Warm, folder: Path, model: Path, kind: str, world: int, *prelud
     ("kind", "method", "training"),
     [
         ("SFTJob", "lora", {"gradientCheckpointing": True}),
+        ("SFTJob", "qlora", {"precision": "bf16"}),
         ("DPOJob", "none", {}),
         ("GRPOJob", "none", {}),
         ("RewardJob", "none", {"gradientCheckpointing": True}),
@@ -163,8 +218,8 @@ def test_training_is_what_it_is_with_whole_models(
     kind: str, method: str, training: dict[str, Any], warm: Warm, model_folder: Path, tmp_path: Path
 ) -> None:
     spec: dict[str, Any] = {"peft": {"method": method}, "training": training}
-    found = losses(warm, tmp_path / "ours", model_folder, kind, 2, **spec)
-    wanted = losses(warm, tmp_path / "theirs", model_folder, kind, 2, THEIRS, **spec)
+    found = losses(warm, tmp_path / "ours", model_folder, kind, 2, ON_CPU, **spec)
+    wanted = losses(warm, tmp_path / "theirs", model_folder, kind, 2, ON_CPU, THEIRS, **spec)
     assert len(found) == 4
     assert found == pytest.approx(wanted, abs=1e-6)
 
@@ -186,9 +241,45 @@ def test_more_ranks_than_rows_train_and_resume(warm: Warm, model_folder: Path, t
 
 
 def test_loading_takes_little_more_memory_than_one_model(warm: Warm, tmp_path: Path) -> None:
-    """Of four ranks together, shards included. 20 MB of each are not weights: docs/performance.md has a large model."""
-    for name, experts, limit in (("dense", 0, 1.6), ("experts", 8, 2.1)):
-        model = large_model(tmp_path / name, 160, experts=experts)
-        spec: dict[str, Any] = {"peft": {"method": "lora", "r": 4, "targetModules": ["q_proj"]}}
-        found = measure(warm, model, tmp_path / f"{name}-job", "SFTJob", training={"precision": "bf16"}, **spec)
-        assert sum(rank["peak"] - 20 * 2**20 for rank in found) <= limit * size(model), (name, found)
+    """Of four ranks together, shards included, in sizes of the model as it is loaded. 20 MB of each are not weights:
+    docs/memory.md has a larger model."""
+    dense, experts = large_model(tmp_path / "dense", 120), large_model(tmp_path / "experts", 120, experts=8)
+    adapter = {"r": 4, "targetModules": ["q_proj"]}
+    for model, precision, loaded, limit in (
+        # Twice as wide as the files have it.
+        (dense, "fp32", 2 * size(dense), 1.2),
+        (experts, "bf16", size(experts), 2.1),
+    ):
+        spec = {"peft": {"method": "lora", **adapter}, "training": {"precision": precision}}
+        found = measure(warm, model, tmp_path / f"{model.name}-job", "SFTJob", **spec)
+        assert sum(rank["peak"] - 20 * 2**20 for rank in found) <= limit * loaded, (model, found)
+    spec = {"peft": {"method": "qlora", **adapter}, "training": {"precision": "bf16"}}
+    found = measure(warm, dense, tmp_path / "qlora-job", "SFTJob", prelude=(ON_CPU, MAPPED), **spec)
+    assert sum(rank["kept"] - 20 * 2**20 for rank in found) <= 0.4 * size(dense), found
+    # bitsandbytes takes 30 bytes for each value of a layer, on the device.
+    assert max(rank["peak"] - rank["kept"] for rank in found) <= 40 * 3072 * 1024, found
+
+
+def test_a_model_of_the_hub_is_mapped_from_the_cache(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In several files and in fp32; wanted in bf16."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    from trl_trainer.distributed import loading
+    from trl_trainer.models import base
+
+    cached = tmp_path / "models--org--base"
+    snapshot = cached / "snapshots" / ("a" * 40)
+    AutoModelForCausalLM.from_pretrained(model_folder).save_pretrained(snapshot, max_shard_size="200KB")
+    assert len(list(snapshot.glob("*.safetensors"))) > 1
+    (cached / "refs").mkdir()
+    (cached / "refs/main").write_text("a" * 40)
+    for name, value in (("HF_HUB_CACHE", str(tmp_path)), ("HF_HUB_OFFLINE", True)):
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    found = base.from_files("org/base", {"dtype": "bfloat16", "use_safetensors": True}, convert_later=True)
+    assert {value.dtype for value in found.parameters()} == {torch.bfloat16}
+    assert sum(value.untyped_storage().nbytes() for value in found.parameters()) < 100
+    assert loading.mapped_share(found) > 0.9
+    assert found.config._name_or_path == "org/base"

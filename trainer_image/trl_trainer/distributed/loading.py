@@ -1,9 +1,10 @@
 """Models come into memory in shards: no process makes a whole one, or at most rank 0 does.
 
-transformers maps tensors that it takes from safetensors files as they are: they cost no memory of their own, and all
-processes of a node share the pages. Then every rank opens the whole model and copies its own rows, in the precision
-that is wanted. Where transformers has to make new tensors (experts that it fuses, another precision), only rank 0
-does; the others get the model without weights, and rank 0 sends these piece by piece and lets go of what is sent.
+Tensors of safetensors files are mapped as they are: they cost no memory of their own, and all processes of a node share
+the pages. Every rank opens the whole model and copies its own rows, tensor by tensor; where another precision is wanted
+(`later`), or 4 bits, it makes that of one tensor at a time. Where transformers has to make new tensors (experts that it
+fuses), only rank 0 does; the others get the model without weights, and rank 0 sends these piece by piece and lets go of
+what is sent.
 
 A trainer is made of such a model as of any other, and `shard` splits it then, before training. accelerate would split
 it at the start of training, but it first makes whole copies in fp32 of what is trained.
@@ -18,6 +19,7 @@ import torch
 import torch.distributed as dist
 from accelerate.utils import DynamoBackend, fsdp2_apply_ac, fsdp2_prepare_model
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from transformers import PreTrainedModel, Trainer
@@ -50,7 +52,7 @@ def load(run: Run, make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
 
 
 def mapped_share(model: nn.Module) -> float:
-    """Return the share of the parameters' bytes that lie in mapped files, and so in no memory of this process."""
+    """Return the share of the parameters' bytes that come from mapped files, and lie in no memory of this process."""
     starts, ends = [], []
     with open("/proc/self/maps") as lines:
         for line in lines:
@@ -61,19 +63,39 @@ def mapped_share(model: nn.Module) -> float:
                 ends.append(int(end, 16))
     mapped = total = 0
     for value in model.parameters():
-        at = bisect_right(starts, value.data_ptr()) - 1
+        start = _given(value).data_ptr()
+        at = bisect_right(starts, start) - 1
         total += value.nbytes
-        mapped += value.nbytes if at >= 0 and value.data_ptr() < ends[at] else 0
+        mapped += value.nbytes if at >= 0 and start < ends[at] else 0
     return mapped / max(1, total)
+
+
+def later(value: nn.Parameter, given: torch.Tensor) -> None:
+    """Let sharding fill `value` from `given`, of another precision: until then it has its shape and its precision, but
+    need not have memory."""
+    value.given = given
+
+
+def now(value: nn.Parameter) -> None:
+    """Fill a parameter at once, if it is one of `later`."""
+    if hasattr(value, "given"):
+        value.data = value.given.to(value.dtype)
+        del value.given
+
+
+def _given(value: nn.Parameter) -> torch.Tensor:
+    """Return the tensor that `value` will be made of: another one, or itself."""
+    found: torch.Tensor = getattr(value, "given", value.detach())
+    return found
 
 
 def _without_weights(model: PreTrainedModel) -> PreTrainedModel:
     """Return a copy whose parameters are on the meta device; its buffers, which no file may have, are real."""
-    return copy.deepcopy(model, {id(value): _meta(value, value.dtype) for value in model.parameters()})
+    return copy.deepcopy(model, {id(value): _meta(value) for value in model.parameters()})
 
 
-def _meta(value: nn.Parameter, dtype: torch.dtype) -> nn.Parameter:
-    return nn.Parameter(torch.empty(value.shape, dtype=dtype, device="meta"), requires_grad=value.requires_grad)
+def _meta(value: nn.Parameter) -> nn.Parameter:
+    return nn.Parameter(torch.empty_like(value, device="meta"), requires_grad=value.requires_grad)
 
 
 def shard(run: Run, trainer: Trainer) -> None:
@@ -97,8 +119,9 @@ def shard(run: Run, trainer: Trainer) -> None:
     keep_sharded(accelerator, model)
 
 
-def shard_frozen(run: Run, model: PreTrainedModel, policy: MixedPrecisionPolicy) -> None:
-    """Split a model of `load`'s that is only asked, such as a reference, by block. All ranks call it.
+def shard_frozen(run: Run, model: PreTrainedModel, policy: MixedPrecisionPolicy, mesh: DeviceMesh | None) -> None:
+    """Split a model of `load`'s that is only asked, such as a reference, by block, over `mesh` (sharding.mesh). All
+    ranks call it.
 
     The head is in the outermost group, whose weights are there for the whole forward pass: TRL's fused head reads
     `lm_head.weight` and does not call the module.
@@ -107,7 +130,7 @@ def shard_frozen(run: Run, model: PreTrainedModel, policy: MixedPrecisionPolicy)
     blocks = set(model._no_split_modules or ())
     fsdp = run.job.spec.fsdp
     # Without its own word on resharding the outermost group would stay gathered.
-    options: dict[str, Any] = {"mp_policy": policy, "reshard_after_forward": fsdp.reshard_after_forward}
+    options: dict[str, Any] = {"mp_policy": policy, "reshard_after_forward": fsdp.reshard_after_forward, "mesh": mesh}
     if fsdp.cpu_offload:
         options["offload_policy"] = CPUOffloadPolicy()
 
@@ -129,7 +152,7 @@ def _stream(run: Run, model: Any, wrap: Callable[[], object], offload: bool) -> 
         for name, value in module.named_parameters(recurse=False):
             places.setdefault(value, []).append((module, name))
     for value, where in places.items():
-        _set(where, _meta(value, _dtype(model, value)))
+        _set(where, _meta_in_4_bits(value) if in_4_bits(value) else _meta(value))
     wrap()
     sender = _Sender(run)
     while places:
@@ -137,28 +160,64 @@ def _stream(run: Run, model: Any, wrap: Callable[[], object], offload: bool) -> 
         value = next(iter(places))
         where = places.pop(value)
         target = getattr(*where[0])
+        whole = _quantized(run, value, target, sent) if in_4_bits(value) else _given(value)
         local = _local(target, offload)
         if sent:
-            sender.send(value.detach(), target, local)
+            sender.send(whole, target, local)
         else:
-            local.copy_(value.detach()[_rows(target)])
+            local.copy_(whole[_rows(target)])
         rows = DTensor.from_local(
             local, target.device_mesh, target.placements, run_check=False, shape=target.shape, stride=target.stride()
         )
         _set(where, nn.Parameter(rows, requires_grad=target.requires_grad))
-    for buffer in model.buffers():
-        if buffer.is_floating_point():
-            buffer.data = buffer.data.to(_dtype(model, buffer))
+
+
+def in_4_bits(value: nn.Parameter) -> bool:
+    """Return whether `value` is a weight of bitsandbytes. It is quantized when it comes to a device, and until then has
+    the shape and the values of the layer."""
+    # As accelerate and peft ask, without the package.
+    return type(value).__name__ == "Params4bit"
+
+
+def _meta_in_4_bits(value: Any) -> nn.Parameter:
+    """Return what `value` is when it is quantized, on meta: two values a byte, in one column of its storage type."""
+    rows = (value.numel() + 1) // (2 * value.quant_storage.itemsize)
+    empty = torch.empty((rows, 1), dtype=value.quant_storage, device="meta")
+    found: nn.Parameter = type(value)(empty, **{**vars(value), "bnb_quantized": True})
+    return found
+
+
+def _quantized(run: Run, value: Any, target: DTensor, sent: bool) -> torch.Tensor:
+    """Return the values of a quantized weight, and give its layer the constants (quant_state), which are not sharded.
+
+    Every rank quantizes all of it, and keeps its rows: a layer at a time, on the device. With `sent` rank 0 does, the
+    others get its constants, and on them what is returned has no values.
+    """
+    layer, device = value.module, target.device_mesh.device_type
+
+    def quantize() -> torch.Tensor:
+        found: torch.Tensor = type(value)(_given(value).to(value.dtype), **vars(value)).to(device)
+        return found
+
+    if not sent:
+        return quantize().detach()
+    made: list[torch.Tensor] = []
+
+    def constants() -> tuple[type, dict[str, torch.Tensor]]:
+        made.append(quantize())
+        state = layer.quant_state
+        return type(state), {name: part.cpu() for name, part in state.as_dict(packed=True).items()}
+
+    kind, found = broadcast(run, constants)
+    if run.is_main:
+        return made[0].detach()
+    layer.quant_state = kind.from_dict(found, device=torch.device(device))  # type: ignore[attr-defined]
+    return value.detach()
 
 
 def _set(where: list[tuple[nn.Module, str]], value: nn.Parameter) -> None:
     for module, name in where:
         setattr(module, name, value)
-
-
-def _dtype(model: Any, value: torch.Tensor) -> torch.dtype:
-    """Return the precision to keep `value` in: its own, but fp32 in an fp32 model, whose files may have less."""
-    return torch.float32 if model.config.dtype == torch.float32 and value.is_floating_point() else value.dtype
 
 
 def _rows(target: DTensor) -> slice:

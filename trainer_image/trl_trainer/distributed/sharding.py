@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from accelerate.parallelism_config import ParallelismConfig
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -44,6 +45,13 @@ def _hybrid(run: Run) -> ParallelismConfig | None:
     for name in found.fsdp_dim_names:
         dist.set_timeout(world.timeout(run.job), mesh.get_group(name))
     return found
+
+
+def mesh(args: TrainingArguments, run: Run) -> DeviceMesh | None:
+    """Return the processes over which accelerate shards the model of a trainer with `args`, as `configure` left them;
+    None for all of them."""
+    config = args.parallelism_config
+    return None if config is None else config.get_device_mesh(run.device)[tuple(config.fsdp_dim_names)]
 
 
 def check(trainer: Trainer, world: int) -> None:

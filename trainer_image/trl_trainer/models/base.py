@@ -1,33 +1,30 @@
 """The base model itself, for one process and for several."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel, set_seed
 
 from trl_trainer.distributed import loading
 from trl_trainer.distributed.world import Run
-from trl_trainer.models import arguments, source
+from trl_trainer.models import adapter, arguments, quantized, skeleton, source
 from trl_trainer.stage import Stage
 
-FLOATS = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
-"""safetensors' names of precisions."""
+HEADS = ("classifier", "score")
+"""Modules of a classifier that peft trains beside the adapter."""
 
 
 def is_streamed(run: Run) -> bool:
-    """Return whether the model is loaded and sharded by us: with several processes, unless its weights are quantized,
-    which transformers does while it loads."""
-    config = source.read_config(source.path(run.job), run.job.spec.model.revision, "model")
-    quantized = run.job.spec.peft.method == "qlora" or getattr(config, "quantization_config", None) is not None
-    return run.world > 1 and not quantized
+    """Return whether the model is loaded and sharded by us: with several processes, unless peft must see quantized
+    weights when it makes the adapter (DoRA takes their norms)."""
+    peft = run.job.spec.peft
+    return run.world > 1 and not (peft.method == "qlora" and peft.use_dora)
 
 
 def trained(run: Run, stage: Stage, args: Any) -> str | PreTrainedModel:
     """Return what TRL's trainer gets as its model: where it is, for TRL to load, or the model for `loading.shard`."""
-    where = source.path(run.job)
+    where, peft = source.path(run.job), run.job.spec.peft
     if not is_streamed(run):
         return where
     kwargs = arguments.model_init(run.job, frozen=False)
@@ -37,10 +34,18 @@ def trained(run: Run, stage: Stage, args: Any) -> str | PreTrainedModel:
     def make() -> PreTrainedModel:
         # As TRL does: a reward model's head has random weights.
         set_seed(run.job.spec.training.seed)
-        # Adapters take their precision from the model when they are made.
-        return from_files(where, kwargs, stage, convert_later=run.job.spec.peft.method == "none")
+        # DoRA begins with the norms of the weights.
+        return from_files(where, kwargs, stage, convert_later=not peft.use_dora)
 
-    return loading.load(run, make)
+    model = loading.load(run, make)
+    for name, module in model.named_modules():
+        if name.endswith((*(peft.modules_to_save or ()), *(HEADS if stage.is_classifier else ()))):
+            # peft makes copies of these, and trains them.
+            for value in module.parameters():
+                loading.now(value)
+    if peft.method == "qlora":
+        quantized.put_4_bit_layers(model, adapter.quantization(run.job))
+    return model
 
 
 def from_files(
@@ -48,14 +53,40 @@ def from_files(
 ) -> PreTrainedModel:
     """Return the model in a folder or hub repository, on the CPU; without a stage it is one that is only asked.
 
-    With `convert_later` a model in fp32 whose files all have one lower precision is returned in theirs, mapped from
-    them, and only its `config.dtype` says fp32: sharding converts it (loading.py).
+    `convert_later`: where the files have another precision than is wanted, let sharding convert the weights.
     """
-    wanted = getattr(torch, kwargs["dtype"])
-    stored = file_dtype(where) if wanted == torch.float32 and convert_later else None
     kind, extra = _architecture(stage, where, kwargs.get("revision"))
-    model: PreTrainedModel = kind.from_pretrained(where, **{**kwargs, "dtype": stored or wanted}, **extra)
-    model.config.dtype = wanted
+    found = _unconverted(kind, where, kwargs) if convert_later else None
+    made: PreTrainedModel = found or kind.from_pretrained(where, **kwargs, **extra)
+    return made
+
+
+def _unconverted(kind: Any, where: str, kwargs: dict[str, Any]) -> PreTrainedModel | None:
+    """Return the model as `kind` loads it, but with weights that take no memory (loading.later); None where the files
+    have the wanted precision, or transformers makes the weights of other tensors.
+
+    It is loaded from stand-ins: one number for each tensor, which cannot be taken for a weight.
+    """
+    kwargs = dict(kwargs)
+    revision, wanted = kwargs.pop("revision", None), getattr(torch, kwargs["dtype"])
+    folder = source.weights(where, revision)
+    stored = skeleton.tensors(folder)
+    config = source.read_config(where, revision, "model")
+    built = skeleton.build(config, kind is AutoModelForSequenceClassification)
+    names = dict(built.named_parameters(remove_duplicate=False))
+    same = {value.dtype for name, value in stored.items() if name in names} == {wanted}
+    is_usual = kind in (AutoModelForCausalLM, AutoModelForSequenceClassification, type(built))
+    if same or not is_usual or skeleton.is_converted(built, stored):
+        return None
+    nothing = torch.full((), torch.nan, dtype=wanted)
+    state = {name: nothing.expand(value.shape) if name in names else value for name, value in stored.items()}
+    model: PreTrainedModel = type(built).from_pretrained(
+        None, config=config, state_dict=state, generation_config=skeleton.generation(folder), **kwargs
+    )
+    model.name_or_path = model.config._name_or_path = where
+    for name, value in model.named_parameters(remove_duplicate=False):
+        if name in stored:
+            loading.later(value, stored[name])
     return model
 
 
@@ -65,12 +96,3 @@ def _architecture(stage: Stage | None, where: str, revision: str | None) -> tupl
         return AutoModelForSequenceClassification, {"num_labels": 1}
     names = source.read_config(where, revision, "model").architectures or [""]
     return getattr(transformers, names[0], AutoModelForCausalLM), {}
-
-
-def file_dtype(where: str) -> torch.dtype | None:
-    """Return the precision of all weights in a folder; None where they differ, or it is no folder."""
-    found = set()
-    for path in Path(where).glob("*.safetensors"):
-        with safe_open(path, "pt") as file:
-            found |= {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-    return FLOATS.get(found.pop()) if len(found) == 1 else None

@@ -4,38 +4,41 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainingArguments
+from trl import DPOConfig
 from trl.trainer import dpo_trainer, grpo_trainer
 
-from trl_trainer.distributed import loading, precision
+from trl_trainer.distributed import loading, precision, sharding
 from trl_trainer.distributed.world import Run
 from trl_trainer.models import arguments, base, source
 
 
-def explicit_reference(run: Run, *, precompute: bool) -> PreTrainedModel | None:
+def explicit_reference(run: Run, args: DPOConfig) -> PreTrainedModel | None:
     """Return DPO's reference model where TRL would not load it as we want it, else None.
 
     mode explicit: another model. mode auto without an adapter: the base model in the precision of the arithmetic;
     TRL would copy the policy's fp32. With several processes it is sharded by block: TRL would gather it whole for each
-    forward pass, and leaves alone what is sharded. `precompute` with several processes: the base model, which
-    is sharded before the policy is.
+    forward pass, and leaves alone what is sharded. mode precompute with several processes: the base model,
+    which is sharded before the policy is.
     """
     job = run.job
     given = job.spec.explicit_reference
     if given is not None:
-        return frozen(run, source.explicit_reference(job, given), given.revision)
-    if job.spec.reference == "base" or (run.world > 1 and precompute):
-        return frozen(run, source.path(job), job.spec.model.revision)
+        return frozen(run, args, source.explicit_reference(job, given), given.revision)
+    if job.spec.reference == "base" or (run.world > 1 and args.precompute_ref_log_probs):
+        return frozen(run, args, source.path(job), job.spec.model.revision)
     return None
 
 
-def frozen(run: Run, where: str, revision: str | None) -> PreTrainedModel:
-    """Return a model that is only asked, in the precision of the arithmetic, sharded if there are several processes."""
+def frozen(run: Run, args: TrainingArguments, where: str, revision: str | None) -> PreTrainedModel:
+    """Return a model that is only asked, in the precision of the arithmetic, and sharded as the policy of a trainer
+    with `args` is."""
     kwargs = {**arguments.model_init(run.job, frozen=True), "revision": revision}
     if run.world == 1:
         return base.from_files(where, kwargs, convert_later=False)
     model = loading.load(run, lambda: base.from_files(where, kwargs, convert_later=True))
-    loading.shard_frozen(run, model, precision.policy(run.job.spec.training.precision))
+    policy = precision.policy(run.job.spec.training.precision)
+    loading.shard_frozen(run, model, policy, sharding.mesh(args, run))
     return model
 
 
@@ -57,7 +60,7 @@ def named_hash(run: Run) -> Iterator[None]:
 
 
 @contextmanager
-def in_grpo(run: Run) -> Iterator[None]:
+def in_grpo(run: Run, args: TrainingArguments) -> Iterator[None]:
     """Let GRPOTrainer compare with our reference (`frozen`).
 
     It takes none, but loads one when it is made: whole in every process, and in the policy's fp32. The other place that
@@ -69,7 +72,7 @@ def in_grpo(run: Run) -> Iterator[None]:
     def create(where: str, *given: Any, **kwargs: Any) -> Any:
         nonlocal has_policy
         if has_policy:
-            return frozen(run, where, run.job.spec.model.revision)
+            return frozen(run, args, where, run.job.spec.model.revision)
         # The policy, where TRL loads it, comes first.
         has_policy = True
         return original(where, *given, **kwargs)

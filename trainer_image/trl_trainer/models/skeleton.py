@@ -37,6 +37,8 @@ class Skeleton:
     """The model on the meta device, in the dtype of the files."""
     missing: list[str]
     """Weights of the model that the files do not have, or have in another shape; in order of name."""
+    converted: bool
+    """Whether the files hold other tensors than the model, and transformers makes its weights of them."""
 
 
 def build(config: Any, classifier: bool, **options: Any) -> Any:
@@ -50,9 +52,12 @@ def build(config: Any, classifier: bool, **options: Any) -> Any:
 
 def of_folder(folder: Path, config: Any, classifier: bool) -> Skeleton:
     """Return the skeleton of the model in `folder`, as from_pretrained would load it."""
-    given = folder / "generation_config.json"
-    generation = GenerationConfig.from_pretrained(folder) if given.exists() else None
-    return of_headers(headers(folder), config, classifier, generation_config=generation)
+    return of_headers(headers(folder), config, classifier, generation_config=generation(folder))
+
+
+def generation(folder: Path) -> GenerationConfig | None:
+    """Return the folder's settings of generation, if it has some."""
+    return GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").exists() else None
 
 
 def of_headers(headers: dict[str, torch.Tensor], config: Any, classifier: bool, **options: Any) -> Skeleton:
@@ -67,7 +72,12 @@ def of_headers(headers: dict[str, torch.Tensor], config: Any, classifier: bool, 
         **options,
     )
     mismatched = {name for name, *_ in info["mismatched_keys"]}
-    return Skeleton(model, sorted({*info["missing_keys"], *mismatched}))
+    return Skeleton(model, sorted({*info["missing_keys"], *mismatched}), is_converted(model, headers))
+
+
+def is_converted(model: Any, headers: Mapping[str, torch.Tensor]) -> bool:
+    """Return whether files with `headers` hold tensors that the model does not have. Pure."""
+    return not headers.keys() <= model.state_dict().keys()
 
 
 def files(folder: Path) -> dict[str, Path]:
@@ -82,9 +92,18 @@ def files(folder: Path) -> dict[str, Path]:
 
 def headers(folder: Path) -> dict[str, torch.Tensor]:
     """Return the tensors of those files, on meta: nothing but their headers is read."""
+    return _read(folder, "meta")
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    """Return the tensors of those files, mapped from them: they take no memory of this process."""
+    return _read(folder, "cpu")
+
+
+def _read(folder: Path, device: str) -> dict[str, torch.Tensor]:
     found: dict[str, torch.Tensor] = {}
     for path in sorted(set(files(folder).values())):
-        found |= load_state_dict(path, map_location="meta")
+        found |= load_state_dict(path, map_location=device)
     return found
 
 

@@ -1,5 +1,6 @@
 """The base model's files and config: found, and checked as far as that goes without weights."""
 
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,19 @@ def folder(job: JobFile) -> Path:
     if job.paths.model is not None:
         return Path(where)
     return Path(snapshot_download(where, revision=job.spec.model.revision, local_files_only=True))
+
+
+def weights(where: str, revision: str | None) -> Path:
+    """Return the folder with the weights of a folder or hub repository; those of a repository are downloaded."""
+    if Path(where).is_absolute():
+        return Path(where)
+    wanted = ["config.json", "generation_config.json", *sorted(WEIGHTS)]
+    found = Path(snapshot_download(where, revision=revision, allow_patterns=wanted))
+    index = found / "model.safetensors.index.json"
+    if not (found / "model.safetensors").exists():
+        wanted = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        snapshot_download(where, revision=revision, allow_patterns=wanted)
+    return found
 
 
 def check_folder(folder: str, field: str) -> str:

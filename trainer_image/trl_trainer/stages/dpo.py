@@ -36,10 +36,12 @@ class Trainer(preparation.TakesPreparedRows, DPOTrainer):
 
 
 def trainer(run: Run, args: DPOConfig, tokenizer: PreTrainedTokenizerBase, data: Data, rewards: Rewards) -> Trainer:
+    # It is sharded before rank 0 may hold the other one whole.
+    compared = reference.explicit_reference(run, args)
     with reference.named_hash(run):
         made = Trainer(
             model=base.trained(run, STAGE, args),
-            ref_model=reference.explicit_reference(run, precompute=args.precompute_ref_log_probs),
+            ref_model=compared,
             args=args,
             train_dataset=data.train,
             eval_dataset=data.eval,

@@ -46,7 +46,7 @@ class Trainer(TakesRowsInOrder, GRPOTrainer):
 
 
 def trainer(run: Run, args: GRPOConfig, tokenizer: PreTrainedTokenizerBase, data: Data, rewards: Rewards) -> Trainer:
-    with reference.in_grpo(run):
+    with reference.in_grpo(run, args):
         made = Trainer(
             model=base.trained(run, STAGE, args),
             reward_funcs=rewards.functions,
