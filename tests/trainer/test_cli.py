@@ -111,6 +111,8 @@ def test_explain_prints_config_plan_and_findings_and_trains_nothing(
     assert ["rows", "per", "optimizer", "step", "8", "4"] in plan
     assert ["gradients", "are", "reduced", "every", "step", "step"] in plan
     assert ["activations", "kept", "kept"] in plan
+    doing = [line.split()[:5] for line in out.splitlines() if line.startswith("host memory per node: ")]
+    assert [words[4] for words in doing] == ["loading", "saving", "exporting"]
     assert "36 rows to train on, 4 held out" in out
     assert "duplicates" in out
     assert not storage.exists()

@@ -14,7 +14,8 @@ M = 1_000_000
 BIG = 10**15
 SIZES = Sizes(
     parameters=100 * M, linear=70 * M, adapter=2 * M, embedding=10 * M, head=10 * M, tied=False, hidden=500, layers=10,
-    vocabulary=20_000, queries=500, keys=100, wide=2000, norms=1000, length=100,
+    vocabulary=20_000, queries=500, keys=100, wide=2000, norms=1000, length=100, stored=200 * M, largest=5 * M,
+    unit=20 * M, converted=False,
 )  # fmt: skip
 """Blocks of 8 M parameters."""
 
@@ -219,22 +220,60 @@ def test_the_smallest_number_of_gpus_is_found():
 @pytest.mark.parametrize(
     ("made", "doing", "wanted"),
     [
-        (job(nodes=2, gpus=True, fsdp={"stateDictType": "full"}), "loading the model", 1.6 * 200),
+        # One process holds the model; of several each its shards, where it has no GPU.
+        (job(gpus=True, **FULL), "loading the model", 400),
+        (job(processes=4), "loading the model", 1.2 * (400 + 8)),
+        (job(nodes=2, processes=2), "loading the model", 1.2 * (400 + 8) / 2),
+        (job(nodes=2, gpus=True), "loading the model", 0),
+        (job(nodes=2, gpus=True, fsdp={"cpuOffload": True}), "loading the model", 1.2 * (100 + 4 + 4 + 8)),
+        (job("DPOJob", processes=2, **FULL), "loading the model", 1.2 * (400 + 400)),
+        # One layer's values in bf16, which each process brings to 4 bits.
+        (job(processes=2, gpus=True, peft={"method": "qlora"}), "loading the model", 2 * 2 * 5),
+        # DoRA begins with the norms of quantized weights: each process has all, in bf16.
+        (job(processes=2, gpus=True, peft={"method": "qlora", "useDora": True}), "loading the model", 2 * 200),
         (job(nodes=2, gpus=True, **FULL), "saving a checkpoint", 2000 / 2),
-        (job(gpus=True, **FULL), "loading the model", 1.6 * 400),
         # Without GPUs what is trained lies there too: 4 x (100 + 200).
         (job(processes=4, **FULL), "saving a checkpoint", 4 * (100 + 200) + 2000),
-        (job(**FULL), "exporting the model", 400 + 800 + 1.3 * 400),
         # Each node has a whole copy of the state, and what is offloaded.
         (job(nodes=2, processes=4, gpus=True, **FULL, fsdp={"hybrid": True}), "saving a checkpoint", 2000),
         (job(nodes=2, processes=4, gpus=True, **FULL, fsdp={"cpuOffload": True}), "saving a checkpoint", 800 + 1000),
+        # A part of 100 MB (2 bytes a parameter in the files), and the largest tensor.
+        (job(gpus=True, **FULL), "exporting the model", 100 + 2 * 5),
+        (job(**FULL), "exporting the model", 400 + 800 + 100 + 2 * 5),
+        # The adapter twice and the largest tensor in fp32.
+        (job(gpus=True), "exporting the model", 100 + 2 * 8 + 4 * 5),
     ],
 )
-def test_a_pod_with_too_little_memory_is_told_for_what(made, doing, wanted):
-    needs = host(made, estimate(made, SIZES, BIG, "cuda" if made.has_gpus else "cpu"), SIZES.parameters, 2000 * M)
-    assert host_memory_findings(needs, round(wanted * M)) == []
-    (found,) = host_memory_findings(needs, round(wanted * M) - 1)
-    assert found.startswith(f"{doing} takes up to ")
+def test_host_memory_by_hand(made, doing, wanted):
+    assert needs_of(made, SIZES)[doing] == round(wanted * M)
+
+
+def needs_of(made, sizes):
+    return host(made, estimate(made, sizes, BIG, "cuda" if made.has_gpus else "cpu"), sizes, 2000 * M, 100 * M)
+
+
+def test_converted_weights_take_more():
+    sizes = replace(SIZES, converted=True)
+    made = job(nodes=2, gpus=True)
+    dora = job(nodes=2, gpus=True, peft={"useDora": True})
+    assert needs_of(dora, SIZES)["loading the model"] == 0
+    assert needs_of(dora, replace(SIZES, stored=400 * M))["loading the model"] == round(2.1 * 200 * M)
+    assert needs_of(made, sizes)["loading the model"] == round(2.1 * 200 * M)
+    assert needs_of(made, sizes)["exporting the model"] == (3 * 100 + 16 + 20) * M
+
+
+def test_a_part_is_a_block_at_least_and_the_model_at_most():
+    export = "exporting the model"
+    made = job(nodes=2, gpus=True, **FULL)
+    assert needs_of(made, replace(SIZES, unit=70 * M))[export] == (140 + 10) * M
+    assert needs_of(made, replace(SIZES, stored=40 * M))[export] == (40 + 2) * M
+
+
+def test_a_pod_with_too_little_memory_is_told_for_what():
+    needs = {"loading the model": 2 * 2**30, "exporting the model": 3 * 2**30}
+    assert host_memory_findings(needs, 3 * 2**30) == []
+    (found,) = host_memory_findings(needs, 3 * 2**30 - 1)
+    assert found.startswith("exporting the model takes up to 3.0 GiB of each pod's memory")
 
 
 def test_the_description_has_every_number():

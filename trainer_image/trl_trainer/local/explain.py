@@ -144,6 +144,9 @@ _NAMES = (
     "per process: models beside",
     "per process: copy to save",
     "per process: activations",
+    "host memory per node: loading",
+    "host memory per node: saving",
+    "host memory per node: exporting",
 )
 
 
@@ -152,7 +155,8 @@ def _column(job: JobFile, stage: Stage, base: Architecture, seen: Lengths, limit
     training = job.spec.training
     total = stage.total_steps(job, seen.kept)
     device = _device(job)
-    needs = memory.estimate(job, preflight.sizes(job, base, seen), limit, device)
+    sizes = preflight.sizes(job, base, seen)
+    needs = memory.estimate(job, sizes, limit, device)
     parts = (needs.weights, needs.gradients, needs.optimizer, needs.gathered, needs.beside, needs.saving)
     return [
         str(world),
@@ -160,7 +164,7 @@ def _column(job: JobFile, stage: Stage, base: Architecture, seen: Lengths, limit
         "packing decides" if total is None else str(total),
         "recomputed" if needs.gradient_checkpointing else "kept",
         "micro-step" if needs.sync_each_batch else "step",
-        *(_size(part) for part in (*parts, needs.activations)),
+        *(_size(part) for part in (*parts, needs.activations, *preflight.host_needs(job, needs, sizes, base).values())),
     ]
 
 

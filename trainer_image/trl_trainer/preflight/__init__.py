@@ -67,14 +67,15 @@ def inspect(job: JobFile, stage: Stage, tokenizer: Any, rows: Written, work: Pat
             f" ({job.spec.max_length}); the longest has {seen.longest} tokens",
         )
     total_steps = stage.total_steps(job, seen.kept)
-    needs = memory.estimate(job, sizes(job, base, seen), available(job, device), device)
+    numbers = sizes(job, base, seen)
+    needs = memory.estimate(job, numbers, available(job, device), device)
     checkpoint, free = checkpoint_bytes(job, base), shutil.disk_usage(work).free
     final = base.parameters * (2 if job.spec.peft.method != "none" and job.spec.training.precision == "bf16" else 4)
     too_little = _too_little_memory(needs) or _too_little_disk(checkpoint, final, free)
     findings = [*rows.report.warnings(), *_length_findings(job, base, seen)]
     if too_little is None:
         findings += [*_memory_findings(needs), *_disk_findings(job, checkpoint, final, free)]
-    findings += host_memory_findings(memory.host(job, needs, base.parameters, checkpoint), memory.host_memory())
+    findings += host_memory_findings(host_needs(job, needs, numbers, base), memory.host_memory())
     return Preflight(
         architecture=base.name,
         parameters=base.parameters,
@@ -157,7 +158,7 @@ def _explicit_reference(job: JobFile, base: Architecture) -> int:
     architecture.check_unquantized(config, where, field)
     if config.get_text_config().vocab_size < base.vocabulary:
         raise UserError("InvalidSpec", f"{field}: {where} knows fewer tokens than the model that is trained")
-    return int(architecture.covered(where, given.revision, config, field, classifier=False).num_parameters())
+    return int(architecture.covered(where, given.revision, config, field, classifier=False).model.num_parameters())
 
 
 def _reward_models(job: JobFile) -> int:
@@ -186,6 +187,11 @@ def checkpoint_bytes(job: JobFile, base: Architecture) -> int:
     whole = job.spec.fsdp.state_dict_type == "full" and job.spec.peft.method == "none"
     twice = 4 if whole and job.world_size > 1 else 0
     return round(base.trainable * (4 + twice + optimizer))
+
+
+def host_needs(job: JobFile, needs: MemoryEstimate, numbers: memory.Sizes, base: Architecture) -> dict[str, int]:
+    """Return what the processes of one node need of the host's memory (memory.host)."""
+    return memory.host(job, needs, numbers, checkpoint_bytes(job, base), skeleton.PART_BYTES)
 
 
 def host_memory_findings(needs: dict[str, int], limit: int) -> list[str]:

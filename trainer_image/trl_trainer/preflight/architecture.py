@@ -1,6 +1,7 @@
 """What the model is, from its config alone: kind, size, vocabulary, adapter. No weights are loaded."""
 
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from trl_contract.jobfile import JobFile
 from trl_trainer.errors import UserError
 from trl_trainer.models import adapter, skeleton, source
+from trl_trainer.models.skeleton import Skeleton
 from trl_trainer.stage import Stage
 
 
@@ -54,6 +56,14 @@ class Architecture:
     """And inside its MLP; of a mixture of experts in all that work on a token."""
     norms: int
     """And of what the norms of a block see."""
+    stored: int
+    """Bytes of the weights in the files."""
+    largest: int
+    """In the largest tensor."""
+    unit: int
+    """In the largest block, or in all that is in no block if that is more (skeleton.parts)."""
+    converted: bool
+    """Whether transformers makes the weights of other tensors (skeleton.Skeleton)."""
 
 
 def inspect(job: JobFile, stage: Stage) -> Architecture:
@@ -65,13 +75,18 @@ def inspect(job: JobFile, stage: Stage) -> Architecture:
     classifier = stage.is_classifier
     check_kind(config, where, classifier)
     check_unquantized(config, where, "model")
-    model = covered(where, job.spec.model.revision, config, "model", classifier=classifier, new_head=classifier)
-    return of_model(job, stage, model)
+    found = covered(where, job.spec.model.revision, config, "model", classifier=classifier, new_head=classifier)
+    return of_model(job, stage, found.model, converted=found.converted)
 
 
-def of_model(job: JobFile, stage: Stage, model: Any) -> Architecture:
+def of_model(job: JobFile, stage: Stage, model: Any, *, converted: bool = False) -> Architecture:
     """Return the same of a model without weights; it gets the job's adapter."""
     parameters, linear = model.num_parameters(), _linear(model)
+    counts = {name: value.numel() for name, value in model.named_parameters()}
+    stored = sum(value.nbytes for value in model.parameters())
+    units = Counter[str]()
+    for name, count in counts.items():
+        units[skeleton.block(name)] += count
     text = model.config.get_text_config()
     widths = _widths(model, text)
     adapter = _adapter(job, stage, model)
@@ -85,6 +100,10 @@ def of_model(job: JobFile, stage: Stage, model: Any) -> Architecture:
         layers=text.num_hidden_layers,
         vocabulary=text.vocab_size,
         positions=getattr(text, "max_position_embeddings", None),
+        stored=stored,
+        largest=max(counts.values()),
+        unit=max(units.values()),
+        converted=converted,
         **widths,
     )
 
@@ -124,9 +143,9 @@ def check_unquantized(config: Any, where: str, field: str) -> None:
 
 def covered(
     where: str, revision: str | None, config: Any, field: str, *, classifier: bool, new_head: bool = False
-) -> Any:
-    """Return the model on meta; UserError if the files of a folder or hub repository lack weights of it, which would
-    start at random.
+) -> Skeleton:
+    """Return the model without weights; UserError if the files of a folder or hub repository lack weights of it, which
+    would start at random.
 
     new_head: a classifier's head may be missing, since the job trains one.
     """
@@ -137,7 +156,7 @@ def covered(
             found = skeleton.of_headers(skeleton.hub_headers(where, revision), config, classifier)
         except (HfHubHTTPError, OSError):
             # The hub does not answer, and the cache may have it all.
-            return skeleton.build(config, classifier)
+            return Skeleton(skeleton.build(config, classifier), [], converted=False)
     trained = f"{found.model.base_model_prefix}." if new_head else ""
     missing = [name for name in found.missing if name.startswith(trained)]
     if missing:
@@ -147,7 +166,7 @@ def covered(
             f" in another shape ({', '.join(missing[:5])}); they would start at random: copy the model again, or mend"
             " its config.json",
         )
-    return found.model
+    return found
 
 
 def check_kind(config: Any, where: str, reward: bool) -> None:

@@ -37,9 +37,9 @@ FITS = 0.92
 """A job fits when it needs so much of the GPU. The rest is for the CUDA context, NCCL's buffers and what the allocator
 loses between tensors: what torch's tracker does not count either."""
 
-LOADING, EXPORTING = 1.6, 1.3
-"""Host memory of a node's processes together while weights are loaded and sharded, and while the final model is made,
-in sizes of the model as it is loaded and as it is exported."""
+LOADING, CONVERTING = 1.2, 2.1
+"""Host memory of a node's processes together while weights are loaded and sharded: in sizes of the shards that stay
+there, and in sizes of a model whose weights transformers makes of other tensors, all of which rank 0 then holds."""
 
 GIB = 2**30
 
@@ -73,6 +73,14 @@ class Sizes:
     """Values per token that the norms of a block see."""
     length: int
     """Tokens of the longest row that the model will see."""
+    stored: int
+    """Bytes of the model in its files."""
+    largest: int
+    """Parameters of its largest tensor."""
+    unit: int
+    """Parameters that are exported together at least: of the largest block, or of all that is in no block."""
+    converted: bool
+    """Whether transformers makes the weights of other tensors than the files hold."""
     prompt: int = 0
     """Tokens of the longest prompt that the trainer itself answers (grpo)."""
     other_model: int = 0
@@ -367,20 +375,46 @@ def _with(job: JobFile, section: str, **values: object) -> JobFile:
     return job.model_copy(update={"spec": job.spec.model_copy(update={section: changed})})
 
 
-def host(job: JobFile, needs: MemoryEstimate, parameters: int, checkpoint: int) -> dict[str, int]:
+def host(job: JobFile, needs: MemoryEstimate, sizes: Sizes, checkpoint: int, part: int) -> dict[str, int]:
     """Return, for what the processes of one node do in the host's memory, the bytes that it may take there; they do one
-    at a time. `checkpoint` is the size of one, of all nodes together."""
-    adapter = job.spec.peft.method != "none"
-    model = parameters * (_compute(job) if adapter else 4)
+    at a time. `checkpoint` is the size of one, of all nodes together; `part` that of a part of an exported model."""
     # Without GPUs what is trained lies there too, and is not let go for the export.
     there = needs.offloaded if needs.device == "cuda" else needs.weights + needs.optimizer
     trained = job.num_proc_per_node * there
     sharded = job.world_size > 1 and job.spec.fsdp.state_dict_type == "sharded"
     return {
-        "loading the model": round(LOADING * model),
+        "loading the model": round(_loading(job, needs, sizes)),
         "saving a checkpoint": trained + (checkpoint * job.num_proc_per_node // job.num_shards if sharded else 0),
-        "exporting the model": trained + round(EXPORTING * model),
+        "exporting the model": trained + round(_exporting(job, sizes, part)),
     }
+
+
+def _loading(job: JobFile, needs: MemoryEstimate, sizes: Sizes) -> float:
+    """Return the bytes that loading takes of a node: its shards, where they stay there; but a whole model in the one
+    process that there is, and in each that loads one by itself (models/base.py)."""
+    peft, processes = job.spec.peft, job.num_proc_per_node
+    model = sizes.parameters * (4 if peft.method == "none" else _compute(job))
+    if job.world_size == 1 or (peft.method == "qlora" and peft.use_dora):
+        return processes * model
+    beside = 0 if needs.device == "cuda" else processes * needs.beside
+    # DoRA begins with the norms of the weights, in the precision that they will have.
+    if sizes.converted or (peft.use_dora and sizes.stored != model):
+        return CONVERTING * model + beside
+    stay = needs.offloaded if needs.device == "cuda" else needs.weights
+    # What is quantized is first brought to the precision of the arithmetic.
+    tensor = processes * _compute(job) * sizes.largest if peft.method == "qlora" else 0
+    return LOADING * (processes * stay + beside) + tensor
+
+
+def _exporting(job: JobFile, sizes: Sizes, part: int) -> float:
+    """Return the bytes that rank 0 takes for the final model: a part of it, in the precision of its files, and the
+    tensor that comes in, or the adapter twice and one layer's difference in fp32. Converted back, a part is there up to
+    three times."""
+    width = sizes.stored / sizes.parameters
+    held = min(sizes.stored, max(part, width * sizes.unit)) * (3 if sizes.converted else 1)
+    if job.spec.peft.method == "none":
+        return held + width * sizes.largest
+    return held + 2 * 4 * sizes.adapter + 4 * sizes.largest
 
 
 def host_memory(root: Path = Path("/")) -> int:
