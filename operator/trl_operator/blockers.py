@@ -7,9 +7,9 @@ from trl_operator.api.stored import read_status
 from trl_operator.backend import backend_for
 from trl_operator.constants import LABEL_JOB_UID
 from trl_operator.kube import CLAIMS, CONFIG_MAPS, JOBS, NETWORK_POLICIES, Kube
-from trl_operator.plan.acceptance import Blocker, check_lost, check_reference, check_retained, check_spec, references
+from trl_operator.plan.acceptance import Blocker, check_lost, check_reference, check_retained, references
 from trl_operator.plan.observation import controller, controller_uid
-from trl_operator.plan.upstream import check_upstream, upstreams, with_upstreams
+from trl_operator.plan.upstream import upstreams
 from trl_operator.resource import Resource
 from trl_operator.store.needs import Needs
 from trl_operator.store.store import Thing
@@ -31,14 +31,9 @@ def things(job: Job) -> list[Thing]:
 async def find_blocker(kube: Kube, needs: Needs, job: Job, attempt: int, status: Obj) -> Blocker | None:
     """Return the first thing that stands against starting `attempt` now; None if nothing does.
 
-    `status` is the job's. Names are not asked for before one has turned out to be taken.
+    `status` is the job's; the results of earlier jobs are in place of their names. Names of our own objects are not
+    asked for before one has turned out to be taken.
     """
-    if blocker := check_spec(job):
-        return blocker
-    resolved = await resolve(kube, job)
-    if isinstance(resolved, Blocker):
-        return resolved
-    job = resolved
     for reference in references(job):
         watched = reference.kind == "PersistentVolumeClaim"
         found = needs.claim(job.namespace, reference.name) if watched else None
@@ -49,8 +44,13 @@ async def find_blocker(kube: Kube, needs: Needs, job: Job, attempt: int, status:
     if blocker := await _own_claim(kube, needs, job, status):
         return blocker
     if read_status(status).reason("Accepted") in TAKEN:
-        for resource in (backend_for(job).RESOURCE, CONFIG_MAPS, NETWORK_POLICIES):
-            found = await kube.get(resource, job.namespace, job.child_name(attempt))
+        for resource, name in (
+            (backend_for(job).RESOURCE, job.child_name(attempt)),
+            (CONFIG_MAPS, job.base_name),
+            (CONFIG_MAPS, job.child_name(attempt)),
+            (NETWORK_POLICIES, job.child_name(attempt)),
+        ):
+            found = await kube.get(resource, job.namespace, name)
             if found is not None and (blocker := await name_blocker(kube, job, resource, found)):
                 return blocker
     return None
@@ -64,18 +64,6 @@ async def _own_claim(kube: Kube, needs: Needs, job: Job, status: Obj) -> Blocker
     if found is None and checkpoints:
         found = await kube.get(CLAIMS, job.namespace, job.storage_claim)
     return await claim_blocker(kube, job, found, max((saved["step"] for saved in checkpoints), default=None))
-
-
-async def resolve(kube: Kube, job: Job) -> Job | Blocker:
-    """Return the job with the results of earlier jobs in place of their names, or why they cannot be used."""
-    found: dict[str, Obj] = {}
-    for upstream in upstreams(job):
-        obj = await kube.get(JOBS[upstream.kind], job.namespace, upstream.name)
-        if blocker := check_upstream(upstream, obj):
-            return blocker
-        assert obj is not None, "check_upstream has seen it"
-        found[upstream.name] = obj
-    return with_upstreams(job, found)
 
 
 async def name_blocker(kube: Kube, job: Job, resource: Resource, found: Obj) -> Blocker | None:

@@ -21,4 +21,4 @@ MAX_PROCESSES_PER_NODE: Final = 64
 MAX_CPU_PROCESSES_PER_NODE: Final = 8
 MAX_INLINE_BYTES: Final = 128 * 1024
 MAX_CONFIG_MAP_BYTES: Final = 960 * 1024
-"""What an attempt's ConfigMap may hold of the spec; the API server takes 1 MiB with paths and certificates."""
+"""What a run's ConfigMap may hold of the spec; the API server takes 1 MiB with paths and resolved defaults."""

@@ -14,19 +14,21 @@ from pydantic import ValidationError
 from trl_operator.api.job import Job, parse_known
 from trl_operator.api.stored import read_status
 from trl_operator.backend import backend_for, child_from, denials, resource_of
-from trl_operator.blockers import claim_blocker, find_blocker, name_blocker, resolve, things
+from trl_operator.blockers import claim_blocker, find_blocker, name_blocker, things
 from trl_operator.constants import API_VERSION, LABEL_ATTEMPT, LABEL_JOB_UID, MANAGER_PROGRESS, MANAGER_STATUS
 from trl_operator.errors import ApiError, LeaseLost
 from trl_operator.kube import CLAIMS, CONFIG_MAPS, EVENTS, JOBS, NETWORK_POLICIES, PODS, Kube
 from trl_operator.lease import Lease
 from trl_operator.metrics import Metrics
-from trl_operator.plan.acceptance import Blocker
+from trl_operator.plan.acceptance import Blocker, check_spec
 from trl_operator.plan.observation import Attempt, Child, Key, controller_uid, current_attempt, format_time
 from trl_operator.plan.outcome import records
 from trl_operator.plan.view import View
 from trl_operator.policy.start import half_since
 from trl_operator.render.manifests import Installation, claim, config_map, network_policy
+from trl_operator.render.run import Pinned
 from trl_operator.resource import Resource
+from trl_operator.runs import find_run
 from trl_operator.status.conditions import Status, set_condition
 from trl_operator.status.events import Event, events
 from trl_operator.status.lifecycle import Decision, decide, refused, written
@@ -88,14 +90,14 @@ class Reconciler:
         job = await self._read(obj)
         if job is None:
             return None
-        view = await self._observe(job, obj)
+        view, pinned = await self._observe(job, obj)
         obj = await self._save_last_words(job, obj, view)
         decision = decide(job, obj.get("status", {}), view, self._now())
         # Before the end, after which nobody looks again.
         if (fields := without_eta(obj.get("status", {}), decision.status)) is not None:
             obj = await self._put_status(obj, fields, MANAGER_PROGRESS)
         obj = await self._write_status(job, obj, decision.status)
-        return await self._act(job, obj, decision)
+        return await self._act(job, obj, decision, pinned)
 
     def _forget(self, key: Key) -> None:
         self._listed.pop(key, None)
@@ -134,27 +136,28 @@ class Reconciler:
         if before != written(status):
             await self._put_status(obj, written(status))
 
-    async def _observe(self, job: Job, obj: Obj) -> View:
-        """Look at what the decision needs. The store may lag, so what is missing in it is asked for."""
+    async def _observe(self, job: Job, obj: Obj) -> tuple[View, Pinned | None]:
+        """Look at what the decision needs, and at the run that the next attempt is of if there is to be one. The store
+        may lag, so what is missing in it is asked for."""
         current, attempt = obj.get("status", {}), current_attempt(obj)
         children = self._store.children(job.uid, job.namespace)
         if attempt is None:
-            return View(others=tuple(children), blocker=await self._blocker(job, 0, current))
+            return await self._between(job, obj, 0, tuple(children))
         others = tuple(child for child in children if child.name != attempt.child)
         if "completionTime" in current:
             self._listed.pop(key_of(obj), None)
-            return View(others=tuple(children))
+            return View(others=tuple(children)), None
         child = next((child for child in children if child.name == attempt.child), None)
         if child is None or attempt.child_uid not in ("", child.uid):
             child = await self._live_child(job, attempt)
         if child is None and not attempt.child_uid:
-            return View(others=others, blocker=await self._blocker(job, attempt.number, current))
+            return await self._between(job, obj, attempt.number, others)
         if child is None or child.state != "active":
             await self._refresh_pods(attempt, child.state if child else "gone")
         pods = tuple(self._store.pods(replace(attempt, child_uid=child.uid) if child else attempt))
         denied = denials(child, self._needs.warnings(child)) if child and len(pods) < job.cluster.num_nodes else ()
         older_waits = half_since(pods, job.cluster.num_nodes) is not None and self._store.an_older_job_waits(job.uid)
-        return View(child, others, pods, denied, older_waits=older_waits)
+        return View(child, others, pods, denied, older_waits=older_waits), None
 
     async def _live_child(self, job: Job, attempt: Attempt) -> Child | None:
         obj = await self._kube.get(backend_for(job, attempt.child_kind).RESOURCE, job.namespace, attempt.child)
@@ -173,17 +176,25 @@ class Reconciler:
         self._store.replace_attempt(attempt.job_uid, attempt.job[1], attempt.number, listed, version)
         self._listed[attempt.job] = ((attempt.number, state), now)
 
-    async def _blocker(self, job: Job, attempt: int, current: Obj) -> Blocker | None:
+    async def _between(self, job: Job, obj: Obj, attempt: int, others: tuple[Child, ...]) -> tuple[View, Pinned | None]:
+        """No attempt is alive: look at what stands against the next one, and at the run that it is of."""
+        current = obj.get("status", {})
         backend = backend_for(job)
+        found: Pinned | Blocker | None = check_spec(job)
         if not self._exists(backend.RESOURCE):
-            return Blocker("BackendUnavailable", backend.MISSING)
+            found = Blocker("BackendUnavailable", backend.MISSING)
         key = (job.info.kind, job.namespace, job.name)
         # First, so that nothing is missed between the look and the wait.
         self._store.wait(key, things(job))
-        blocker = await find_blocker(self._kube, self._needs, job, attempt, current)
+        if found is None:
+            found = await find_run(self._kube, job, current, self._installation().trainer_image)
+        if not isinstance(found, Pinned):
+            return View(others=others, blocker=found), None
+        self._store.wait(key, [*things(job), *things(found.job)])
+        blocker = await find_blocker(self._kube, self._needs, found.job, attempt, current)
         if blocker is None:
             self._store.wait(key, ())
-        return blocker
+        return View(others=others, blocker=blocker, run=found.run), found
 
     async def _save_last_words(self, job: Job, obj: Obj, view: View) -> Obj:
         """Write the progress that exit records carry, so that the end does not depend on the receiver."""
@@ -225,7 +236,7 @@ class Reconciler:
         self._store.put_job(stored)
         return stored
 
-    async def _act(self, job: Job, obj: Obj, decision: Decision) -> float | None:
+    async def _act(self, job: Job, obj: Obj, decision: Decision, pinned: Pinned | None) -> float | None:
         for child in decision.delete:
             self._lease.check()
             if not await self._kube.delete(resource_of(child), job.namespace, child.name, child.uid):
@@ -239,23 +250,24 @@ class Reconciler:
             await self._kube.delete(JOBS[job.info.kind], job.namespace, job.name, job.uid)
             return None
         if decision.create:
-            started = await self._start(job, obj, decision.status["attempt"])
+            assert pinned is not None, "an attempt begins only when nothing stands against it"
+            started = await self._start(pinned, obj, decision.status["attempt"])
             view = View(blocker=started) if isinstance(started, Blocker) else View(started)
             begun = decide(job, obj["status"], view, self._now())
             await self._write_status(job, obj, begun.status)
             return begun.requeue
         return decision.requeue
 
-    async def _start(self, named: Job, obj: Obj, attempt: int) -> Child | Blocker:
+    async def _start(self, pinned: Pinned, obj: Obj, attempt: int) -> Child | Blocker:
         """Create what the attempt needs, its workload last; or return what stands against it."""
-        job = await resolve(self._kube, named)
-        if isinstance(job, Blocker):
-            return job
+        job, installation = pinned.job, replace(self._installation(), trainer_image=pinned.run.image)
         await self._clear(job, attempt)
         wanted = [
             (NETWORK_POLICIES, network_policy(job, attempt)),
-            (CONFIG_MAPS, config_map(job, attempt, self._installation())),
+            (CONFIG_MAPS, config_map(job, attempt, installation)),
         ]
+        if pinned.manifest is not None:
+            wanted.insert(0, (CONFIG_MAPS, pinned.manifest))
         if job.cluster.storage.size and not self._needs.claim(job.namespace, job.storage_claim):
             wanted.insert(0, (CLAIMS, claim(job)))
         answers = await asyncio.gather(*(self._create(job, *each) for each in wanted), return_exceptions=True)
@@ -266,7 +278,7 @@ class Reconciler:
             if isinstance(answer, Blocker):
                 return answer
         backend = backend_for(job)
-        manifest = backend.manifest(job, attempt, self._installation())
+        manifest = backend.manifest(job, attempt, installation)
         async with self._telling_refusal(job, obj, manifest):
             self._store.expect_child(job.namespace, manifest["metadata"]["name"])
             made = await self._create(job, backend.RESOURCE, manifest)

@@ -14,6 +14,7 @@ from trainer_kit import job_file, wait_for, write_jsonl
 
 from trl_contract.report import ExitRecord
 from trl_trainer import supervisor
+from trl_trainer.errors import UserError
 from trl_trainer.launch import peers
 
 
@@ -193,3 +194,23 @@ def test_ranks_get_what_the_libraries_must_know_before_import(tmp_path: Path) ->
     assert found["DISABLE_KUBEFLOW_INTEGRATION"] == "TRUE"
     assert found["HF_DATASETS_CACHE"].startswith(job.paths.storage)
     assert json.loads(Path(tmp_path / "job-0.json").read_text())["uid"] in found["HF_DATASETS_CACHE"]
+
+
+def test_a_job_file_that_all_attempts_share_needs_the_file_of_the_attempt_beside_it(tmp_path: Path) -> None:
+    own = job_file(tmp_path, tmp_path, spec={}, attempt=2)
+    assert supervisor.read_job(str(own)).attempt == 2, "one of version 1 is an attempt's own"
+    shared = job_file(tmp_path, tmp_path, spec={}, contractVersion=2)
+    with pytest.raises(UserError, match=r"attempt\.json: no such file; a job file of version 2 needs it"):
+        supervisor.read_job(str(shared))
+    beside = tmp_path / "attempt.json"
+    beside.write_text('{"attempt": 3}')
+    assert supervisor.read_job(str(shared)) == supervisor.read_job(str(own)).model_copy(
+        update={"attempt": 3, "contract_version": 2}
+    )
+    for wrong, words in (
+        ('{"attempt": -1}', "attempt: Input should be greater"),
+        ('{"attempt": 1, "x": 1}', "x: Extra"),
+    ):
+        beside.write_text(wrong)
+        with pytest.raises(UserError, match=words):
+            supervisor.read_job(str(shared))

@@ -13,7 +13,7 @@ from trl_operator.handlers import Backoffs
 from trl_operator.health import Health
 from trl_operator.metrics import Metrics
 from trl_operator.plan.acceptance import check_reference, check_retained, check_spec, references
-from trl_operator.render.manifests import Installation, config_map
+from trl_operator.render.run import pin
 from trl_operator.settings import ReceiverSettings, Settings, from_environment
 from trl_operator.status.events import events
 
@@ -123,17 +123,20 @@ def test_rows_in_the_spec_are_counted_in_bytes(make_job: Make) -> None:
 def test_what_is_accepted_fits_into_a_config_map_whatever_its_shape(make_job: Make) -> None:
     full = [{"prompt": [[[1]]] * 400, "chosen": "c", "rejected": "r"}] * 35
     dataset = {"train": {"inline": full}, "eval": {"inline": full}}
-    schema = json.dumps({"type": "string", "description": '"' * 4000})
-    rewards = [{"name": f"r{number}", "jsonSchema": {"schema": schema}} for number in range(16)]
-    taken, refused = make_job(dataset=dataset), make_job("GRPOJob", dataset=dataset, grpo={"rewards": rewards})
+
+    def rewards(text: str) -> dict[str, Any]:
+        schema = json.dumps({"type": "string", "description": text}, ensure_ascii=False)
+        return {"rewards": [{"name": f"r{number}", "jsonSchema": {"schema": schema}} for number in range(16)]}
+
+    taken = make_job("GRPOJob", dataset=dataset, grpo=rewards('"' * 8000))
     assert check_spec(taken) is None
-    installation = Installation("trainer:1", "https://op:10443", "CA" * 4096)
-    data = config_map(taken, 0, installation)["data"]
-    assert 600_000 < sum(len(text.encode()) for text in data.values()) < 2**20
-    blocker = check_spec(refused)
+    manifest = pin(taken, [], "trainer:1").manifest
+    assert manifest is not None
+    assert 900_000 < sum(len(text.encode()) for text in manifest["data"].values()) < 2**20
+    blocker = check_spec(make_job("GRPOJob", grpo=rewards("\N{GRINNING FACE}" * 16000)))
+    assert blocker is not None
     assert (blocker.reason, blocker.polled) == ("SpecTooLarge", False)
     assert "at most 983040: shorten its texts" in blocker.message
-    assert check_spec(make_job("GRPOJob", grpo={"rewards": rewards})) is None
 
 
 def test_one_job_has_one_hub_token(make_job: Make) -> None:

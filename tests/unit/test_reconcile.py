@@ -411,7 +411,7 @@ def test_what_cannot_be_created_is_told_until_it_can(
     world.kube.refuse_object = refuse
     with pytest.raises(ApiError):
         world.reconcile()
-    name = "tune-dpo" if kind == "PersistentVolumeClaim" else "tune-dpo-0"
+    name = "tune-dpo-0" if kind in ("PyTorchJob", "NetworkPolicy") else "tune-dpo"
     expected = f"attempt 0 has yet to start: {kind} {name} could not be created: {words}"[:2048]
     assert (running(world), world.status["phase"]) == ((reason, expected), "Starting")
     writes = list(world.kube.writes)
@@ -523,8 +523,9 @@ def test_each_attempt_takes_away_what_the_one_before_the_last_has_left(
         world.reconcile()
         world.now += timedelta(seconds=301)
     for plural in ("configmaps", "networkpolicies"):
-        names = [name for kind, _, name in world.kube.objects if kind == plural]
+        names = [name for kind, _, name in world.kube.objects if kind == plural and name != "tune-dpo"]
         assert names == ["tune-dpo-3", "tune-dpo-4"]
+    assert ("configmaps", "team", "tune-dpo") in world.kube.objects, "what all attempts share stays"
 
 
 def test_what_a_suspended_attempt_has_left_goes_with_the_next_start(job_object: Objects, now: datetime) -> None:
@@ -538,7 +539,7 @@ def test_what_a_suspended_attempt_has_left_goes_with_the_next_start(job_object: 
         assert world.status["phase"] == "Suspended"
         ask(world, suspend=False)
     world.reconcile()
-    assert [name for kind, _, name in world.kube.objects if kind == "configmaps"] == ["tune-dpo-3"]
+    assert [name for kind, _, name in world.kube.objects if kind == "configmaps"] == ["tune-dpo", "tune-dpo-3"]
 
 
 def test_a_claim_that_is_deleted_under_a_job_is_told_with_what_is_lost_and_never_silently_made_anew(

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_contract.jobfile import JobFile
+from trl_contract.resolve import resolve
 from trl_operator.api.cluster import EnvVar
 from trl_operator.api.kinds import KINDS
 from trl_operator.backend.pytorchjob import manifest
@@ -20,6 +21,7 @@ from trl_operator.render.manifests import (
     job_file,
     network_policy,
 )
+from trl_operator.render.run import pin
 
 Make = Callable[..., Any]
 
@@ -49,7 +51,7 @@ def test_pods_know_only_the_operator_and_only_by_their_own_token(make_job: Make)
     job = make_job()
     spec = pod(job)["spec"]
     assert spec["automountServiceAccountToken"] is False
-    [token] = [v["projected"]["sources"] for v in spec["volumes"] if "projected" in v]
+    [token] = [v["projected"]["sources"] for v in spec["volumes"] if v["name"] == "token"]
     assert token[0]["serviceAccountToken"]["audience"] == job.audience
     assert job.uid in job.audience
     url = env(job)["KUBEFLOW_TRAINER_SERVER_URL"]["value"]
@@ -100,10 +102,11 @@ def test_the_job_file_says_where_everything_is_mounted(make_job: Make) -> None:
     model = {"volume": {"claimName": "data", "path": "models/base"}}
     reference = {"mode": "explicit", "source": {"volume": {"claimName": "data", "path": "ref"}}}
     job = make_job(dataset=rows, model=model, dpo={"referenceModel": reference}, storage={"claimName": "data"})
-    written = config_map(job, 2, INSTALLATION)
+    written = pin(job, [], "trainer:1").manifest
+    assert written is not None
     file = JobFile.model_validate_json(written["data"]["job.json"])
-    assert file == job_file(job, 2)
-    assert (file.attempt, file.uid, file.name) == (2, job.uid, "tune")
+    assert file == resolve(job_file(job))
+    assert (file.contract_version, file.uid, file.name) == (2, job.uid, "tune")
     assert file.paths.to_wire() == {
         "storage": "/mnt/storage",
         "model": "/mnt/model/models/base",
@@ -113,9 +116,11 @@ def test_the_job_file_says_where_everything_is_mounted(make_job: Make) -> None:
         "rewards": {},
     }
     assert written["data"]["eval.jsonl"] == '{"prompt": "é"}\n'
-    assert written["data"]["ca.crt"] == "-----CA-----"
-    resolved = JobFile.model_validate_json(written["data"]["resolved.json"])
-    assert resolved.spec.training.learning_rate == 1e-5
+    assert file.spec.training.learning_rate == 1e-5, "what the spec left open is said"
+    own = config_map(job, 2, INSTALLATION)
+    assert own["data"] == {"attempt.json": '{"attempt": 2}', "ca.crt": "-----CA-----"}
+    [told] = [volume["projected"]["sources"] for volume in pod(job)["spec"]["volumes"] if volume["name"] == "attempt"]
+    assert [source["configMap"]["name"] for source in told] == ["tune-dpo", "tune-dpo-0"]
     mounted = {mount["mountPath"]: mount for mount in container(job)["volumeMounts"]}
     assert [mounted[f"/mnt/{name}"].get("readOnly", False) for name in ("storage", "model", "train")] == [
         False,
@@ -135,7 +140,7 @@ def test_rewards_find_their_code_and_their_model(make_job: Make) -> None:
         {"name": "short", "length": {"target": 5}},
     ]
     job = make_job("GRPOJob", grpo={"rewards": rewards})
-    assert job_file(job, 0).paths.rewards == {
+    assert job_file(job).paths.rewards == {
         "code": "/mnt/rewards/code/mine.py",
         "judge": "/mnt/rewards/judge/v1/final",
     }
@@ -150,7 +155,7 @@ def test_every_kind_can_be_rendered_and_names_fit(make_job: Make, kind: str) -> 
     assert found["metadata"]["name"] == f"tune-{job.info.suffix}-12"
     longest = f"{'x' * 40}-{job.info.suffix}-999-worker-1023"
     assert len(longest) <= 63
-    json.dumps(config_map(job, 12, INSTALLATION))
+    json.dumps([config_map(job, 12, INSTALLATION), pin(job, [], "trainer:1").manifest])
 
 
 def test_a_retained_claim_belongs_to_nobody_and_another_to_the_job(make_job: Make) -> None:

@@ -109,7 +109,7 @@ def test_a_model_that_cannot_be_mounted_fails_the_job_that_waits_for_it(
 
 def test_the_model_is_found_in_the_other_jobs_claim(make_job: Make, judge: Make) -> None:
     job = make_job("GRPOJob", grpo=rewards())
-    file = job_file(with_upstreams(job, {"judge": judge()}), 0)
+    file = job_file(with_upstreams(job, {"judge": judge()}))
     assert file.paths.rewards == {"judge": "/mnt/rewards/judge/uid-rm/final"}
     assert file.spec.grpo.rewards[1].reward_model.source.volume.claim_name == "judge-rm"
 

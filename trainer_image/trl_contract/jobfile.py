@@ -28,10 +28,18 @@ class Paths(Model):
     """For each reward that needs one, by its name: its Python file or its model's folder."""
 
 
+class AttemptFile(Model):
+    """`attempt.json` beside the job file of a run: what changes from attempt to attempt."""
+
+    attempt: Annotated[int, Field(ge=0)]
+
+
 class JobFile(Model, Generic[Spec]):
     """`/etc/trl/job.json`. `spec` is the training part of the resource, of the class that `kind` says."""
 
-    contract_version: Literal[1] = CONTRACT_VERSION
+    contract_version: Literal[1, 2] = CONTRACT_VERSION
+    """1: the file is an attempt's own. 2: it is the same for all attempts of a run, and `attempt.json` beside it says
+    the rest; a trainer that does not know this form refuses it."""
     kind: Kind
     namespace: str
     name: str

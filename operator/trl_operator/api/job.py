@@ -50,7 +50,7 @@ class Job:
 
     @property
     def base_name(self) -> str:
-        """Name of what all attempts share: the claim."""
+        """Name of what all attempts share: the claim and the ConfigMap of the run."""
         return f"{self.name}-{self.info.suffix}"
 
 

@@ -88,6 +88,28 @@ class PyTorchJobRef(Part):
     """Its uid."""
 
 
+class UpstreamRef(Part):
+    kind: Text63
+    """Kind of an earlier job whose result is used."""
+    name: Text256
+    """Its name."""
+    uid: Text63
+    """Its uid."""
+    digest: Annotated[str, Field(max_length=80)]
+    """Digest of the model that it left."""
+
+
+class Run(Part):
+    """What all attempts have in common, whatever changes around them."""
+
+    image: Annotated[str, Field(max_length=500)]
+    """Image of the trainer."""
+    upstreams: Annotated[list[UpstreamRef], Field(max_length=16, json_schema_extra=list_map("uid"))] = []
+    """Earlier jobs whose results are used."""
+    digest: Annotated[str, Field(max_length=80)]
+    """sha256 over the ConfigMap with the resolved spec, which has the name of the job and its kind's suffix."""
+
+
 class Retry(Part):
     """What decides about the next attempt."""
 
@@ -227,6 +249,8 @@ class JobStatus(Part):
     """What runs the attempt."""
     pytorch_job: Annotated[PyTorchJobRef | None, NO_LONGER_WRITTEN] = None
     """The attempt's PyTorchJob, as version 0.1 of the operator has written it; workload says it now."""
+    run: Run | None = None
+    """What the run is pinned to, from its first attempt on."""
     restarts: Count = 0
     """How often a failed attempt was followed by another one."""
     retry: Retry | None = None
@@ -278,9 +302,11 @@ class JobStatus(Part):
 def workload(status: dict[str, Any]) -> dict[str, Any]:
     """Return apiVersion, kind, name and uid of the attempt's workload; empty if a stored status names none.
 
-    Version 0.1 of the operator has written `pytorchJob` with name and uid instead.
+    Version 0.1 of the operator has written `pytorchJob` with name and uid instead; one that is left of an earlier
+    attempt says nothing.
     """
-    if "workload" in status or "pytorchJob" not in status:
-        found: dict[str, Any] = status.get("workload", {})
-        return found
-    return {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", **status["pytorchJob"]}
+    old = status.get("pytorchJob", {})
+    if "workload" not in status and old.get("name", "").endswith(f"-{status.get('attempt')}"):
+        return {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", **old}
+    found: dict[str, Any] = status.get("workload", {})
+    return found

@@ -62,8 +62,8 @@ def references(job: Job) -> list[Reference]:
 
 def check_spec(job: Job) -> Blocker | None:
     """Return what is wrong with the spec itself and cannot be said in its schema."""
-    # The trainer gets the spec as it was written and with its defaults resolved, and inline rows as a file too.
-    total = 2 * _size(job.training.to_wire())
+    # The trainer gets the spec with its defaults resolved, and inline rows as a file too.
+    total = _size(job.training.to_wire())
     for binding in bindings(job):
         if isinstance(binding.source, list):
             size = _size(binding.source)
@@ -74,7 +74,7 @@ def check_spec(job: Job) -> Blocker | None:
                 return Blocker("InlineTooLarge", message)
     if total > MAX_CONFIG_MAP_BYTES:
         remedy = "shorten its texts (rewards, templates, prompts), or put inline rows into a ConfigMap or a volume"
-        message = f"spec needs {total} bytes in the attempt's ConfigMap, at most {MAX_CONFIG_MAP_BYTES}: {remedy}"
+        message = f"spec needs {total} bytes in the run's ConfigMap, at most {MAX_CONFIG_MAP_BYTES}: {remedy}"
         return Blocker("SpecTooLarge", message)
     secrets = hub_secrets(job)
     if len(secrets) > 1:

@@ -1,5 +1,6 @@
 """Earlier jobs whose results a job uses: whether they are there, and where."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
@@ -11,7 +12,7 @@ from trl_contract.base import Kind
 from trl_contract.rewards import RewardFunction, RewardJobRef, RewardModelReward, RewardModelSource
 from trl_contract.sources import Volume
 from trl_operator.api.job import Job, parse_known
-from trl_operator.api.status import ArtifactStatus, JobStatus
+from trl_operator.api.status import ArtifactStatus, JobStatus, UpstreamRef
 from trl_operator.api.stored import read_status
 from trl_operator.plan.acceptance import Blocker
 from trl_operator.plan.bindings import bindings
@@ -79,10 +80,33 @@ def check_upstream(upstream: Upstream, obj: Obj | None) -> Blocker | None:
 
 def with_upstreams(job: Job, found: Mapping[str, Obj]) -> Job:
     """Return `job` with each fromJob replaced by the volume that holds that job's model; `found` is by their names."""
+    return _with_volumes(job, {name: _volume(obj) for name, obj in found.items()})
+
+
+def refs(job: Job, found: Mapping[str, Obj]) -> list[UpstreamRef]:
+    """Return which jobs' results `with_upstreams` has used."""
+    result = {}
+    for upstream in upstreams(job):
+        obj = found[upstream.name]
+        model = _model(read_status(obj["status"]))
+        assert model is not None, "check_upstream has seen it"
+        result[upstream.kind, upstream.name] = UpstreamRef(
+            kind=upstream.kind, name=upstream.name, uid=obj["metadata"]["uid"], digest=model.digest
+        )
+    return list(result.values())
+
+
+def as_pinned(job: Job, file: str) -> Job:
+    """Return `job` with each fromJob replaced as the job file of its run, which may be of another version, says."""
     if not upstreams(job):
         return job
-    rewards = [_with_volume(reward, found) for reward in job.training.rewards]
-    return replace(job, training=job.training.with_rewards(rewards))
+    rewards = {reward["name"]: reward for reward in json.loads(file)["spec"]["grpo"]["rewards"]}
+    volumes = {}
+    for reward in job.training.rewards:
+        if reward.reward_model and reward.reward_model.from_job:
+            place = rewards[reward.name]["rewardModel"]["source"]["volume"]
+            volumes[reward.reward_model.from_job.name] = Volume(claim_name=place["claimName"], path=place["path"])
+    return _with_volumes(job, volumes)
 
 
 def used(obj: Obj) -> tuple[Key, ...]:
@@ -92,11 +116,18 @@ def used(obj: Obj) -> tuple[Key, ...]:
     return tuple(("RewardJob", obj["metadata"]["namespace"], name) for name in names if name)
 
 
-def _with_volume(reward: RewardFunction, found: Mapping[str, Obj]) -> RewardFunction:
+def _with_volumes(job: Job, volumes: Mapping[str, Volume]) -> Job:
+    if not upstreams(job):
+        return job
+    rewards = [_with_volume(reward, volumes) for reward in job.training.rewards]
+    return replace(job, training=job.training.with_rewards(rewards))
+
+
+def _with_volume(reward: RewardFunction, volumes: Mapping[str, Volume]) -> RewardFunction:
     model = reward.reward_model
     if model is None or model.from_job is None:
         return reward
-    source = RewardModelSource(volume=_volume(found[model.from_job.name]))
+    source = RewardModelSource(volume=volumes[model.from_job.name])
     return reward.model_copy(update={"reward_model": RewardModelReward(source=source)})
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from trl_operator.api.status import Run
 from trl_operator.plan.acceptance import Blocker
 from trl_operator.plan.observation import Child, Pod
 from trl_operator.plan.outcome import exit_record
@@ -17,6 +18,8 @@ class View:
     denials: tuple[str, ...] = ()
     """Why pods could not be created, newest first."""
     blocker: Blocker | None = None
+    run: Run | None = None
+    """What the next attempt has in common with all others."""
     older_waits: bool = False
     """An older job, like this one, has nodes for some of its pods only."""
 

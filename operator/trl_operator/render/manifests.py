@@ -4,8 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from trl_contract.jobfile import JobFile
-from trl_contract.resolve import resolve
+from trl_contract.jobfile import AttemptFile, JobFile
 from trl_operator.api.job import Job
 from trl_operator.constants import (
     LABEL_ATTEMPT,
@@ -15,7 +14,7 @@ from trl_operator.constants import (
 )
 from trl_operator.plan.topology import gpus_per_node, processes_per_node
 from trl_operator.render.environment import environment
-from trl_operator.render.volumes import inline_rows, mounts
+from trl_operator.render.volumes import mounts
 
 USER = 1000
 
@@ -52,7 +51,7 @@ def claim(job: Job) -> Manifest:
     }
     if storage.storage_class_name:
         spec["storageClassName"] = storage.storage_class_name
-    metadata = _metadata(job, job.storage_claim)
+    metadata = metadata_of(job, job.storage_claim)
     if storage.retain is not False:
         del metadata["ownerReferences"]
     return {"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": metadata, "spec": spec}
@@ -73,16 +72,16 @@ def network_policy(job: Job, attempt: int) -> Manifest:
     }
 
 
-def job_file(job: Job, attempt: int) -> JobFile:
-    """Return what the trainer of an attempt is told."""
-    _, paths = mounts(job, attempt)
+def job_file(job: Job) -> JobFile:
+    """Return what the trainer of any attempt is told."""
+    _, paths = mounts(job, 0)
     policy = job.cluster.run_policy
     return JobFile(
+        contract_version=2,
         kind=job.info.kind,
         namespace=job.namespace,
         name=job.name,
         uid=job.uid,
-        attempt=attempt,
         num_nodes=job.cluster.num_nodes,
         num_proc_per_node=processes_per_node(job.cluster),
         has_gpus=gpus_per_node(job.cluster) > 0,
@@ -94,34 +93,25 @@ def job_file(job: Job, attempt: int) -> JobFile:
 
 
 def config_map(job: Job, attempt: int, installation: Installation) -> Manifest:
-    """Return the attempt's ConfigMap: job.json, resolved.json, ca.crt and the rows that the spec itself holds.
-
-    Nothing is indented: rows with many small values would grow to several times what check_spec has measured.
-    """
-    file = job_file(job, attempt)
-    rows = {
-        name: "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found)
-        for name, found in inline_rows(job).items()
-    }
+    """Return the attempt's ConfigMap: what changes from attempt to attempt. The rest is in the run's."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": child_metadata(job, attempt),
         "data": {
-            "job.json": json.dumps(file.to_wire(), ensure_ascii=False),
-            "resolved.json": json.dumps(resolve(file).to_wire(), ensure_ascii=False),
+            "attempt.json": json.dumps(AttemptFile(attempt=attempt).to_wire()),
             "ca.crt": installation.ca_certificate,
-            **rows,
         },
     }
 
 
 def child_metadata(job: Job, attempt: int) -> Manifest:
     """Return the metadata of an attempt's workload, ConfigMap and NetworkPolicy."""
-    return _metadata(job, job.child_name(attempt), attempt)
+    return metadata_of(job, job.child_name(attempt), attempt)
 
 
-def _metadata(job: Job, name: str, attempt: int | None = None) -> Manifest:
+def metadata_of(job: Job, name: str, attempt: int | None = None) -> Manifest:
+    """Return the metadata of an object that the job owns."""
     return {
         "name": name,
         "namespace": job.namespace,

@@ -60,7 +60,8 @@ def mounts(job: Job, attempt: int) -> tuple[Mounts, Paths]:
             rewards[binding.name] = place
         else:
             paths[binding.role] = place
-    found.add("attempt", {"configMap": {"name": job.child_name(attempt)}}, ATTEMPT, readOnly=True)
+    told = [{"configMap": {"name": name}} for name in (job.base_name, job.child_name(attempt))]
+    found.add("attempt", {"projected": {"sources": told}}, ATTEMPT, readOnly=True)
     found.add("token", {"projected": {"sources": [_token(job)]}}, TOKEN_FOLDER, readOnly=True)
     found.add("tmp", {"emptyDir": {}}, "/tmp")
     found.add("home", {"emptyDir": {}}, HOME)
@@ -69,7 +70,7 @@ def mounts(job: Job, attempt: int) -> tuple[Mounts, Paths]:
 
 
 def inline_rows(job: Job) -> dict[str, list[dict[str, Any]]]:
-    """Return the rows that the spec itself holds, by the name of their file in the attempt's ConfigMap."""
+    """Return the rows that the spec itself holds, by the name of their file in the run's ConfigMap."""
     return {f"{binding.role}.jsonl": binding.source for binding in bindings(job) if isinstance(binding.source, list)}
 
 

@@ -121,6 +121,7 @@ class _Machine:
             self.status.phase = "Restarting"
             return replace(decision, requeue=_sooner(decision.requeue, (not_before - self.now).total_seconds()))
         self.status.attempt, self.status.phase = self.status.attempt or 0, "Starting"
+        self.status.run = self.view.run or self.status.run
         # If the last try was refused, why stays to be read until one is not.
         if self.status.reason("Running") not in REFUSAL_REASONS:
             self._show_starting()

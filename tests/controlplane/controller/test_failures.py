@@ -39,7 +39,11 @@ def test_a_failed_worker_restarts_the_gang_exactly_once(
     running = next(c for c in status["conditions"] if c["type"] == "Running")
     assert (running["status"], running["reason"]) == ("False", "Unknown")
     assert "tune-dpo-0-worker-1" in running["message"]
+    told = node.files(pods[0], "/etc/trl")
     pods = run(jobs, node, "tune", 1)
+    again = node.files(pods[0], "/etc/trl")
+    assert (again.pop("attempt.json"), told.pop("attempt.json")) == ('{"attempt": 1}', '{"attempt": 0}')
+    assert again == told, "the run is the same"
     succeed(node, pods, record(attempt=1))
     status = jobs.wait_for_phase("tune", "Succeeded")
     assert (status["restarts"], status["attempt"]) == (1, 1)

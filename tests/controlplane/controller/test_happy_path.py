@@ -9,7 +9,8 @@ from devcluster.waiting import wait_for
 
 WRITES = [
     "patch dpojobs/status tune",  # the attempt is written ahead
-    "create configmaps tune-dpo-0",  # these three at the same time
+    "create configmaps tune-dpo",  # these four at the same time
+    "create configmaps tune-dpo-0",
     "create networkpolicies tune-dpo-0",
     "create persistentvolumeclaims tune-dpo",
     "create pytorchjobs tune-dpo-0",
@@ -49,7 +50,7 @@ def test_a_job_of_two_nodes_runs_and_succeeds(
     assert [c["type"] for c in status["conditions"]] == ["Accepted", "Running", "Succeeded"]
     wait_for("the last event is written", lambda: len(requests(operator, jobs, "create", "patch")) == len(WRITES), 20)
     found = requests(operator, jobs, "create", "update", "patch", "delete")
-    assert [*found[:1], *sorted(found[1:4]), *found[4:]] == WRITES
+    assert [*found[:1], *sorted(found[1:5]), *found[5:]] == WRITES
     before = requests(operator, jobs, "get", "list", "create")
     reads = [each for each in before[: before.index("create pytorchjobs tune-dpo-0")] if not each.startswith("create")]
     assert reads == ["get dpojobs tune"]
@@ -83,7 +84,11 @@ def test_the_objects_of_a_job_are_the_ones_that_are_promised(
         "blockOwnerDeletion": True,
     }
     assert "finalizers" not in job["metadata"]
-    for kind, name in (("pytorchjob", "tune-dpo-0"), ("configmap", "tune-dpo-0"), ("networkpolicy", "tune-dpo-0")):
+    run = jobs.get("configmap", "tune-dpo")
+    assert run["immutable"]
+    assert jobs.status("dpojob", "tune")["run"]["image"] == pods[0]["spec"]["containers"][0]["image"]
+    ours = [("pytorchjob", "tune-dpo-0"), ("configmap", "tune-dpo"), ("configmap", "tune-dpo-0")]
+    for kind, name in (*ours, ("networkpolicy", "tune-dpo-0")):
         child = jobs.get(kind, name)
         assert child["metadata"]["ownerReferences"] == [owner], kind
         assert child["metadata"]["labels"]["trl-operator.io/job-uid"] == job["metadata"]["uid"]
@@ -98,5 +103,7 @@ def test_the_objects_of_a_job_are_the_ones_that_are_promised(
         assert not pod["spec"].get("initContainers")
         mounted = [mount["mountPath"] for mount in pod["spec"]["containers"][0]["volumeMounts"]]
         assert "/var/run/secrets/kubernetes.io/serviceaccount" not in mounted
-        file = json.loads(node.files(pod, "/etc/trl")["job.json"])
+        files = node.files(pod, "/etc/trl")
+        assert json.loads(files["attempt.json"]) == {"attempt": 0}
+        file = json.loads(files["job.json"])
         assert (file["name"], file["uid"], file["numNodes"]) == ("tune", job["metadata"]["uid"], 2)

@@ -1,21 +1,35 @@
 """What every process of an attempt reads first: the job file, and what the libraries must be told."""
 
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import ValidationError
 
-from trl_contract.jobfile import JobFile
+from trl_contract.base import Model
+from trl_contract.jobfile import AttemptFile, JobFile
 from trl_trainer.errors import UserError
 
 JOB_FILE = "/etc/trl/job.json"
+ATTEMPT_FILE = "attempt.json"
+
+M = TypeVar("M", bound=Model)
 
 
 def read_job(path: str) -> JobFile:
-    """Return the job file; UserError(InvalidSpec) names the field that is wrong."""
+    """Return the job file, with what the attempt's file beside it says if it is a run's; UserError(InvalidSpec) names
+    the field that is wrong."""
+    job = _read(JobFile, Path(path), "give the job file with --job")
+    if job.contract_version == 1:
+        return job
+    attempt = _read(AttemptFile, Path(path).with_name(ATTEMPT_FILE), "a job file of version 2 needs it beside it")
+    return job.model_copy(update={"attempt": attempt.attempt})
+
+
+def _read(model: type[M], path: Path, remedy: str) -> M:
     try:
-        return JobFile.model_validate_json(Path(path).read_text())
+        return model.model_validate_json(path.read_text())
     except FileNotFoundError:
-        raise UserError("InvalidSpec", f"{path}: no such file; give the job file with --job") from None
+        raise UserError("InvalidSpec", f"{path}: no such file; {remedy}") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])

@@ -20,7 +20,7 @@ from devcluster.waiting import wait_for
 from trl_operator.api.job import parse_job
 from trl_operator.backend import BACKENDS
 from trl_operator.certs import new_authority, new_serving
-from trl_operator.render.manifests import Installation, claim, config_map
+from trl_operator.render.manifests import Installation, child_metadata, claim
 
 OLD, NEW = Path(__file__).parent / "chart-0.1.0", REPOSITORY / "deploy/helm/trl-operator"
 Helm = Callable[..., None]
@@ -49,7 +49,14 @@ def leave_as_the_old_version_did(jobs: Any, url: str, job: dict[str, Any]) -> No
     jobs.apply(job)
     parsed = parse_job(jobs.get("dpojob", "tune"))
     installation = Installation("localhost/trl-trainer:dev", url, authority["ca.crt"].decode())
-    jobs.apply(claim(parsed), config_map(parsed, 0, installation), BACKENDS[0].manifest(parsed, 0, installation))
+    workload = BACKENDS[0].manifest(parsed, 0, installation)
+    spec = workload["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
+    [told] = [volume for volume in spec["volumes"] if volume["name"] == "attempt"]
+    del told["projected"]
+    told["configMap"] = {"name": "tune-dpo-0"}
+    data = {"job.json": '{"contractVersion": 1, "attempt": 0}', "ca.crt": installation.ca_certificate}
+    own = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": child_metadata(parsed, 0), "data": data}
+    jobs.apply(claim(parsed), own, workload)
     child = {"name": "tune-dpo-0", "uid": jobs.get("pytorchjob", "tune-dpo-0")["metadata"]["uid"]}
     status = {**{name: job[name] for name in ("apiVersion", "kind")}, "metadata": {"name": "tune"}}
     status["status"] = {"attempt": 0, "pytorchJob": child}

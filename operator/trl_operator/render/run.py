@@ -1,0 +1,50 @@
+"""What a run is pinned to: the ConfigMap that all attempts share, and what the status says of it."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from trl_contract.resolve import resolve
+from trl_operator.api.job import Job
+from trl_operator.api.status import Run, UpstreamRef
+from trl_operator.render.manifests import job_file, metadata_of
+from trl_operator.render.volumes import inline_rows
+
+Obj = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """A run as all its attempts see it, whatever becomes of the operator, its image and the jobs that it builds on."""
+
+    job: Job
+    """With the results of earlier jobs in place of their names."""
+    run: Run
+    manifest: Obj | None = None
+    """The run's ConfigMap, if it has yet to be made."""
+
+
+def pin(job: Job, upstreams: list[UpstreamRef], trainer_image: str) -> Pinned:
+    """Return the run of a job whose results of earlier jobs are in place; `trainer_image` is for one that names none.
+
+    Its ConfigMap holds the job file with every default resolved and the rows of the spec itself, and never changes.
+    Nothing is indented: rows with many small values would grow to several times what check_spec has measured.
+    """
+    data = {"job.json": json.dumps(resolve(job_file(job)).to_wire(), ensure_ascii=False)}
+    for name, rows in inline_rows(job).items():
+        data[name] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    manifest = {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": metadata_of(job, job.base_name),
+        "immutable": True,
+        "data": data,
+    }
+    image = job.cluster.image or trainer_image
+    return Pinned(job, Run(image=image, upstreams=upstreams, digest=digest(data)), manifest)
+
+
+def digest(data: dict[str, str]) -> str:
+    """Return the digest of a run's ConfigMap."""
+    return "sha256:" + hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,46 @@
+"""The run of a job: pinned when its first attempt begins, and found again for all others."""
+
+from typing import Any
+
+from trl_operator.api.job import Job
+from trl_operator.api.stored import read_status
+from trl_operator.kube import CONFIG_MAPS, JOBS, Kube
+from trl_operator.plan.acceptance import Blocker
+from trl_operator.plan.observation import controller_uid
+from trl_operator.plan.upstream import as_pinned, check_upstream, refs, upstreams, with_upstreams
+from trl_operator.render.run import Pinned, digest, pin
+
+Obj = dict[str, Any]
+
+
+async def find_run(kube: Kube, job: Job, status: Obj, trainer_image: str) -> Pinned | Blocker:
+    """Return what the job's attempts have in common, or what stands against it; `trainer_image` is for a first attempt.
+
+    A job whose earlier attempts an operator of version 0.1 has started is pinned at the next one. A run that is pinned
+    is made anew only as it was, and as long as no attempt has begun.
+    """
+    known = read_status(status)
+    if known.run is None:
+        return await _pin(kube, job, trainer_image)
+    found = await kube.get(CONFIG_MAPS, job.namespace, job.base_name)
+    if found is not None and controller_uid(found["metadata"]) == job.uid and digest(found["data"]) == known.run.digest:
+        return Pinned(as_pinned(job, found["data"]["job.json"]), known.run)
+    again = await _pin(kube, job, known.run.image if known.attempt else trainer_image)
+    if isinstance(again, Blocker) or again.run == known.run or not known.attempt:
+        return again
+    message = (
+        f"ConfigMap {job.base_name}, which held what all attempts have in common, is gone, and can no longer be made as"
+        " it was: restore it, or create a new job"
+    )
+    return Blocker("RunNotFound", message, polled=True)
+
+
+async def _pin(kube: Kube, job: Job, trainer_image: str) -> Pinned | Blocker:
+    found: dict[str, Obj] = {}
+    for upstream in upstreams(job):
+        obj = await kube.get(JOBS[upstream.kind], job.namespace, upstream.name)
+        if blocker := check_upstream(upstream, obj):
+            return blocker
+        assert obj is not None, "check_upstream has seen it"
+        found[upstream.name] = obj
+    return pin(with_upstreams(job, found), refs(job, found), trainer_image)
