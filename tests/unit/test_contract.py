@@ -1,5 +1,6 @@
 """The contract: what is refused, what is resolved, and that nothing a user writes gets lost on the way."""
 
+import json
 from typing import Any
 
 import pytest
@@ -153,3 +154,21 @@ def test_a_grpo_evaluation_batch_holds_whole_groups_over_all_processes() -> None
 def test_resolving_twice_changes_nothing() -> None:
     once = resolve(job())
     assert resolve(once) == once
+
+
+@pytest.mark.parametrize("kind", ["SFTJob", "RewardJob", "DPOJob", "GRPOJob"])
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {},
+        {"training": {"maxSteps": 5, "warmupSteps": 2, "lrScheduler": "constant_with_warmup"}},
+        {"peft": {"method": "none"}, "checkpoint": {"everySteps": 4}},
+        {"peft": {"method": "qlora", "modulesToSave": ["lm_head"]}, "evaluation": {"enabled": False}},
+        {"peft": {"targetModules": ["q_proj"]}, "fsdp": {"stateDictType": "full"}, "training": {"precision": "fp32"}},
+    ],
+)
+@pytest.mark.parametrize("gpus", [True, False])
+def test_a_resolved_job_file_reads_back_and_is_resolved_to_itself(kind: str, spec: dict[str, Any], gpus: bool) -> None:
+    resolved = resolve(job(kind, spec, hasGpus=gpus, numNodes=2, contractVersion=2))
+    assert JobFile.model_validate_json(json.dumps(resolved.to_wire())) == resolved
+    assert resolve(resolved) == resolved, "the trainer resolves what it reads"
