@@ -3,49 +3,29 @@
 Each field is written by one field manager: trl-operator-status, but for those that say otherwise.
 """
 
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from trl_contract.base import Int32, Model
-from trl_operator.constants import MANAGER_PROGRESS
-
-Text63 = Annotated[str, Field(max_length=63)]
-Text256 = Annotated[str, Field(max_length=256)]
-Text1024 = Annotated[str, Field(max_length=1024)]
-Text2048 = Annotated[str, Field(max_length=2048)]
-Decimal = Annotated[str, Field(max_length=32)]
-Time = Annotated[str, Field(max_length=40, json_schema_extra={"format": "date-time"})]
-Count = Annotated[Int32, Field(ge=0)]
-Int64 = Annotated[int, Field(ge=0, json_schema_extra={"format": "int64"})]
+from trl_operator.api.parts import (
+    BY_ITS_FIELDS,
+    NO_LONGER_WRITTEN,
+    REPORTED,
+    Count,
+    Int64,
+    Part,
+    Text63,
+    Text256,
+    Text1024,
+    Text2048,
+    Time,
+    list_map,
+)
+from trl_operator.api.reported import CheckpointStatus, EvaluationStatus, ProgressStatus, RewardStatus
 
 Phase = Literal[
     "Pending", "Blocked", "Starting", "Running", "Restarting", "Suspended", "Succeeded", "Failed", "Cancelled",
 ]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Owner:
-    """The field manager that writes a field; empty: none does as a whole."""
-
-    manager: str
-
-
-REPORTED = Owner(MANAGER_PROGRESS)
-BY_ITS_FIELDS = Owner("")
-NO_LONGER_WRITTEN = Owner("")
-
-
-class Part(Model):
-    """A part of the status. It may be of another version of the operator: what is not known is passed over."""
-
-    model_config = ConfigDict(extra="ignore", frozen=False)
-
-
-def list_map(key: str) -> dict[str, object]:
-    """Return the schema keys of a list that server-side apply merges by `key`."""
-    return {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": [key]}
 
 
 class Condition(Part):
@@ -61,13 +41,6 @@ class Condition(Part):
     """When status changed last."""
     observed_generation: Int64 | None = None
     """Generation of the job that this was decided on."""
-
-
-class Metric(Part):
-    name: Annotated[str, Field(max_length=64)]
-    """Exactly as TRL logs it."""
-    value: Decimal
-    """A decimal number."""
 
 
 class WorkloadRef(Part):
@@ -138,70 +111,6 @@ class Effective(Part):
     """Optimizer steps of the whole run."""
     trainable_parameters: Annotated[Int64 | None, REPORTED] = None
     """Parameters that are trained."""
-
-
-class ProgressStatus(Part):
-    attempt: Count
-    """Attempt that reported."""
-    activity: Text63
-    """loading, tokenizing, training, evaluating, saving or exporting."""
-    display: Text63
-    """Step of all steps, like 120/1000; before the first one what is being done, like tokenizing 40 %."""
-    eta: Text63 | None = None
-    """Time to the end of training, like 1h20m."""
-    eta_seconds: Count | None = None
-    """The same in seconds."""
-    step: Count
-    """Optimizer steps done."""
-    total_steps: Count
-    """Optimizer steps of the whole run."""
-    percentage: Count | None = None
-    """0 to 100; 100 means done."""
-    epoch: Decimal | None = None
-    """Passes over the training rows."""
-    loss: Decimal | None = None
-    """Training loss of the last log entry."""
-    learning_rate: Decimal | None = None
-    """Learning rate of the last log entry."""
-    grad_norm: Decimal | None = None
-    """Gradient norm of the last log entry."""
-    tokens_per_second: Decimal | None = None
-    """Tokens per second of all processes."""
-    last_update_time: Time
-    """When the trainer wrote the report."""
-    metrics: Annotated[list[Metric], Field(max_length=24, json_schema_extra=list_map("name"))] = []
-    """The last log entry."""
-    warnings: Annotated[list[Text1024], Field(max_length=8)] = []
-    """What the preflight found worth a look."""
-
-
-class CheckpointStatus(Part):
-    step: Count
-    """Optimizer step."""
-    path: Text1024
-    """Folder, relative to the storage volume."""
-    time: Time
-    """When it was published."""
-    metrics: Annotated[list[Metric], Field(max_length=8, json_schema_extra=list_map("name"))] = []
-    """Metrics at that step."""
-
-
-class EvaluationStatus(Part):
-    before: Annotated[list[Metric], Field(max_length=24, json_schema_extra=list_map("name"))] = []
-    """The base model on the held-out rows."""
-    after: Annotated[list[Metric], Field(max_length=24, json_schema_extra=list_map("name"))] = []
-    """The tuned model on the held-out rows."""
-
-
-class RewardStatus(Part):
-    name: Annotated[str, Field(max_length=64)]
-    """Name of the reward."""
-    mean: Decimal
-    """Mean of the last log entry."""
-    std: Decimal
-    """Standard deviation of the last log entry."""
-    errors: Count = 0
-    """Errors so far that counted as 0."""
 
 
 class ArtifactStatus(Part):

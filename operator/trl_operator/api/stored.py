@@ -5,7 +5,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from trl_contract.base import Model
-from trl_operator.api.status import Effective, JobStatus, Owner
+from trl_operator.api.parts import Owner
+from trl_operator.api.status import Effective, JobStatus
 from trl_operator.constants import MANAGER_PROGRESS, MANAGER_STATUS
 
 

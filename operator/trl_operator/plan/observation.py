@@ -191,12 +191,6 @@ def pod_from(
     kind, name, attempt = labels.get(LABEL_JOB_KIND), labels.get(LABEL_JOB_NAME), number(metadata, LABEL_ATTEMPT)
     if kind not in KINDS or not name or attempt == _NO_NUMBER:
         return None
-    conditions = {c["type"]: c for c in status.get("conditions") or ()}
-    scheduled = conditions.get("PodScheduled", {})
-    disruption = conditions.get("DisruptionTarget", {})
-    found: dict[str, Any] = next((c for c in status.get("containerStatuses") or () if c["name"] == container), {})
-    state = found.get("state", {})
-    waiting, ended = state.get("waiting", {}), state.get("terminated", {})
     return Pod(
         job=(kind, metadata["namespace"], name),
         name=metadata["name"],
@@ -212,17 +206,36 @@ def pod_from(
         reason=status.get("reason", ""),
         message=status.get("message", ""),
         deletion_time=parse_time(metadata.get("deletionTimestamp")),
-        disruption=disruption.get("reason", "") if disruption.get("status") == "True" else "",
-        unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
-        scheduled_time=parse_time(scheduled.get("lastTransitionTime")) if scheduled.get("status") == "True" else None,
-        waiting_reason=waiting.get("reason", ""),
-        waiting_message=waiting.get("message", ""),
-        started=bool(state.get("running") or ended.get("startedAt") or found.get("lastState", {})),
-        exit_code=ended.get("exitCode"),
-        exit_reason=ended.get("reason", ""),
-        exit_message=ended.get("message", ""),
-        exit_time=ended.get("finishedAt") or "",
+        **_from_conditions(status),
+        **_from_container(status, container),
     )
+
+
+def _from_conditions(status: dict[str, Any]) -> dict[str, Any]:
+    conditions = {c["type"]: c for c in status.get("conditions") or ()}
+    scheduled = conditions.get("PodScheduled", {})
+    disruption = conditions.get("DisruptionTarget", {})
+    time = parse_time(scheduled.get("lastTransitionTime")) if scheduled.get("status") == "True" else None
+    return {
+        "disruption": disruption.get("reason", "") if disruption.get("status") == "True" else "",
+        "unschedulable": scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
+        "scheduled_time": time,
+    }
+
+
+def _from_container(status: dict[str, Any], name: str) -> dict[str, Any]:
+    found: dict[str, Any] = next((c for c in status.get("containerStatuses") or () if c["name"] == name), {})
+    state = found.get("state", {})
+    waiting, ended = state.get("waiting", {}), state.get("terminated", {})
+    return {
+        "waiting_reason": waiting.get("reason", ""),
+        "waiting_message": waiting.get("message", ""),
+        "started": bool(state.get("running") or ended.get("startedAt") or found.get("lastState", {})),
+        "exit_code": ended.get("exitCode"),
+        "exit_reason": ended.get("reason", ""),
+        "exit_message": ended.get("message", ""),
+        "exit_time": ended.get("finishedAt") or "",
+    }
 
 
 def number(metadata: dict[str, Any], label: str, digits: int = 9) -> int:

@@ -1,0 +1,78 @@
+"""The part of the status that comes from the trainer: the field manager trl-operator-progress alone writes it."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from trl_operator.api.parts import Count, Decimal, Part, Text63, Text1024, Time, list_map
+
+
+class Metric(Part):
+    name: Annotated[str, Field(max_length=64)]
+    """Exactly as TRL logs it."""
+    value: Decimal
+    """A decimal number."""
+
+
+class ProgressStatus(Part):
+    attempt: Count
+    """Attempt that reported."""
+    activity: Text63
+    """loading, tokenizing, training, evaluating, saving or exporting."""
+    display: Text63
+    """Step of all steps, like 120/1000; before the first one what is being done, like tokenizing 40 %."""
+    eta: Text63 | None = None
+    """Time to the end of training, like 1h20m."""
+    eta_seconds: Count | None = None
+    """The same in seconds."""
+    step: Count
+    """Optimizer steps done."""
+    total_steps: Count
+    """Optimizer steps of the whole run."""
+    percentage: Count | None = None
+    """0 to 100; 100 means done."""
+    epoch: Decimal | None = None
+    """Passes over the training rows."""
+    loss: Decimal | None = None
+    """Training loss of the last log entry."""
+    learning_rate: Decimal | None = None
+    """Learning rate of the last log entry."""
+    grad_norm: Decimal | None = None
+    """Gradient norm of the last log entry."""
+    tokens_per_second: Decimal | None = None
+    """Tokens per second of all processes."""
+    last_update_time: Time
+    """When the trainer wrote the report."""
+    metrics: Annotated[list[Metric], Field(max_length=24, json_schema_extra=list_map("name"))] = []
+    """The last log entry."""
+    warnings: Annotated[list[Text1024], Field(max_length=8)] = []
+    """What the preflight found worth a look."""
+
+
+class CheckpointStatus(Part):
+    step: Count
+    """Optimizer step."""
+    path: Text1024
+    """Folder, relative to the storage volume."""
+    time: Time
+    """When it was published."""
+    metrics: Annotated[list[Metric], Field(max_length=8, json_schema_extra=list_map("name"))] = []
+    """Metrics at that step."""
+
+
+class EvaluationStatus(Part):
+    before: Annotated[list[Metric], Field(max_length=24, json_schema_extra=list_map("name"))] = []
+    """The base model on the held-out rows."""
+    after: Annotated[list[Metric], Field(max_length=24, json_schema_extra=list_map("name"))] = []
+    """The tuned model on the held-out rows."""
+
+
+class RewardStatus(Part):
+    name: Annotated[str, Field(max_length=64)]
+    """Name of the reward."""
+    mean: Decimal
+    """Mean of the last log entry."""
+    std: Decimal
+    """Standard deviation of the last log entry."""
+    errors: Count = 0
+    """Errors so far that counted as 0."""
