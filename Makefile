@@ -111,8 +111,8 @@ images: $(VENV) ## Build the images of trainer and operator into the running dev
 kill-test: $(VENV) ## Kill jobs at 200 random instants; each must end as if nothing had happened (about 20 minutes)
 	@$(PY) tests/trainer/kill_test.py --kills 200 --report docs/kill-test.md
 
-kill-matrix: $(VENV) ## Kill the operator at every call of every operation; two leaders (PART=kills, leaders, DPOJob)
-	@KILLS=full KILLS_REPORT=docs/kill-matrix.json $(PYTEST) -s $(addprefix tests/controlplane/controller/alone/test_,kills.py leaders.py) -k "$(PART)"
+kill-matrix: $(VENV) ## Kill the operator at every call of every operation, and at random; two leaders (PART=kills, storm, leaders, DPOJob)
+	@KILLS=full KILLS_REPORT=docs/kill-matrix.json $(PYTEST) -s $(addprefix tests/controlplane/controller/alone/test_,kills.py storm.py leaders.py) -k "$(PART)"
 
 # Each part on a control plane of its own, a few minutes long on two quiet cores.
 BENCH = PYTHONPATH=hack:tests/bench:tests/controlplane/controller $(PY) tests/bench/controlplane.py --output docs/bench-controlplane.json

@@ -173,8 +173,8 @@ def still(world: World, operator: Any) -> invariants.Picture:
     picture = world.picture()
     written = [e for e in world.plane.audit(operator.user)[before:] if e["verb"] not in ("get", "list", "watch")]
     assert {entry["objectRef"]["resource"] for entry in written} <= {"leases"}, written
-    assert invariants.compare(first, picture, quiet=True) == []
-    assert invariants.look(picture, datetime.now(UTC)) == []
+    broken = invariants.compare(first, picture, quiet=True) + invariants.look(picture, datetime.now(UTC))
+    assert not broken, broken
     settle(world, picture)
     return picture
 
@@ -183,7 +183,7 @@ def hold(world: World, operator: Any, kind: str, names: Sequence[str]) -> None:
     """What is true of j0000, which nothing had disturbed, is true of all."""
     picture = still(world, operator)
     history = world.history()
-    assert history.broken == []
+    assert not history.broken, history.broken
     uids = world.uids
     expected = shape(picture, uids["j0000"], "j0000")
     attempts = [attempt for attempt, _ in history.workloads[uids["j0000"]]]

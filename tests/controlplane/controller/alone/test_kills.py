@@ -14,7 +14,7 @@ from operations import FULL, KINDS, OPERATIONS, Run, hold
 
 from devcluster.faultproxy import FaultProxy
 
-SHORT = [("DPOJob", "create"), ("GRPOJob", "succeed"), ("SFTJob", "suspend"), ("RewardJob", "cancel")]
+SHORT = [("DPOJob", "create"), ("GRPOJob", "succeed"), ("SFTJob", "suspend")]
 CASES = [(kind, name) for kind in KINDS for name in OPERATIONS] if FULL else SHORT
 
 
