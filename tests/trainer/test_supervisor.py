@@ -10,7 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from trainer_kit import job_file, wait_for, write_jsonl
+from trainer_kit import job_file, start_supervisor, wait_for, write_jsonl
 
 from trl_contract.report import ExitRecord
 from trl_trainer import supervisor
@@ -26,6 +26,25 @@ def test_it_starts_without_torch() -> None:
     code = "import sys, time; t = time.time(); import trl_trainer.supervisor; print('torch' in sys.modules)"
     out, _ = python(code).communicate(timeout=60)
     assert out == "False\n"
+
+
+def test_a_sigterm_while_it_is_being_imported_is_obeyed(tmp_path: Path) -> None:
+    # Python runs it before anything else; it sends the signal when the first slow import begins.
+    (tmp_path / "sitecustomize.py").write_text("""
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "pydantic":
+            sys.meta_path.remove(self)
+            os.kill(os.getpid(), signal.SIGTERM)
+sys.meta_path.insert(0, Finder())
+""")
+    job = job_file(tmp_path, tmp_path, spec={})
+    process = start_supervisor(job, tmp_path, {"PYTHONPATH": str(tmp_path)})
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    record = ExitRecord.model_validate_json((tmp_path / "termination-log").read_text())
+    assert (record.outcome, record.message) == ("Preempted", "stopped before start")
 
 
 @pytest.mark.parametrize(

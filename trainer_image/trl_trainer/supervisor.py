@@ -4,10 +4,15 @@ torchrun returns 1 for everything, so the ranks leave records (records.py) and t
 termination message and an exit code by class. It does not import torch: it must be up before the first signal.
 """
 
+import signal
+
+if __name__ == "__main__":
+    # What follows takes a while to import, and PID 1 loses a signal that it has no handler for: this one waits.
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGTERM, signal.SIGINT))
+
 import argparse
 import math
 import os
-import signal
 import sys
 import tempfile
 import time
@@ -35,6 +40,7 @@ from trl_trainer.launch.processes import (
 )
 
 TERMINATION_LOG = "/dev/termination-log"
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 POLL_SECONDS = 0.2
 PEER_SECONDS = 20
 """How long the other ranks may take to end when one has failed. One that hangs in native code would never."""
@@ -47,7 +53,7 @@ class Stop:
         self.grace_seconds = grace_seconds
         self.time: str | None = None
         self.launcher: int | None = None
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOP_SIGNALS:
             signal.signal(number, self._on_term)
         signal.signal(signal.SIGALRM, self._on_deadline)
 
@@ -77,6 +83,7 @@ def main() -> int:
     stop = Stop(grace_seconds=300)
     attempt = 0
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         job = read_job(job_file)
         stop.grace_seconds, attempt = job.termination_grace_period_seconds, job.attempt
         wait_for_peers(os.environ)
@@ -90,6 +97,8 @@ def main() -> int:
         record = records.failure(
             error, time=records.now(), attempt=attempt, rank=int(os.environ.get("PET_NODE_RANK", "0"))
         )
+    # A job that failed before it started its ranks: nothing may take the record any more.
+    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     # Kubernetes mounts the file; a plain `docker run` has none, and its user may not make one.
     path = os.environ.get("TRL_TERMINATION_LOG", TERMINATION_LOG)
     if path != TERMINATION_LOG or os.path.exists(path):
@@ -109,14 +118,14 @@ def supervise(job: JobFile, path: str, stop: Stop) -> ExitRecord:
     with tempfile.TemporaryDirectory(prefix="trl-") as name:
         folder = Path(name)
         stop.launcher = launch(command(path, job, folder, world), environment(job, folder, nproc))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM, signal.SIGINT))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         others = OtherPods(work, job.attempt) if world > nproc else None
         if world == 1:
             while not ended(stop.launcher):
                 time.sleep(POLL_SECONDS)
         else:
             wait_for_ranks(stop.launcher, nproc, folder, job.attempt, others)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+        for number in (*STOP_SIGNALS, signal.SIGALRM):
             signal.signal(number, signal.SIG_IGN)
         kill_descendants()
         published = checkpoint.published_paths(work)
