@@ -14,7 +14,8 @@ from trainer_kit import job_file, start_supervisor, wait_for, write_jsonl
 
 from trl_contract.report import ExitRecord
 from trl_trainer import supervisor
-from trl_trainer.errors import UserError
+from trl_trainer.checkpoints import fence
+from trl_trainer.errors import TrainerError, UserError
 from trl_trainer.launch import peers
 
 
@@ -92,7 +93,7 @@ def test_a_bad_job_file_names_the_field(tmp_path: Path) -> None:
     assert "learningRat" in record.message
 
 
-def test_a_storage_that_cannot_be_written_is_access_denied(tmp_path: Path) -> None:
+def test_a_storage_that_is_mounted_read_only_is_named_with_who_cannot_write_it(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "train.jsonl", [])
     job = job_file(tmp_path, tmp_path, spec={})
     assert os.system(f"mount -t tmpfs -o ro none {tmp_path}/storage") == 0
@@ -104,7 +105,19 @@ def test_a_storage_that_cannot_be_written_is_access_denied(tmp_path: Path) -> No
     finally:
         os.system(f"umount -l {tmp_path}/storage")
     record = ExitRecord.model_validate_json((tmp_path / "log").read_text())
-    assert (run.returncode, record.reason) == (10, "AccessDenied")
+    assert (run.returncode, record.reason) == (10, "StorageNotWritable")
+    assert f"uid 0, gid 0 cannot write {tmp_path}/storage/uid-1 (Read-only file system)" in record.message
+    assert "use a volume" in record.message
+
+
+def test_a_storage_of_another_user_is_named_with_who_cannot_write_it(tmp_path: Path) -> None:
+    os.seteuid(1234)
+    try:
+        with pytest.raises(TrainerError, match=r"uid 1234, gid 0 cannot write .*Permission denied.*chown") as caught:
+            fence.claim(tmp_path / "storage" / "uid-1", 0)
+    finally:
+        os.seteuid(0)
+    assert caught.value.reason == "StorageNotWritable"
 
 
 def test_no_process_is_left_and_no_zombie(tmp_path: Path) -> None:

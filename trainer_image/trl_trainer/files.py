@@ -26,6 +26,20 @@ def write_whole(path: Path, text: str) -> None:
     fsync(path.parent)
 
 
+def not_writable(folder: Path, error: OSError) -> OSError | TrainerError:
+    """Return what to raise for an `error` of the first write to `folder`: who may not write where, and the remedy; the
+    error itself if it is about something else."""
+    who = f"uid {os.geteuid()}, gid {os.getegid()}"
+    remedies = {
+        EROFS: "it is mounted read-only: use a volume, or an access mode, that can be written",
+        EACCES: f"make it writable for {who}: chown it on the server, since NFS passes fsGroup over",
+    }
+    if error.errno not in remedies:
+        return error
+    remedy = remedies[error.errno]
+    return TrainerError("StorageNotWritable", f"storage: {who} cannot write {folder} ({error.strerror}); {remedy}")
+
+
 def try_renames(folder: Path) -> None:
     """Return if files and folders below `folder` can be renamed, which makes checkpoints and results whole.
 

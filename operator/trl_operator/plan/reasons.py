@@ -34,7 +34,8 @@ REASONS: dict[str, Reason] = {
     "CheckpointCorrupt": Reason("Look at the storage: no checkpoint of this job could be read.", retryable=True),
     "StorageFull": Reason("Make room on the storage volume or enlarge it, and create a new job."),
     "StorageNotWritable": Reason(
-        "Use a volume that renames files and folders (NFS, CephFS, Lustre, block storage), not an object store's mount."
+        "Use a volume that the uid in the message can write, and that renames files and folders (NFS, CephFS, Lustre,"
+        " block storage), not an object store's mount."
     ),
     "CommunicationTimeout": Reason(
         "Look at the network between the pods and at slow nodes.", retryable=True, effect=True

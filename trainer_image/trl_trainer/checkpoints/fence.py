@@ -3,17 +3,21 @@
 from pathlib import Path
 
 from trl_trainer.errors import TrainerError
+from trl_trainer.files import not_writable
 
 
 def claim(work: Path, attempt: int) -> None:
-    """Make `attempt` the owner of `work`; TrainerError if a newer attempt has claimed it.
+    """Make `attempt` the owner of `work`; TrainerError if a newer attempt has claimed it, or nothing can be written.
 
     `<work>/attempt/N` is empty while no newer attempt than N has claimed. Content is only ever added, so no two writers
     can undo each other.
     """
     folder = work / "attempt"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / str(attempt)).touch()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / str(attempt)).touch()
+    except OSError as error:
+        raise not_writable(work, error) from error
     check(work, attempt)
     for older in range(attempt):
         # Also those that never came to claim: they may yet wake up.

@@ -5,7 +5,7 @@ import re
 import traceback
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from errno import EACCES, EDQUOT, ENOSPC, EROFS
+from errno import EDQUOT, ENOSPC, EROFS
 from pathlib import Path
 
 from trl_contract.report import EXIT_CODES, SECRET_VARIABLES, USER_ERROR_EXIT_CODE, ExitRecord, FailureReason, Progress
@@ -62,7 +62,9 @@ def classify(error: BaseException) -> tuple[FailureReason, str]:
             return "OutOfGPUMemory", _first_line(cause)
         if isinstance(cause, OSError) and cause.errno in (ENOSPC, EDQUOT):
             return "StorageFull", f"no space left: {cause.filename or _first_line(cause)}"
-        if isinstance(cause, PermissionError) or (isinstance(cause, OSError) and cause.errno in (EACCES, EROFS)):
+        if isinstance(cause, OSError) and cause.errno == EROFS:
+            return "StorageNotWritable", f"mounted read-only: {cause.filename or _first_line(cause)}"
+        if isinstance(cause, PermissionError):
             return "AccessDenied", f"not allowed to write or read {cause.filename or ''}: {cause.strerror}"
     return _classify_text(error)
 
@@ -72,7 +74,7 @@ def _classify_text(error: BaseException) -> tuple[FailureReason, str]:
     if any(words in said for words in _FULL):
         return "StorageFull", text
     if "Read-only file system" in said:
-        return "AccessDenied", text
+        return "StorageNotWritable", text
     if isinstance(error, RuntimeError):
         distributed = type(error).__name__.startswith("Dist") or "gloo" in said or "NCCL" in said
         if _PEER_LOST.search(said):
