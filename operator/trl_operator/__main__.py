@@ -11,7 +11,7 @@ from trl_operator.errors import ApiError, LeaseLost
 from trl_operator.health import Health
 from trl_operator.kube import Kube
 from trl_operator.lease import Lease
-from trl_operator.metrics import Metrics
+from trl_operator.metrics import ControllerMetrics
 from trl_operator.plan.observation import Key
 from trl_operator.reconcile import Reconciler, work
 from trl_operator.render.manifests import Installation
@@ -34,15 +34,17 @@ async def run(settings: Settings) -> None:
         kube = await stack.enter_async_context(await Kube.connect())
         # However busy the workers are, a renewal never waits for a connection.
         lease = Lease(await stack.enter_async_context(await Kube.connect(LEASE_CONNECTIONS)), settings)
-        queue: WorkQueue[Key] = WorkQueue()
-        store, metrics, certificates = Store(), Metrics(), Certificates(kube, settings)
+        store, metrics, certificates = Store(), ControllerMetrics(), Certificates(kube, settings)
+        queue: WorkQueue[Key] = WorkQueue(metrics.queue_wait_seconds.observe)
         needs = Needs(store)
         watched = [*store.watched(), *needs.watched()]
         relist = Relist(kube, watched, settings.namespaces, settings.relist_seconds)
         health = Health(relist.age, settings.relist_seconds, queue.oldest_seconds)
-        metrics.gauge("trl_operator_queue_keys", lambda: len(queue))
-        metrics.gauge("trl_operator_leader", lambda: float(lease.outlasts(0)))
-        metrics.gauge("trl_operator_refused_lists", lambda: float(relist.refused))
+        metrics.gauge("trl_operator_queue_keys", "Jobs that wait for a look.", lambda: len(queue))
+        metrics.gauge("trl_operator_leader", "1 on the replica that leads.", lambda: float(lease.outlasts(0)))
+        refused = "Lists of one kind in one namespace that the API server refused."
+        metrics.gauge("trl_operator_refused_lists", refused, lambda: float(relist.refused))
+        metrics.jobs(lambda: store.phases() if lease.outlasts(0) else {})
         await host.serve(stack, health.application(metrics), settings.bind_address, settings.health_port)
 
         def installation() -> Installation:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST
 
 from trl_operator.metrics import Metrics
 
@@ -53,7 +54,7 @@ class Health:
             return web.Response(status=200 if self.ready else 503, text="ok" if self.ready else "starting")
 
         async def show(_: web.Request) -> web.Response:
-            return web.Response(text=metrics.render(), content_type="text/plain")
+            return web.Response(text=metrics.render(), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
         app = web.Application()
         app.router.add_get("/healthz", healthz)

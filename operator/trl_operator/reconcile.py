@@ -19,9 +19,9 @@ from trl_operator.constants import API_VERSION, LABEL_ATTEMPT, LABEL_JOB_UID, MA
 from trl_operator.errors import ApiError, LeaseLost
 from trl_operator.kube import CLAIMS, CONFIG_MAPS, EVENTS, JOBS, NETWORK_POLICIES, PODS, Kube
 from trl_operator.lease import Lease
-from trl_operator.metrics import Metrics
+from trl_operator.metrics import ControllerMetrics
 from trl_operator.plan.acceptance import Blocker, check_spec
-from trl_operator.plan.observation import Attempt, Child, Key, controller_uid, current_attempt, format_time
+from trl_operator.plan.observation import Attempt, Child, Key, controller_uid, current_attempt, format_time, parse_time
 from trl_operator.plan.outcome import records
 from trl_operator.plan.view import View
 from trl_operator.policy.start import half_since
@@ -62,7 +62,7 @@ class Reconciler:
         installation: Callable[[], Installation],
         identity: str,
         exists: Callable[[Resource], bool],
-        metrics: Metrics,
+        metrics: ControllerMetrics,
         now: Callable[[], datetime] = utc_now,
     ) -> None:
         self._kube = kube
@@ -211,7 +211,7 @@ class Reconciler:
             if error.status != INVALID:
                 raise
             # What a container says must not keep its job from ending.
-            self._metrics.count("trl_operator_last_words_total", result="refused")
+            self._metrics.last_words.labels("refused").inc()
             logger.warning("last words of %s/%s: %s", obj["metadata"]["namespace"], obj["metadata"]["name"], error)
             return obj
 
@@ -221,9 +221,19 @@ class Reconciler:
         if written(read_status(before)) == status:
             return obj
         obj = await self._put_status(obj, status)
+        self._count(job, before, status)
         for event in events(before, status):
             await self._tell(job, event)
         return obj
+
+    def _count(self, job: Job, before: Status, status: Status) -> None:
+        kind = job.info.kind
+        if status.get("restarts", 0) > before.get("restarts", 0):
+            self._metrics.restarts.labels(kind, read_status(status).reason("Running")).inc()
+        if "completionTime" in status and "completionTime" not in before:
+            ended = parse_time(status["completionTime"]) or self._now()
+            seconds = (ended - (parse_time(status.get("startTime")) or ended)).total_seconds()
+            self._metrics.job_seconds.labels(kind, status["phase"]).observe(seconds)
 
     async def _put_status(self, obj: Obj, status: Status, manager: str = MANAGER_STATUS) -> Obj:
         """Write one manager's part of the status, unless the object has changed since it was read."""
@@ -380,15 +390,16 @@ def _differs(resource: Resource, found: Obj, manifest: Obj) -> bool:
     return resource in parts and found.get(parts[resource]) != manifest[parts[resource]]
 
 
-async def work(queue: WorkQueue[Key], reconciler: Reconciler, metrics: Metrics) -> None:
+async def work(queue: WorkQueue[Key], reconciler: Reconciler, metrics: ControllerMetrics) -> None:
     """Take keys from the queue for ever. What fails is repeated with backoff: one bad job must not stop the others."""
     while True:
         key = await queue.get()
         name = "/".join(key)
         try:
-            delay = await reconciler.reconcile(key)
+            with metrics.reconcile_seconds.labels(key[0]).time():
+                delay = await reconciler.reconcile(key)
         except ApiError as error:
-            metrics.count("trl_operator_reconcile_errors_total", status=str(error.status))
+            metrics.reconcile_errors.labels(str(error.status)).inc()
             level = logging.DEBUG if error.status == 409 else logging.WARNING
             logger.log(level, "%s: %s", name, error)
             queue.failed(key, error.retry_after)
@@ -396,7 +407,7 @@ async def work(queue: WorkQueue[Key], reconciler: Reconciler, metrics: Metrics) 
             raise
         except Exception:
             # Whatever it is, it came from this job: it must not end the process, and with it all other jobs' progress.
-            metrics.count("trl_operator_reconcile_errors_total", status="bug")
+            metrics.reconcile_errors.labels("bug").inc()
             logger.exception("%s: this is a bug; other jobs go on", name)
             queue.failed(key, at_least=5.0)
         else:

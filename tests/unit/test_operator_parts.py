@@ -11,7 +11,6 @@ from pydantic import ValidationError
 
 from trl_operator.handlers import Backoffs
 from trl_operator.health import Health
-from trl_operator.metrics import Metrics
 from trl_operator.plan.acceptance import check_reference, check_retained, check_spec, references
 from trl_operator.render.run import pin
 from trl_operator.settings import ReceiverSettings, Settings, from_environment
@@ -177,21 +176,6 @@ def test_the_receiver_needs_no_setting_and_takes_none_of_the_controllers() -> No
     for name, value in {"LEASE_NAME": "x", "WRITES_PER_SECOND": "0"}.items():
         with pytest.raises(ValidationError, match=name.lower()):
             from_environment(ReceiverSettings, {f"TRL_OPERATOR_{name}": value})
-
-
-def test_metrics_are_in_prometheus_form() -> None:
-    metrics = Metrics()
-    metrics.count("reports_total", result="accepted")
-    metrics.count("reports_total", result="accepted")
-    metrics.count("reports_total", result='a"b\n')
-    metrics.gauge("leader", lambda: 1.0)
-    assert metrics.render().splitlines() == [
-        "# TYPE reports_total counter",
-        'reports_total{result="a\\"b\\n"} 1',
-        'reports_total{result="accepted"} 2',
-        "# TYPE leader gauge",
-        "leader 1",
-    ]
 
 
 def test_each_transition_is_told_once() -> None:

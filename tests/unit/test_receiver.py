@@ -11,7 +11,7 @@ from aiohttp.test_utils import TestClient, TestServer
 from fake_kube import FakeKube, token
 
 from trl_operator.errors import ApiError
-from trl_operator.metrics import Metrics
+from trl_operator.metrics import ReceiverMetrics
 from trl_operator.receiver.app import Receiver
 from trl_operator.receiver.reviews import Reviews
 from trl_operator.receiver.store import Store
@@ -34,7 +34,7 @@ class World:
     def __init__(self, job: dict[str, Any], pod: dict[str, Any], interval: float = 0.2, pace: float = 1000) -> None:
         self.kube = FakeKube()
         self.store = Store()
-        self.metrics = Metrics()
+        self.metrics = ReceiverMetrics()
         kube: Any = self.kube
         self.reviews = Reviews(kube)
         self.writer = Writer(kube, self.store, self.metrics, interval, pace)

@@ -9,7 +9,7 @@ import pytest
 from fake_kube import FakeKube
 
 from trl_operator.errors import ApiError, LeaseLost
-from trl_operator.metrics import Metrics
+from trl_operator.metrics import ControllerMetrics
 from trl_operator.reconcile import Reconciler, work
 from trl_operator.render.manifests import Installation
 from trl_operator.store.needs import Needs
@@ -33,7 +33,7 @@ class World:
         self.kube = FakeKube()
         self.store = Store()
         self.needs = Needs(self.store)
-        self.metrics = Metrics()
+        self.metrics = ControllerMetrics()
         self.now = now
         self.reconciler = Reconciler(
             self.kube,  # type: ignore[arg-type]
@@ -296,6 +296,10 @@ def test_a_job_restarts_though_no_watch_has_told_that_its_attempt_is_gone(
     world.kube.put("pods", pod_object(0, "Failed", attempt=1))
     world.reconcile()
     assert (world.status["attempt"], world.status["phase"], running(world)[0]) == (1, "Restarting", "ChildDeleted")
+    counted = 'trl_operator_restarts_total{kind="DPOJob",reason="ChildDeleted"} 1.0'
+    assert counted in world.metrics.render()
+    world.reconcile()
+    assert counted in world.metrics.render()
 
 
 def test_a_pod_that_is_newer_than_the_list_is_not_taken_for_gone(world: World, pod_object: Objects) -> None:
@@ -365,6 +369,7 @@ def test_a_job_that_is_over_costs_no_request(world: World, child_object: Objects
     asked = counting(world, "get")
     world.reconcile()
     assert asked == []
+    assert 'trl_operator_job_seconds_count{kind="DPOJob",phase="Succeeded"} 1.0' in world.metrics.render()
 
 
 def test_what_the_reconciler_writes_and_creates_wakes_nobody(job_object: Objects, now: datetime) -> None:
@@ -610,7 +615,7 @@ def test_a_job_that_meets_a_bug_does_not_stop_the_others(bug: type[Exception]) -
 
     async def main() -> None:
         queue: WorkQueue[Any] = WorkQueue()
-        metrics = Metrics()
+        metrics = ControllerMetrics()
         worker = asyncio.create_task(work(queue, Reconciling(), metrics))  # type: ignore[arg-type]
         for name in ("bad", "good"):
             queue.add(("DPOJob", "team", name))
@@ -634,7 +639,7 @@ def test_a_worker_ends_when_the_lease_is_lost() -> None:
         queue: WorkQueue[Any] = WorkQueue()
         queue.add(("DPOJob", "team", "tune"))
         with pytest.raises(LeaseLost):
-            await asyncio.wait_for(work(queue, Reconciling(), Metrics()), 5)  # type: ignore[arg-type]
+            await asyncio.wait_for(work(queue, Reconciling(), ControllerMetrics()), 5)  # type: ignore[arg-type]
 
     asyncio.run(main())
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from trl_operator import host
 from trl_operator.health import Health
 from trl_operator.kube import Kube
-from trl_operator.metrics import Metrics
+from trl_operator.metrics import ReceiverMetrics
 from trl_operator.receiver.app import Receiver
 from trl_operator.receiver.reviews import Reviews
 from trl_operator.receiver.serving import Serving
@@ -29,7 +29,7 @@ async def run(settings: ReceiverSettings) -> None:
         # Whoever floods us with tokens takes no connection away from the writes.
         writing = await stack.enter_async_context(await Kube.connect(CONNECTIONS))
         asking = await stack.enter_async_context(await Kube.connect())
-        store, metrics = Store(), Metrics()
+        store, metrics = Store(), ReceiverMetrics()
         watched = store.watched()
         relist = Relist(writing, watched, settings.namespaces, settings.relist_seconds)
         health = Health(relist.age, settings.relist_seconds)
@@ -37,7 +37,9 @@ async def run(settings: ReceiverSettings) -> None:
         reviews = Reviews(asking)
         writer = Writer(writing, store, metrics, settings.progress_seconds, settings.writes_per_second)
         receiver = Receiver(store, reviews, writer, metrics)
-        metrics.gauge("trl_operator_receiver_pending", lambda: len(writer.pending))
+        metrics.gauge(
+            "trl_operator_receiver_pending", "Jobs whose newest report is not written.", lambda: len(writer.pending)
+        )
         await host.serve(stack, health.application(metrics), settings.bind_address, settings.health_port)
 
         async def take_reports(filled: asyncio.Event) -> None:

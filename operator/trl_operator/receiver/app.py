@@ -13,7 +13,7 @@ from trl_operator.api.job import audience
 from trl_operator.api.kinds import BY_PLURAL
 from trl_operator.constants import GROUP, VERSION
 from trl_operator.errors import ApiError
-from trl_operator.metrics import Metrics
+from trl_operator.metrics import ReceiverMetrics
 from trl_operator.plan.observation import Key, Pod
 from trl_operator.receiver.reviews import Reviews
 from trl_operator.receiver.store import ReportingJob, Store
@@ -32,7 +32,12 @@ class Receiver:
     """Takes reports from pods of running jobs and hands the newest of each job to the writer."""
 
     def __init__(
-        self, store: Store, reviews: Reviews, writer: Writer, metrics: Metrics, now: Callable[[], float] = time.time
+        self,
+        store: Store,
+        reviews: Reviews,
+        writer: Writer,
+        metrics: ReceiverMetrics,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._reviews = reviews
@@ -65,11 +70,11 @@ class Receiver:
             field = ".".join(str(part) for part in first["loc"]) or "body"
             raise self._refused(web.HTTPBadRequest, f"{field}: {first['msg']}") from error
         accepted, message = self._take(key, job, pod, report)
-        self._metrics.count("trl_operator_reports_total", result="accepted" if accepted else "dropped")
+        self._metrics.reports.labels("accepted" if accepted else "dropped").inc()
         return web.json_response({"accepted": accepted, "message": message})
 
     def _refused(self, answer: type[web.HTTPException], message: str) -> web.HTTPException:
-        self._metrics.count("trl_operator_reports_total", result=f"refused-{answer.status_code}")
+        self._metrics.reports.labels(f"refused-{answer.status_code}").inc()
         return answer(text=message, headers={"Retry-After": "2"} if answer.status_code in (429, 503) else None)
 
     async def _sender(self, request: web.Request, audience: str | None) -> Pod:

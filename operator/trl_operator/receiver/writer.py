@@ -14,7 +14,7 @@ from trl_contract.report import Progress
 from trl_operator.constants import API_VERSION, MANAGER_PROGRESS
 from trl_operator.errors import ApiError
 from trl_operator.kube import JOBS, WRITE_SECONDS, Kube
-from trl_operator.metrics import Metrics
+from trl_operator.metrics import ReceiverMetrics
 from trl_operator.plan.observation import Key
 from trl_operator.receiver.store import Store
 from trl_operator.receiver.turns import Pace
@@ -52,7 +52,7 @@ class Writer:
         self,
         kube: Kube,
         store: Store,
-        metrics: Metrics,
+        metrics: ReceiverMetrics,
         interval: float,
         per_second: float,
         clock: Callable[[], float] = time.monotonic,
@@ -123,7 +123,7 @@ class Writer:
         except ApiError as error:
             logger.log(logging.DEBUG if error.status == 409 else logging.WARNING, "progress of %s: %s", key, error)
             if error.final:
-                self._metrics.count("trl_operator_reports_total", result="refused-by-api-server")
+                self._metrics.reports.labels("refused-by-api-server").inc()
                 self._failed.pop(key, None)
             else:
                 self._put_off(key, pending, error.retry_after)

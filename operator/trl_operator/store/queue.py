@@ -2,7 +2,7 @@
 
 import asyncio
 import random
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -15,7 +15,9 @@ class WorkQueue(Generic[K]):
     """Keys wait in the order of their arrival; adding one that waits changes nothing, adding one that is being worked
     on makes it wait again afterwards. A key that has failed rests, whoever adds it. Only for one event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, waited: Callable[[float], None] = lambda _: None) -> None:
+        """`waited` is told how many seconds each key has waited for a worker."""
+        self._waited = waited
         self._waiting: dict[K, float] = {}
         self._working: set[K] = set()
         self._again: set[K] = set()
@@ -62,7 +64,7 @@ class WorkQueue(Generic[K]):
             self._filled.clear()
             await self._filled.wait()
         key = next(iter(self._waiting))
-        del self._waiting[key]
+        self._waited(asyncio.get_running_loop().time() - self._waiting.pop(key))
         self._working.add(key)
         return key
 

@@ -1,5 +1,6 @@
 """The newest known state of each object that is watched."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -133,6 +134,10 @@ class Store:
     def is_awaited(self, key: Key) -> bool:
         """Return whether a job that has not ended uses the result of this one."""
         return any(key in job.uses for job in self.jobs.values() if job.uses and not job.ended)
+
+    def phases(self) -> Counter[tuple[str, str]]:
+        """Return how many jobs there are of each kind in each phase."""
+        return Counter((job.key[0], job.phase) for job in self.jobs.values())
 
     def is_over(self, key: Key) -> bool:
         """Return whether a job has ended and nothing of it is left to be ended or deleted."""

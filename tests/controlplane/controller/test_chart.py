@@ -135,6 +135,16 @@ def test_only_pods_of_jobs_reach_the_receiver_and_nothing_but_probes_the_control
     assert "NetworkPolicy" not in kinds
 
 
+def test_a_service_leads_to_the_metrics_of_each_deployment(render_chart: Render) -> None:
+    objects = render_chart("trl")
+    for name in ("trl-operator", RECEIVER):
+        service, deployment = of(objects, "Service", f"{name}-metrics"), of(objects, "Deployment", name)
+        assert service["metadata"]["labels"]["trl-operator.io/metrics"] == "true"
+        assert service["spec"]["selector"] == deployment["spec"]["selector"]["matchLabels"]
+        [port], [container] = service["spec"]["ports"], deployment["spec"]["template"]["spec"]["containers"]
+        assert {"name": port["targetPort"], "containerPort": port["port"]} in container["ports"]
+
+
 @pytest.mark.parametrize(
     "value",
     [
