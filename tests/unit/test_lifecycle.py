@@ -125,6 +125,17 @@ def test_a_foreign_image_that_leaves_no_record_succeeds_and_this_is_said(
     pod = make_pod(0, "Succeeded", exit_code=0)
     decision = decide(job, status, View(make_child(0, "Succeeded"), pods=(pod,)), now)
     assert reason(decision, "Succeeded") == ("True", "NoExitRecord")
+    assert "all pods ended with exit code 0" in condition(decision.status, "Succeeded")["message"]
+
+
+def test_a_success_whose_pods_are_gone_says_that_and_where_to_look(
+    make_job: Make, make_child: Make, now: datetime
+) -> None:
+    job, status = running(make_job, make_child, now)
+    decision = decide(job, status, View(make_child(0, "Succeeded")), now)
+    assert reason(decision, "Succeeded") == ("True", "NoExitRecord")
+    said = condition(decision.status, "Succeeded")["message"]
+    assert said.endswith(f"look into folder {job.uid} of PersistentVolumeClaim tune-dpo")
 
 
 def test_a_failed_attempt_waits_for_all_its_pods_before_anything_is_decided(

@@ -1,22 +1,29 @@
 """How a job ends: what its status says for good."""
 
+from collections.abc import Iterable
 from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Literal
 
-from trl_contract.report import Artifact, ExitRecord
+from trl_contract.report import Artifact
 from trl_operator.api.job import Job
 from trl_operator.api.status import ArtifactStatus, Failure, JobStatus, Phase
-from trl_operator.plan.observation import format_time
-from trl_operator.plan.outcome import Cause
+from trl_operator.plan.observation import Pod, format_time
+from trl_operator.plan.outcome import Cause, records
 from trl_operator.plan.reasons import REASONS
 from trl_operator.status.conditions import clean, set_condition
 
 
-def succeed(job: Job, status: JobStatus, found: list[ExitRecord], now: datetime) -> None:
-    """The job has succeeded; `found` are the exit records of its pods by rank."""
-    reason = "Succeeded" if found else "NoExitRecord"
-    message = "training has finished" if found else "all pods ended with exit code 0 and left no exit record"
+def succeed(job: Job, status: JobStatus, pods: Iterable[Pod], now: datetime) -> None:
+    """The job has succeeded; `pods` are those of its attempt, as far as they are known."""
+    pods = tuple(pods)
+    found = records(pods)
+    reason, message = "Succeeded", "training has finished"
+    if not found:
+        reason, message = "NoExitRecord", "all pods ended with exit code 0 and left no exit record"
+    if not pods:
+        place = f"folder {job.uid} of PersistentVolumeClaim {job.storage_claim}"
+        message = f"its pods are gone, and with them the record of what they have left: look into {place}"
     # Every rank may name them; the list is keyed by type, and the lowest rank has the word.
     artifacts = {artifact.type: _artifact(job, artifact) for record in reversed(found) for artifact in record.artifacts}
     status.artifacts = list(artifacts.values())

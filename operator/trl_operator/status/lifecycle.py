@@ -10,7 +10,7 @@ from trl_operator.api.stored import owned, read_status
 from trl_operator.constants import MANAGER_STATUS
 from trl_operator.plan.acceptance import Blocker, seconds_to_next_look
 from trl_operator.plan.observation import Child, format_time, parse_time
-from trl_operator.plan.outcome import Cause, classify, records
+from trl_operator.plan.outcome import Cause, classify
 from trl_operator.plan.starting import REFUSAL_REASONS, refusal, waiting_reason
 from trl_operator.plan.topology import processes_per_node
 from trl_operator.plan.upstream import upstreams
@@ -150,7 +150,7 @@ class _Machine:
                 api_version=child.api_version, kind=child.kind, name=child.name, uid=child.uid
             )
         if self.view.succeeded(self.job.cluster.num_nodes):
-            ending.succeed(self.job, self.status, records(self.view.pods), self.now)
+            ending.succeed(self.job, self.status, self.view.pods, self.now)
             return self.finished()
         if wish := stop.wish(policy, self.status, self.now):
             return self._stop(wish)

@@ -18,7 +18,7 @@ Place = tuple[str, str]
 
 
 @dataclass(frozen=True, slots=True)
-class Warning:
+class WarningEvent:
     """An event about a workload."""
 
     about: str
@@ -35,8 +35,8 @@ class Needs:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._claims: dict[Place, Obj] = {}
-        self._warnings: dict[str, Warning] = {}
-        self._warnings_of: dict[str, dict[str, Warning]] = {}
+        self._warnings: dict[str, WarningEvent] = {}
+        self._warnings_of: dict[str, dict[str, WarningEvent]] = {}
 
     def watched(self) -> list[Watched]:
         """Return what has to be watched to keep this."""
@@ -83,7 +83,7 @@ class Needs:
 
     def put_event(self, obj: Obj) -> None:
         about, uid = obj["involvedObject"], obj["metadata"]["uid"]
-        found = Warning(about.get("uid", ""), obj["metadata"]["namespace"], version_of(obj), _event(obj))
+        found = WarningEvent(about.get("uid", ""), obj["metadata"]["namespace"], version_of(obj), _event(obj))
         known = self._warnings.get(uid)
         if known is not None and known.version >= found.version:
             return
