@@ -23,6 +23,8 @@ class Lease:
         self._clock = clock
         self._renewed: float | None = None
         self._seen: tuple[Any, float] = (None, 0.0)
+        self._written: dict[str, Any] | None = None
+        """As this replica wrote it last: while nobody else writes, a renewal need not read it."""
 
     def outlasts(self, seconds: float) -> bool:
         """Return whether nobody else can lead before `seconds` are over."""
@@ -64,8 +66,8 @@ class Lease:
                 return False
         except ApiError as error:
             logger.warning("lease: %s", error)
-            # Whoever was faster may hold it now: that is looked at without a pause, once.
-            return error.status == 409 and not again and await self._try(again=True)
+            # Somebody else has written or deleted it: who holds it now is looked at without a pause, once.
+            return error.status in (404, 409) and not again and await self._try(again=True)
         self._renewed = started
         return True
 
@@ -80,11 +82,11 @@ class Lease:
     async def _take(self) -> bool:
         """Create, renew or take over the lease; raises ApiError 409 if another replica was faster."""
         settings = self._settings
-        lease = await self._read()
+        lease, self._written = self._written or await self._read(), None
         if lease is None:
             metadata = {"name": settings.lease_name, "namespace": settings.namespace}
             body = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": metadata}
-            await self._kube.create(LEASES, body | {"spec": self._spec({})}, settings.namespace)
+            self._written = await self._kube.create(LEASES, body | {"spec": self._spec({})}, settings.namespace)
             return True
         spec = lease["spec"]
         holder = spec.get("holderIdentity") or settings.identity
@@ -92,7 +94,8 @@ class Lease:
             raise LeaseLost(f"{holder} holds the lease")
         if holder != settings.identity and not self._expired(spec):
             return False
-        await self._kube.replace(LEASES, settings.namespace, settings.lease_name, lease | {"spec": self._spec(spec)})
+        body = lease | {"spec": self._spec(spec)}
+        self._written = await self._kube.replace(LEASES, settings.namespace, settings.lease_name, body)
         return True
 
     def _expired(self, spec: dict[str, Any]) -> bool:

@@ -53,23 +53,35 @@ class Store:
     def __init__(self) -> None:
         self.lease: dict[str, Any] | None = None
         self.before_write: Callable[[], None] = lambda: None
+        self.reads = self.writes = 0
 
     async def get(self, *_: Any) -> dict[str, Any] | None:
+        self.reads += 1
         return deepcopy(self.lease)
 
-    async def create(self, _: Any, body: dict[str, Any], *__: Any) -> None:
+    async def create(self, _: Any, body: dict[str, Any], *__: Any) -> dict[str, Any]:
         self.before_write()
         if self.lease is not None:
             raise ApiError(409, "already exists")
-        self.lease = body
+        return self._store(body)
 
-    async def replace(self, *arguments: Any) -> None:
+    async def replace(self, *arguments: Any) -> dict[str, Any]:
         self.before_write()
-        self.lease = arguments[-1]
+        body = arguments[-1]
+        if self.lease is None:
+            raise ApiError(404, "not found")
+        if body.get("version") != self.lease.get("version"):
+            raise ApiError(409, "has been modified")
+        return self._store(body)
+
+    def _store(self, body: dict[str, Any]) -> dict[str, Any]:
+        self.writes += 1
+        self.lease = {**body, "version": self.writes}
+        return deepcopy(self.lease)
 
 
 def held_by(identity: str) -> dict[str, Any]:
-    return {"spec": {"holderIdentity": identity, "renewTime": "t", "leaseDurationSeconds": 15}}
+    return {"version": 99, "spec": {"holderIdentity": identity, "renewTime": "t", "leaseDurationSeconds": 15}}
 
 
 @pytest.mark.parametrize("how", ["taken away", "deleted and taken before it is made again"])
@@ -99,5 +111,20 @@ def test_a_leader_makes_a_lease_that_was_deleted_again_and_goes_on() -> None:
             await asyncio.wait_for(lease.keep(), 0.8)
         assert store.lease is not None
         assert store.lease["spec"]["holderIdentity"] == "one"
+
+    asyncio.run(main())
+
+
+def test_a_renewal_is_one_request() -> None:
+    async def main() -> None:
+        store = Store()
+        lease = Lease(store, SETTINGS.model_copy(update={"retry_seconds": 0.01}))  # type: ignore[arg-type]
+        await lease.acquire()
+        keeper = asyncio.create_task(lease.keep())
+        async with asyncio.timeout(5):
+            while store.writes < 6:
+                await asyncio.sleep(0.005)
+        keeper.cancel()
+        assert store.reads == 1
 
     asyncio.run(main())
