@@ -1,8 +1,12 @@
 """The metrics, and the page that explains them."""
 
+import asyncio
 import re
 from pathlib import Path
 
+from aiohttp.test_utils import TestClient, TestServer
+
+from trl_operator.health import Health
 from trl_operator.metrics import ControllerMetrics, Metrics, ReceiverMetrics
 
 PAGE = Path(__file__).parents[2] / "docs/metrics.md"
@@ -37,3 +41,15 @@ def test_jobs_are_shown_by_kind_and_phase_and_by_none_but_the_leader() -> None:
     leads = False
     assert "trl_operator_jobs{" not in metrics.render()
     assert "trl_operator_leader 0.0\n" in metrics.render()
+
+
+def test_they_are_served_as_prometheus_asks_for_them() -> None:
+    async def main() -> None:
+        metrics = ReceiverMetrics()
+        metrics.reports.labels("accepted").inc()
+        application = Health(lambda: 0.0, 600).application(metrics)
+        async with TestClient(TestServer(application)) as client, client.get("/metrics") as answer:
+            assert answer.headers["Content-Type"].startswith("text/plain; version=")
+            assert 'trl_operator_reports_total{result="accepted"} 1.0\n' in await answer.text()
+
+    asyncio.run(main())
