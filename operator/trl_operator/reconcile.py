@@ -1,9 +1,7 @@
 """The one loop: observe, decide, write the status, act, tell."""
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -13,24 +11,25 @@ from pydantic import ValidationError
 
 from trl_operator.api.job import Job, parse_known
 from trl_operator.api.stored import read_status
-from trl_operator.backend import backend_for, child_from, denials, resource_of
-from trl_operator.blockers import claim_blocker, find_blocker, name_blocker, things
+from trl_operator.attempts import Attempts
+from trl_operator.backend import backend_for, denials
+from trl_operator.blockers import find_blocker, things
 from trl_operator.constants import API_VERSION, LABEL_ATTEMPT, LABEL_JOB_UID, MANAGER_PROGRESS, MANAGER_STATUS
-from trl_operator.errors import ApiError, LeaseLost
-from trl_operator.kube import CLAIMS, CONFIG_MAPS, EVENTS, JOBS, NETWORK_POLICIES, PODS, Kube
+from trl_operator.errors import ApiError, LeaseLost, Refused
+from trl_operator.kube import EVENTS, JOBS, PODS, Kube
 from trl_operator.lease import Lease
 from trl_operator.metrics import ControllerMetrics
 from trl_operator.plan.acceptance import Blocker, check_spec
-from trl_operator.plan.observation import Attempt, Child, Key, controller_uid, current_attempt, format_time, parse_time
+from trl_operator.plan.observation import Attempt, Child, Key, current_attempt, parse_time
 from trl_operator.plan.outcome import records
 from trl_operator.plan.view import View
 from trl_operator.policy.start import half_since
-from trl_operator.render.manifests import Installation, claim, config_map, network_policy
+from trl_operator.render.manifests import Installation
 from trl_operator.render.run import Pinned
 from trl_operator.resource import Resource
 from trl_operator.runs import find_run
 from trl_operator.status.conditions import Status, set_condition
-from trl_operator.status.events import Event, events
+from trl_operator.status.events import Event, events, manifest
 from trl_operator.status.lifecycle import Decision, decide, refused, written
 from trl_operator.status.progress import last_words, without_eta
 from trl_operator.store.needs import Needs
@@ -70,6 +69,7 @@ class Reconciler:
         self._needs = needs
         self._lease = lease
         self._installation = installation
+        self._attempts = Attempts(kube, store, needs, lease, installation)
         self._identity = identity
         self._exists = exists
         self._metrics = metrics
@@ -149,7 +149,7 @@ class Reconciler:
             return View(others=tuple(children)), None
         child = next((child for child in children if child.name == attempt.child), None)
         if child is None or attempt.child_uid not in ("", child.uid):
-            child = await self._live_child(job, attempt)
+            child = await self._attempts.live(job, attempt)
         if child is None and not attempt.child_uid:
             return await self._between(job, obj, attempt.number, others)
         if child is None or child.state != "active":
@@ -158,12 +158,6 @@ class Reconciler:
         denied = denials(child, self._needs.warnings(child)) if child and len(pods) < job.cluster.num_nodes else ()
         older_waits = half_since(pods, job.cluster.num_nodes) is not None and self._store.an_older_job_waits(job.uid)
         return View(child, others, pods, denied, older_waits=older_waits), None
-
-    async def _live_child(self, job: Job, attempt: Attempt) -> Child | None:
-        obj = await self._kube.get(backend_for(job, attempt.child_kind).RESOURCE, job.namespace, attempt.child)
-        if obj is None or controller_uid(obj["metadata"]) != job.uid:
-            return None
-        return child_from(obj)
 
     async def _refresh_pods(self, attempt: Attempt, state: str) -> None:
         """List an attempt's pods when it is first seen in this state, and then now and then: the watch tells the rest,
@@ -248,10 +242,7 @@ class Reconciler:
 
     async def _act(self, job: Job, obj: Obj, decision: Decision, pinned: Pinned | None) -> float | None:
         for child in decision.delete:
-            self._lease.check()
-            if not await self._kube.delete(resource_of(child), job.namespace, child.name, child.uid):
-                # The watch has missed its end, and would not tell of it before everything is listed again.
-                self._store.forget_child(child)
+            await self._attempts.delete(child)
         if decision.delete_job:
             if self._store.is_awaited(key_of(obj)):
                 # The end of whoever awaits it tells.
@@ -269,125 +260,26 @@ class Reconciler:
         return decision.requeue
 
     async def _start(self, pinned: Pinned, obj: Obj, attempt: int) -> Child | Blocker:
-        """Create what the attempt needs, its workload last; or return what stands against it."""
-        job, installation = pinned.job, replace(self._installation(), trainer_image=pinned.run.image)
-        await self._clear(job, attempt)
-        wanted = [
-            (NETWORK_POLICIES, network_policy(job, attempt)),
-            (CONFIG_MAPS, config_map(job, attempt, installation)),
-        ]
-        if pinned.manifest is not None:
-            wanted.insert(0, (CONFIG_MAPS, pinned.manifest))
-        if job.cluster.storage.size and not self._needs.claim(job.namespace, job.storage_claim):
-            wanted.insert(0, (CLAIMS, claim(job)))
-        answers = await asyncio.gather(*(self._create(job, *each) for each in wanted), return_exceptions=True)
-        for (_, manifest), answer in zip(wanted, answers, strict=True):
-            async with self._telling_refusal(job, obj, manifest):
-                if isinstance(answer, BaseException):
-                    raise answer
-            if isinstance(answer, Blocker):
-                return answer
-        backend = backend_for(job)
-        manifest = backend.manifest(job, attempt, installation)
-        async with self._telling_refusal(job, obj, manifest):
-            self._store.expect_child(job.namespace, manifest["metadata"]["name"])
-            made = await self._create(job, backend.RESOURCE, manifest)
-        if isinstance(made, Blocker):
-            return made
-        self._store.put_child(made)
-        child = child_from(made)
-        assert child is not None, "it is controlled by the job"
-        return child
-
-    async def _create(self, job: Job, resource: Resource, manifest: Obj) -> Obj | Blocker:
-        """Create an object, or return the job's own of that name; a Blocker if somebody else has the name.
-
-        Called before the attempt has a workload, so what is there and says something else is made anew. Nothing is
-        patched: the right to patch any ConfigMap of a namespace is worth more than all that is in ours.
-        """
-        self._lease.check()
-        try:
-            return await self._kube.create(resource, manifest, job.namespace)
-        except ApiError as error:
-            # A quota that is used up refuses what is there already, too.
-            if error.status not in (403, 409):
-                raise
-            found = await self._kube.get(resource, job.namespace, manifest["metadata"]["name"])
-            if found is None:
-                raise
-        if resource == CLAIMS:
-            return await claim_blocker(self._kube, job, found) or found
-        if blocker := await name_blocker(self._kube, job, resource, found):
-            return blocker
-        if controller_uid(found["metadata"]) == job.uid and not _differs(resource, found, manifest):
-            return found
-        self._lease.check()
-        await self._kube.delete(resource, job.namespace, found["metadata"]["name"], found["metadata"]["uid"])
-        return await self._kube.create(resource, manifest, job.namespace)
-
-    async def _clear(self, job: Job, attempt: int) -> None:
-        """Take away what earlier attempts have left beside their workloads. The last one's stays as long as its pods,
-        which can still be looked at."""
-        kept = {child.attempt for child in self._store.children(job.uid, job.namespace)}
-        for earlier in range(max(attempt - 2, 0), attempt):
-            if earlier == attempt - 1 and earlier in kept:
-                continue
-            for resource in (NETWORK_POLICIES, CONFIG_MAPS):
-                found = await self._kube.get(resource, job.namespace, job.child_name(earlier))
-                if found is not None and controller_uid(found["metadata"]) == job.uid:
-                    self._lease.check()
-                    await self._kube.delete(resource, job.namespace, job.child_name(earlier), found["metadata"]["uid"])
-
-    @asynccontextmanager
-    async def _telling_refusal(self, job: Job, obj: Obj, manifest: Obj) -> AsyncIterator[None]:
-        """Create an object within; what the API server has against it goes into the status before it is tried again.
+        """Start the attempt; what the API server has against it goes into the status before it is tried again.
 
         A quota or an admission policy may refuse for days, and so may a webhook that is down.
         """
-        self._lease.check()
         try:
-            yield
-        except ApiError as error:
+            return await self._attempts.start(pinned, attempt)
+        except Refused as error:
             # A name that is taken is looked at again at once, and a busy server asks for patience.
             if error.status not in (409, 429):
-                what = f"{manifest['kind']} {manifest['metadata']['name']}"
-                await self._write_status(job, obj, refused(job, obj["status"], what, error.message, self._now()))
+                status = refused(pinned.job, obj["status"], error.what, error.message, self._now())
+                await self._write_status(pinned.job, obj, status)
             raise
 
     async def _tell(self, job: Job, event: Event) -> None:
-        now = format_time(self._now())
-        body = {
-            "apiVersion": "v1",
-            "kind": "Event",
-            "metadata": {"name": f"{job.name}.{uuid4().hex[:16]}", "namespace": job.namespace},
-            "involvedObject": {
-                "apiVersion": API_VERSION,
-                "kind": job.info.kind,
-                "namespace": job.namespace,
-                "name": job.name,
-                "uid": job.uid,
-            },
-            "type": event.type,
-            "reason": event.reason,
-            "message": event.message[:1024],
-            "firstTimestamp": now,
-            "lastTimestamp": now,
-            "count": 1,
-            "source": {"component": "trl-operator"},
-            "reportingComponent": "trl-operator",
-            "reportingInstance": self._identity,
-        }
+        body = manifest(event, job, name=f"{job.name}.{uuid4().hex[:16]}", reporter=self._identity, now=self._now())
         try:
             await self._kube.create(EVENTS, body, job.namespace)
         except ApiError as error:
             # An event is a courtesy: a namespace that refuses it must not stop the job.
             logger.warning("event %s of %s/%s: %s", event.reason, job.namespace, job.name, error)
-
-
-def _differs(resource: Resource, found: Obj, manifest: Obj) -> bool:
-    """Whether what is stored of a ConfigMap or NetworkPolicy is not what it should be; a workload never is compared."""
-    parts = {CONFIG_MAPS: "data", NETWORK_POLICIES: "spec"}
-    return resource in parts and found.get(parts[resource]) != manifest[parts[resource]]
 
 
 async def work(queue: WorkQueue[Key], reconciler: Reconciler, metrics: ControllerMetrics) -> None:

@@ -1,10 +1,14 @@
 """Which transitions of the status are told as events."""
 
 from dataclasses import dataclass
-from typing import Literal
+from datetime import datetime
+from typing import Any, Literal
 
+from trl_operator.api.job import Job
 from trl_operator.api.status import JobStatus
 from trl_operator.api.stored import read_status
+from trl_operator.constants import API_VERSION
+from trl_operator.plan.observation import format_time
 from trl_operator.plan.starting import WAITING_REASONS
 from trl_operator.status.conditions import Status
 
@@ -16,6 +20,32 @@ class Event:
     type: Literal["Normal", "Warning"]
     reason: str
     message: str
+
+
+def manifest(event: Event, job: Job, *, name: str, reporter: str, now: datetime) -> dict[str, Any]:
+    """Return the object of an event about `job`."""
+    time = format_time(now)
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {"name": name, "namespace": job.namespace},
+        "involvedObject": {
+            "apiVersion": API_VERSION,
+            "kind": job.info.kind,
+            "namespace": job.namespace,
+            "name": job.name,
+            "uid": job.uid,
+        },
+        "type": event.type,
+        "reason": event.reason,
+        "message": event.message[:1024],
+        "firstTimestamp": time,
+        "lastTimestamp": time,
+        "count": 1,
+        "source": {"component": "trl-operator"},
+        "reportingComponent": "trl-operator",
+        "reportingInstance": reporter,
+    }
 
 
 def events(before: Status, after: Status) -> list[Event]:
