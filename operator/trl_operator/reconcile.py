@@ -10,7 +10,7 @@ from uuid import uuid4
 from pydantic import ValidationError
 
 from trl_operator.api.job import Job, parse_known
-from trl_operator.api.stored import read_status
+from trl_operator.api.stored import read_status, written
 from trl_operator.attempts import Attempts
 from trl_operator.backend import backend_for, denials
 from trl_operator.blockers import find_blocker, things
@@ -20,17 +20,19 @@ from trl_operator.kube import EVENTS, JOBS, PODS, Kube
 from trl_operator.lease import Lease
 from trl_operator.metrics import ControllerMetrics
 from trl_operator.plan.acceptance import Blocker, check_spec
-from trl_operator.plan.observation import Attempt, Child, Key, current_attempt, parse_time
+from trl_operator.plan.observation import Attempt, Child, Key, Mark, current_attempt, parse_time
 from trl_operator.plan.outcome import records
 from trl_operator.plan.view import View
+from trl_operator.policy import stall
 from trl_operator.policy.start import half_since
 from trl_operator.render.manifests import Installation
 from trl_operator.render.run import Pinned
 from trl_operator.resource import Resource
 from trl_operator.runs import find_run
 from trl_operator.status.conditions import Status, set_condition
+from trl_operator.status.decision import Decision
 from trl_operator.status.events import Event, events, manifest
-from trl_operator.status.lifecycle import Decision, decide, refused, written
+from trl_operator.status.lifecycle import decide, refused
 from trl_operator.status.progress import last_words, without_eta
 from trl_operator.store.needs import Needs
 from trl_operator.store.objects import key_of
@@ -76,6 +78,8 @@ class Reconciler:
         self._now = now
         self._listed: dict[Key, tuple[tuple[int, str], datetime]] = {}
         """When the pods of an attempt that ends were listed: its number, and its workload's state, beside."""
+        self._marks: dict[Key, Mark | None] = {}
+        """What the reports of attempts that run say, since when."""
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring the job a step further; return the seconds after which it wants another look, if any."""
@@ -101,6 +105,7 @@ class Reconciler:
 
     def _forget(self, key: Key) -> None:
         self._listed.pop(key, None)
+        self._marks.pop(key, None)
         if known := self._store.jobs.get(key):
             self._store.forget_job(key, known.uid)
 
@@ -146,6 +151,7 @@ class Reconciler:
         others = tuple(child for child in children if child.name != attempt.child)
         if "completionTime" in current:
             self._listed.pop(key_of(obj), None)
+            self._marks.pop(key_of(obj), None)
             return View(others=tuple(children)), None
         child = next((child for child in children if child.name == attempt.child), None)
         if child is None or attempt.child_uid not in ("", child.uid):
@@ -157,7 +163,8 @@ class Reconciler:
         pods = tuple(self._store.pods(replace(attempt, child_uid=child.uid) if child else attempt))
         denied = denials(child, self._needs.warnings(child)) if child and len(pods) < job.cluster.num_nodes else ()
         older_waits = half_since(pods, job.cluster.num_nodes) is not None and self._store.an_older_job_waits(job.uid)
-        return View(child, others, pods, denied, older_waits=older_waits), None
+        mark = self._marks[attempt.job] = stall.mark(self._marks.get(attempt.job), read_status(current))
+        return View(child, others, pods, denied, older_waits=older_waits, mark=mark), None
 
     async def _refresh_pods(self, attempt: Attempt, state: str) -> None:
         """List an attempt's pods when it is first seen in this state, and then now and then: the watch tells the rest,

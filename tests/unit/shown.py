@@ -5,7 +5,8 @@ from datetime import datetime
 from typing import Any
 
 from trl_operator.plan.view import View
-from trl_operator.status.lifecycle import Decision, decide
+from trl_operator.status.decision import Decision
+from trl_operator.status.lifecycle import decide
 
 Make = Callable[..., Any]
 

@@ -663,3 +663,13 @@ def test_a_job_that_stops_says_no_more_when_it_will_be_done(
     assert (world.status["progress"]["display"], world.status["progress"]["percentage"]) == ("7/40", 17)
     world.reconcile()
     assert world.kube.writes.count(("trl-operator-progress", "dpojobs")) == 1, "that is written once"
+
+
+def test_the_leader_remembers_since_when_the_reports_of_an_attempt_say_the_same(world: World) -> None:
+    for minutes in (0, 15, 30):
+        at = (world.now + timedelta(minutes=minutes)).strftime("%Y-%m-%dT%H:%M:%SZ")
+        world.progress(**{**stored(5, 0), "activity": "training", "lastUpdateTime": at})
+        world.reconcile()
+        assert (world.status["phase"] == "Running") == (minutes < 30)
+    assert next(c for c in world.status["conditions"] if c["type"] == "Running")["reason"] == "Stalled"
+    assert ("pytorchjobs", "team", "tune-dpo-0") not in world.kube.objects

@@ -205,7 +205,8 @@ class RunPolicy(Model):
     ttl_seconds_after_finished: Annotated[Int32, Field(ge=0)] | None = None
     """The finished job is deleted after so long; it stays if unset."""
     stall_timeout_seconds: Annotated[Int32, Field(ge=30, le=604800)] = 1800
-    """A rank that makes no step for so long ends its attempt."""
+    """A rank that makes no step for so long ends its attempt; so does one whose reports say for so long that it trains
+    at the same step."""
     termination_grace_period_seconds: Annotated[Int32, Field(ge=30, le=86400)] = 300
     """Time to publish a checkpoint when the attempt is stopped."""
 

@@ -30,7 +30,7 @@ Phase = Literal[
 
 class Condition(Part):
     type: Annotated[str, Field(max_length=63)]
-    """Accepted, UpstreamReady, Running, Suspended, EvaluationSkipped, KLPenaltyDisabled or Succeeded."""
+    """Accepted, UpstreamReady, Running, Stalled, Suspended, EvaluationSkipped, KLPenaltyDisabled or Succeeded."""
     status: Literal["True", "False", "Unknown"]
     """Whether the condition holds."""
     reason: Annotated[str, Field(min_length=1, max_length=256, pattern="^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")]
@@ -149,7 +149,8 @@ class JobStatus(Part):
     observed_generation: Int64 | None = None
     """Generation of the job that this status was decided on."""
     conditions: Annotated[list[Condition], Field(max_length=16, json_schema_extra=list_map("type"))] = []
-    """Accepted, UpstreamReady, Running, Suspended, EvaluationSkipped, KLPenaltyDisabled and, at the end, Succeeded."""
+    """Accepted, UpstreamReady, Running, Stalled, Suspended, EvaluationSkipped, KLPenaltyDisabled, and Succeeded at the
+    end."""
     phase: Phase | None = None
     """Summary for printing."""
     attempt: Count | None = None

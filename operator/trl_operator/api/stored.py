@@ -46,3 +46,8 @@ def owned(status: dict[str, Any], manager: str) -> dict[str, Any]:
     found = {name: status[name] for name in FIELDS[manager] if name in status}
     effective = {name: value for name, value in status.get("effective", {}).items() if name in _EFFECTIVE[manager]}
     return found | ({"effective": effective} if effective else {})
+
+
+def written(status: JobStatus) -> dict[str, Any]:
+    """Return what trl-operator-status writes of a status; lists that hold nothing are left out."""
+    return {name: value for name, value in owned(status.to_wire(), MANAGER_STATUS).items() if value != []}

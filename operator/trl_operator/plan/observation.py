@@ -128,6 +128,16 @@ class JobOwner:
     uid: str
 
 
+@dataclass(frozen=True)
+class Mark:
+    """What the reports of an attempt say, and since when they say no more than that, by their own clock. The leader
+    remembers it; a new one begins anew."""
+
+    said: tuple[int, int, str, str]
+    """Attempt, step, activity and what is shown of both."""
+    since: datetime
+
+
 def current_attempt(obj: dict[str, Any]) -> Attempt | None:
     """Return the attempt that the status of a stored job names; None before the first."""
     metadata, status = obj["metadata"], obj.get("status", {})

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from trl_operator.api.status import Run
 from trl_operator.plan.acceptance import Blocker
-from trl_operator.plan.observation import Child, Pod
+from trl_operator.plan.observation import Child, Mark, Pod
 from trl_operator.plan.outcome import exit_record
 
 
@@ -20,6 +20,8 @@ class View:
     blocker: Blocker | None = None
     run: Run | None = None
     """What the next attempt has in common with all others."""
+    mark: Mark | None = None
+    """What the attempt's reports say, and since when."""
     older_waits: bool = False
     """An older job, like this one, has nodes for some of its pods only."""
 

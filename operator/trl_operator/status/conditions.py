@@ -35,7 +35,16 @@ def set_condition(
     status.conditions = sorted([*kept, after], key=lambda c: _place(c.type))
 
 
-_ORDER = ["Accepted", "UpstreamReady", "EvaluationSkipped", "KLPenaltyDisabled", "Running", "Suspended", "Succeeded"]
+_ORDER = [
+    "Accepted",
+    "UpstreamReady",
+    "EvaluationSkipped",
+    "KLPenaltyDisabled",
+    "Running",
+    "Stalled",
+    "Suspended",
+    "Succeeded",
+]
 
 
 def _place(kind: str) -> int:

@@ -53,6 +53,7 @@ def _end(job: Job, status: JobStatus, phase: Phase, reason: str, message: str, n
     set_condition(status, "Running", "False", reason, message, generation=job.generation, now=now)
     done: Literal["True", "False"] = "True" if phase == "Succeeded" else "False"
     set_condition(status, "Succeeded", done, reason, message, generation=job.generation, now=now)
+    status.conditions = [found for found in status.conditions if found.type != "Stalled"]
     status.phase, status.completion_time = phase, format_time(now)
 
 

@@ -1,13 +1,12 @@
 """The one state machine: job, children, previous status and time become the next status and what to do."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
 
 from trl_operator.api.job import Job
 from trl_operator.api.status import JobStatus, Phase, WorkloadRef
-from trl_operator.api.stored import owned, read_status
-from trl_operator.constants import MANAGER_STATUS
+from trl_operator.api.stored import read_status, written
 from trl_operator.plan.acceptance import Blocker, seconds_to_next_look
 from trl_operator.plan.observation import Child, format_time, parse_time
 from trl_operator.plan.outcome import Cause, classify
@@ -15,30 +14,19 @@ from trl_operator.plan.starting import REFUSAL_REASONS, refusal, waiting_reason
 from trl_operator.plan.topology import processes_per_node
 from trl_operator.plan.upstream import upstreams
 from trl_operator.plan.view import View
-from trl_operator.policy import deadline, restart, start, stop, suspend, ttl
+from trl_operator.policy import deadline, restart, stall, start, stop, suspend, ttl
+from trl_operator.policy.stall import STALLED
 from trl_operator.policy.start import START_TIMEOUT
 from trl_operator.policy.stop import Wish
 from trl_operator.status import ending
 from trl_operator.status.conditions import Status, set_condition
+from trl_operator.status.decision import Decision
 from trl_operator.status.description import describe
 
 ENDING_POLL_SECONDS = 10.0
 """A pod on a lost node counts as gone without anything happening to it."""
 STOPPING = "Stopping"
 """Reason of Running=False while the pods of an attempt that had run come to their end."""
-
-
-@dataclass
-class Decision:
-    """The next status, and what to do after it was written."""
-
-    status: Status = field(default_factory=dict)
-    create: bool = False
-    """Create the workload of status.attempt."""
-    delete: list[Child] = field(default_factory=list)
-    delete_job: bool = False
-    requeue: float | None = None
-    """Seconds until the job wants another look."""
 
 
 def decide(job: Job, current: Status, view: View, now: datetime) -> Decision:
@@ -58,11 +46,6 @@ def decide(job: Job, current: Status, view: View, now: datetime) -> Decision:
     return decision
 
 
-def written(status: JobStatus) -> Status:
-    """Return what trl-operator-status writes of a status; lists that hold nothing are left out."""
-    return {name: value for name, value in owned(status.to_wire(), MANAGER_STATUS).items() if value != []}
-
-
 def refused(job: Job, current: Status, what: str, words: str, now: datetime) -> Status:
     """Return the next status of `job` when `what` its attempt needs was not created, in the API server's words why."""
     status = read_status(current)
@@ -80,8 +63,8 @@ class _Machine:
     view: View
     now: datetime
 
-    def say(self, kind: str, holds: bool, reason: str, message: str) -> None:
-        value: Literal["True", "False"] = "True" if holds else "False"
+    def say(self, kind: str, holds: bool | None, reason: str, message: str) -> None:
+        value: Literal["True", "False", "Unknown"] = "Unknown" if holds is None else "True" if holds else "False"
         set_condition(self.status, kind, value, reason, message, generation=self.job.generation, now=self.now)
 
     # -- no attempt is alive
@@ -154,13 +137,13 @@ class _Machine:
             return self.finished()
         if wish := stop.wish(policy, self.status, self.now):
             return self._stop(wish)
-        if self._start_left() <= 0 or self.status.reason("Running") == START_TIMEOUT:
-            return self._release()
+        if cause := self._given_up():
+            return self._release(cause)
         if self.view.failed():
             return self._failed()
         self._show_running()
-        left = _finite(min(self._deadline_left(), self._start_left()))
-        return Decision(delete=self._stale_children(), requeue=left)
+        left = min(self._deadline_left(), self._start_left(), self._show_stall())
+        return Decision(delete=self._stale_children(), requeue=_finite(left))
 
     def _show_running(self) -> None:
         nodes = self.job.cluster.num_nodes
@@ -200,17 +183,38 @@ class _Machine:
         ran = self._ran or (progress is not None and progress.attempt == self.status.attempt)
         return classify(self.view.pods, cluster.num_nodes, processes_per_node(cluster), ran=ran)
 
-    def _release(self) -> Decision:
-        """Give the attempt's nodes back; the next one starts after a pause and costs nothing, however often."""
+    def _given_up(self) -> Cause | None:
+        """Return why we end the attempt ourselves; None if it may go on."""
         said = self.status.condition("Running")
-        message = start.message(self.job.cluster, self.view.pods)
-        if said and said.reason == START_TIMEOUT:
-            message = said.message
+        if said and said.reason in (START_TIMEOUT, STALLED):
+            return Cause(said.reason, said.message)
+        if self._start_left() <= 0:
+            return Cause(START_TIMEOUT, start.message(self.job.cluster, self.view.pods))
+        if self.status.is_true("Running") and not self.view.failed() and (found := self._look()).stalled:
+            return Cause(STALLED, found.message)
+        return None
+
+    def _release(self, cause: Cause) -> Decision:
+        """End the attempt; one that found no nodes costs nothing, however often."""
         if self._is_over():
-            return self._restart(Cause(START_TIMEOUT, message), counts=False)
-        self.say("Running", False, START_TIMEOUT, message)
+            return self._restart(cause, counts=cause.reason != START_TIMEOUT)
+        self.say("Running", False, cause.reason, cause.message)
         self.status.phase = "Restarting"
         return self._await_end()
+
+    def _look(self) -> stall.Look:
+        return stall.look(self.view.mark, self.status, self.job.cluster.run_policy.stall_timeout_seconds, self.now)
+
+    def _show_stall(self) -> float:
+        """Say whether anything is heard of an attempt that runs; return the seconds until that is looked at again."""
+        if not self.status.is_true("Running"):
+            return float("inf")
+        found, before = self._look(), self.status.condition("Stalled")
+        if found.silent:
+            self.say("Stalled", None, "NoReports", found.message)
+        elif before and before.status != "False":
+            self.say("Stalled", False, "Reporting", f"attempt {self.status.attempt} reports")
+        return found.next_seconds
 
     def _restart(self, cause: Cause, *, counts: bool = True) -> Decision:
         """Either the next attempt, or the end."""

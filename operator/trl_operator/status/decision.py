@@ -1,0 +1,19 @@
+"""What follows from looking at a job."""
+
+from dataclasses import dataclass, field
+
+from trl_operator.plan.observation import Child
+from trl_operator.status.conditions import Status
+
+
+@dataclass
+class Decision:
+    """The next status, and what to do after it was written."""
+
+    status: Status = field(default_factory=dict)
+    create: bool = False
+    """Create the workload of status.attempt."""
+    delete: list[Child] = field(default_factory=list)
+    delete_job: bool = False
+    requeue: float | None = None
+    """Seconds until the job wants another look."""
