@@ -13,7 +13,7 @@ from trl_operator.kube import Kube
 from trl_operator.lease import Lease
 from trl_operator.metrics import ControllerMetrics
 from trl_operator.plan.observation import Key
-from trl_operator.reconcile import Reconciler, work
+from trl_operator.reconcile import Reconciler
 from trl_operator.render.manifests import Installation
 from trl_operator.settings import Settings
 from trl_operator.store.needs import Needs
@@ -21,6 +21,7 @@ from trl_operator.store.polling import Polling
 from trl_operator.store.queue import WorkQueue
 from trl_operator.store.relist import Relist
 from trl_operator.store.store import Store
+from trl_operator.worker import work
 
 logger = logging.getLogger("trl_operator")
 
@@ -77,7 +78,7 @@ async def run(settings: Settings) -> None:
 
         async def poll() -> None:
             await working.wait()
-            await Polling(kube, store).run()
+            await Polling(kube, store.waiting).run()
 
         await host.until(
             stop,

@@ -12,7 +12,7 @@ from trl_operator.plan.observation import controller, controller_uid
 from trl_operator.plan.upstream import upstreams
 from trl_operator.resource import Resource
 from trl_operator.store.needs import Needs
-from trl_operator.store.store import Thing
+from trl_operator.store.waiting import Thing
 
 Obj = dict[str, Any]
 

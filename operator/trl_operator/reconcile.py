@@ -15,7 +15,7 @@ from trl_operator.attempts import Attempts
 from trl_operator.backend import backend_for, denials
 from trl_operator.blockers import find_blocker, things
 from trl_operator.constants import API_VERSION, LABEL_ATTEMPT, LABEL_JOB_UID, MANAGER_PROGRESS, MANAGER_STATUS
-from trl_operator.errors import ApiError, LeaseLost, Refused
+from trl_operator.errors import ApiError, Refused
 from trl_operator.kube import EVENTS, JOBS, PODS, Kube
 from trl_operator.lease import Lease
 from trl_operator.metrics import ControllerMetrics
@@ -36,7 +36,6 @@ from trl_operator.status.lifecycle import decide, refused
 from trl_operator.status.progress import last_words, without_eta
 from trl_operator.store.needs import Needs
 from trl_operator.store.objects import key_of
-from trl_operator.store.queue import WorkQueue
 from trl_operator.store.store import Store
 
 logger = logging.getLogger(__name__)
@@ -186,15 +185,15 @@ class Reconciler:
             found = Blocker("BackendUnavailable", backend.MISSING)
         key = (job.info.kind, job.namespace, job.name)
         # First, so that nothing is missed between the look and the wait.
-        self._store.wait(key, things(job))
+        self._store.waiting.wait(key, things(job))
         if found is None:
             found = await find_run(self._kube, job, current, self._installation().trainer_image)
         if not isinstance(found, Pinned):
             return View(others=others, blocker=found), None
-        self._store.wait(key, [*things(job), *things(found.job)])
+        self._store.waiting.wait(key, [*things(job), *things(found.job)])
         blocker = await find_blocker(self._kube, self._needs, found.job, attempt, current)
         if blocker is None:
-            self._store.wait(key, ())
+            self._store.waiting.wait(key, ())
         return View(others=others, blocker=blocker, run=found.run), found
 
     async def _save_last_words(self, job: Job, obj: Obj, view: View) -> Obj:
@@ -287,31 +286,3 @@ class Reconciler:
         except ApiError as error:
             # An event is a courtesy: a namespace that refuses it must not stop the job.
             logger.warning("event %s of %s/%s: %s", event.reason, job.namespace, job.name, error)
-
-
-async def work(queue: WorkQueue[Key], reconciler: Reconciler, metrics: ControllerMetrics) -> None:
-    """Take keys from the queue for ever. What fails is repeated with backoff: one bad job must not stop the others."""
-    while True:
-        key = await queue.get()
-        name = "/".join(key)
-        try:
-            with metrics.reconcile_seconds.labels(key[0]).time():
-                delay = await reconciler.reconcile(key)
-        except ApiError as error:
-            metrics.reconcile_errors.labels(str(error.status)).inc()
-            level = logging.DEBUG if error.status == 409 else logging.WARNING
-            logger.log(level, "%s: %s", name, error)
-            queue.failed(key, error.retry_after)
-        except LeaseLost:
-            raise
-        except Exception:
-            # Whatever it is, it came from this job: it must not end the process, and with it all other jobs' progress.
-            metrics.reconcile_errors.labels("bug").inc()
-            logger.exception("%s: this is a bug; other jobs go on", name)
-            queue.failed(key, at_least=5.0)
-        else:
-            queue.succeeded(key)
-            if delay is not None:
-                queue.add_later(key, delay)
-        finally:
-            queue.done(key)

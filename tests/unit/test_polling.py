@@ -30,7 +30,7 @@ class World:
     def __init__(self, per_second: float) -> None:
         self.kube, self.store, self.changed = Kube(), Store(), []
         self.store.follow(self.changed.append)
-        self.polling = Polling(self.kube, self.store, per_second)  # type: ignore[arg-type]
+        self.polling = Polling(self.kube, self.store.waiting, per_second)  # type: ignore[arg-type]
 
     async def until(self, holds: Any) -> None:
         async with asyncio.timeout(10):
@@ -42,7 +42,7 @@ def test_who_waits_is_woken_when_the_config_map_is_there_and_when_it_changes() -
     async def main() -> None:
         world = World(per_second=500)
         task = asyncio.create_task(world.polling.run())
-        world.store.wait(KEY, [("ConfigMap", "team", "rows"), ("PersistentVolumeClaim", "team", "data")])
+        world.store.waiting.wait(KEY, [("ConfigMap", "team", "rows"), ("PersistentVolumeClaim", "team", "data")])
         await world.until(lambda: world.kube.looks)
         assert (world.kube.looks, world.changed) == (["rows"], [])
         world.kube.versions["rows"] = "1"
@@ -55,7 +55,7 @@ def test_who_waits_is_woken_when_the_config_map_is_there_and_when_it_changes() -
         world.kube.away = False
         world.kube.versions["rows"] = "2"
         await world.until(lambda: len(world.changed) == 2)
-        world.store.wait(KEY, [])
+        world.store.waiting.wait(KEY, [])
         await world.until(lambda: not world.polling._since)
         task.cancel()
 
@@ -66,7 +66,7 @@ def test_many_that_are_waited_for_are_looked_at_in_turn_at_one_pace_for_all() ->
     async def main() -> None:
         world = World(per_second=50)
         for number in range(40):
-            world.store.wait((*KEY[:2], str(number)), [("ConfigMap", "team", f"rows-{number}")])
+            world.store.waiting.wait((*KEY[:2], str(number)), [("ConfigMap", "team", f"rows-{number}")])
         task = asyncio.create_task(world.polling.run())
         began = asyncio.get_running_loop().time()
         await world.until(lambda: len(world.kube.looks) == 40)

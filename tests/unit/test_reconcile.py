@@ -10,11 +10,12 @@ from fake_kube import FakeKube
 
 from trl_operator.errors import ApiError, LeaseLost
 from trl_operator.metrics import ControllerMetrics
-from trl_operator.reconcile import Reconciler, work
+from trl_operator.reconcile import Reconciler
 from trl_operator.render.manifests import Installation
 from trl_operator.store.needs import Needs
 from trl_operator.store.queue import WorkQueue
 from trl_operator.store.store import Store
+from trl_operator.worker import work
 
 WORKLOAD = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "name": "tune-dpo-0", "uid": "child-0"}
 KEY = ("DPOJob", "team", "tune")

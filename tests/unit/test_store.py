@@ -389,7 +389,7 @@ def test_a_job_that_waits_for_something_is_woken_by_it_and_by_nothing_else(heard
     needs = Needs(store)
     needs.put_claim(claim(2))
     assert changed == [], "nobody waits"
-    store.wait(KEY, [("PersistentVolumeClaim", "team", "data"), ("RewardJob", "team", "judge")])
+    store.waiting.wait(KEY, [("PersistentVolumeClaim", "team", "data"), ("RewardJob", "team", "judge")])
     needs.put_claim(claim(2))
     needs.put_claim(claim(3, namespace="elsewhere"))
     assert changed == []
@@ -401,10 +401,10 @@ def test_a_job_that_waits_for_something_is_woken_by_it_and_by_nothing_else(heard
     for version, phase in ((6, "Running"), (7, "Succeeded")):
         store.put_job({**stored("RewardJob", "judge", version), "status": {"phase": phase}})
     assert changed.count(KEY) == 4
-    store.wait(KEY, [])
+    store.waiting.wait(KEY, [])
     needs.put_claim(claim(8))
     assert changed.count(KEY) == 4
-    assert not store._waiting
+    assert not store.waiting._jobs
 
 
 def test_of_a_claim_only_what_is_asked_about_is_kept_and_a_list_finds_what_is_gone(heard: Any) -> None:
@@ -418,7 +418,7 @@ def test_of_a_claim_only_what_is_asked_about_is_kept_and_a_list_finds_what_is_go
     assert found["spec"] == {"accessModes": ["ReadWriteOnce"], "storageClassName": "fast"}
     assert found["metadata"].keys() == {"namespace", "name", "uid", "resourceVersion", "labels", "ownerReferences"}
     assert found["metadata"]["labels"] == {"trl-operator.io/job-uid": "tune-uid"}
-    store.wait(KEY, [("PersistentVolumeClaim", "team", "data")])
+    store.waiting.wait(KEY, [("PersistentVolumeClaim", "team", "data")])
     relist(needs, "persistentvolumeclaims", [], 1)
     relist(needs, "persistentvolumeclaims", [], 9, ["elsewhere"])
     assert changed == []

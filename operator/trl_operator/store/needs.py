@@ -58,7 +58,7 @@ class Needs:
         known = self._claims.get(place)
         if known is None or version_of(known) < version_of(found):
             self._claims[place] = found
-            self._store.wake(("PersistentVolumeClaim", *place))
+            self._store.waiting.wake(("PersistentVolumeClaim", *place))
 
     def drop_claim(self, obj: Obj) -> None:
         self._forget_claim(_place(obj), obj["metadata"]["uid"])
@@ -73,7 +73,7 @@ class Needs:
         known = self._claims.get(place)
         if known is not None and known["metadata"]["uid"] == uid:
             del self._claims[place]
-            self._store.wake(("PersistentVolumeClaim", *place))
+            self._store.waiting.wake(("PersistentVolumeClaim", *place))
 
     # -- events
 

@@ -6,7 +6,7 @@ import logging
 
 from trl_operator.errors import ApiError
 from trl_operator.kube import CONFIG_MAPS, Kube
-from trl_operator.store.store import Store, Thing
+from trl_operator.store.waiting import Thing, Waiting
 
 logger = logging.getLogger(__name__)
 
@@ -20,9 +20,9 @@ MAX_SECONDS = 30.0
 class Polling:
     """Wakes the jobs that wait for a ConfigMap when another version of it is there than at the first look."""
 
-    def __init__(self, kube: Kube, store: Store, per_second: float = PER_SECOND) -> None:
+    def __init__(self, kube: Kube, waiting: Waiting, per_second: float = PER_SECOND) -> None:
         self._kube = kube
-        self._store = store
+        self._waiting = waiting
         self._pause = 1 / per_second
         self._since: dict[Thing, float] = {}
         self._seen: dict[Thing, str | None] = {}
@@ -36,7 +36,7 @@ class Polling:
             self._take_up(now)
             if self._due and self._due[0][0] <= now:
                 _, thing = heapq.heappop(self._due)
-                if self._store.is_waited_for(thing):
+                if self._waiting.is_waited_for(thing):
                     await self._look(thing)
                     waited = now - self._since[thing]
                     pause = min(max(waited / 10, FIRST_SECONDS), MAX_SECONDS)
@@ -46,7 +46,7 @@ class Polling:
                     self._seen.pop(thing, None)
 
     def _take_up(self, now: float) -> None:
-        for thing in self._store.waited_for("ConfigMap"):
+        for thing in self._waiting.waited_for("ConfigMap"):
             if thing not in self._since:
                 self._since[thing] = now
                 heapq.heappush(self._due, (now, thing))
@@ -58,5 +58,5 @@ class Polling:
             logger.warning("%s/%s: %s", thing[1], thing[2], error)
             return
         if version is not None and version != self._seen.get(thing):
-            self._store.wake(thing)
+            self._waiting.wake(thing)
         self._seen[thing] = version

@@ -11,12 +11,11 @@ from trl_operator.constants import LABEL_JOB_UID
 from trl_operator.kube import JOBS, PODS
 from trl_operator.plan.observation import Attempt, Child, Key, Pod
 from trl_operator.store.objects import StoredJob, key_of, news, stored_job
+from trl_operator.store.waiting import Waiting
 from trl_operator.store.watched import Watched, covers
 
 Obj = dict[str, Any]
 T = TypeVar("T", Child, Pod)
-Thing = tuple[str, str, str]
-"""Kind, namespace and name of what a job waits for, be it another job."""
 
 
 class Store:
@@ -35,8 +34,7 @@ class Store:
         self._pods_of: dict[str, dict[str, Pod]] = {}
         self._own_news: dict[Key, int] = {}
         self._own_children: set[tuple[str, str]] = set()
-        self._awaited: dict[Key, frozenset[Thing]] = {}
-        self._waiting: dict[Thing, set[Key]] = {}
+        self.waiting = Waiting(lambda key: self._changed(key))
 
     def watched(self) -> list[Watched]:
         """Return what has to be watched to keep this store."""
@@ -60,25 +58,6 @@ class Store:
         self._changed = changed
         self.wake_all()
 
-    # -- who waits for what
-
-    def wait(self, key: Key, things: Iterable[Thing]) -> None:
-        """Have the job told when something happens to one of these, and to no others any more."""
-        wanted = frozenset(things)
-        for thing in self._awaited.pop(key, frozenset()):
-            self._waiting[thing].discard(key)
-            if not self._waiting[thing]:
-                del self._waiting[thing]
-        if wanted:
-            self._awaited[key] = wanted
-        for thing in wanted:
-            self._waiting.setdefault(thing, set()).add(key)
-
-    def wake(self, thing: Thing) -> None:
-        """Tell of all jobs that wait for this."""
-        for key in list(self._waiting.get(thing, ())):
-            self._changed(key)
-
     def wake_owner(self, namespace: str, name: str, uid: str) -> None:
         """Tell of the job of this very workload."""
         child = self._children.get((namespace, name))
@@ -88,12 +67,6 @@ class Store:
     def wake_all(self) -> None:
         for key in list(self.jobs):
             self._changed(key)
-
-    def is_waited_for(self, thing: Thing) -> bool:
-        return thing in self._waiting
-
-    def waited_for(self, kind: str) -> list[Thing]:
-        return [thing for thing in self._waiting if thing[0] == kind]
 
     # -- jobs
 
@@ -120,13 +93,13 @@ class Store:
             del self.jobs[key]
             self._own_news.pop(key, None)
             self._forget_pods(uid)
-            self.wait(key, ())
+            self.waiting.wait(key, ())
             self._changed(key)
             self._tell_of_upstream(known)
 
     def _tell_of_upstream(self, job: StoredJob) -> None:
         """What became of a job concerns those that wait for its result, and its end those whose result it has used."""
-        self.wake(job.key)
+        self.waiting.wake(job.key)
         if job.ended or job.key not in self.jobs:
             for upstream in job.uses:
                 self._changed(upstream)
