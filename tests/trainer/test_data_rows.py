@@ -32,6 +32,11 @@ def shape(kind: Kind, *arguments: Any, **more: Any) -> dict[str, Any]:
         ("SFTJob", {"text": "Once", "prompt": None}, {"text": "Once"}),
         ("DPOJob", {"prompt": "Q", "chosen": "A", "rejected": "B"}, {"prompt": "Q", "chosen": "A", "rejected": "B"}),
         ("DPOJob", PAIR, PAIR),
+        (
+            "DPOJob",
+            PAIR | {"chat_template_kwargs": {"thinking": False, "effort": None}},
+            PAIR | {"chat_template_kwargs": {"thinking": False}},
+        ),
         ("RewardJob", PAIR | {"margin": 2}, PAIR | {"margin": 2.0}),
         ("RewardJob", {"chosen": "Yes.", "rejected": "No."}, {"chosen": "Yes.", "rejected": "No."}),
         ("GRPOJob", {"prompt": [USER], "answer": 4}, {"prompt": [USER], "answer": 4}),

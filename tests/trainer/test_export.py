@@ -1,5 +1,6 @@
 """The model that comes out: the same in one file or several, of what was trained and nothing else."""
 
+import hashlib
 import json
 import re
 import shutil
@@ -98,3 +99,30 @@ def test_a_model_without_all_of_its_weights_is_not_published(model_folder: Path,
     save_file(kept, lost / "model.safetensors", {"format": "pt"})
     with pytest.raises(TrainerError, match=r"lacks 1 weights \(model.norm.weight\)"):
         export.check_whole(lost, classifier=False)
+
+
+def test_a_model_that_lost_a_weight_while_it_was_written_is_not_published(
+    warm: Warm, model_folder: Path, tmp_path: Path
+) -> None:
+    write_jsonl(tmp_path / "train.jsonl", preference_pairs(40))
+    lossy = """
+from trl_trainer.results.shards import Shards
+add = Shards.add
+Shards.add = lambda self, model, state: add(self, model, {k: v for k, v in state.items() if k != "model.norm.weight"})
+"""
+    spec = {"training": {"maxSteps": 1}, "evaluation": {"enabled": False}}
+    ended = warm.run(job_file(tmp_path, model_folder, spec=spec, numProcPerNode=1), 1, prelude=[lossy])
+    assert ended.codes == [1], ended.logs
+    assert ended.records[0].message == "the exported model lacks 1 weights (model.norm.weight)"
+    assert not (tmp_path / "storage/uid-1/final").exists()
+
+
+def test_the_digest_is_of_the_names_and_the_contents_of_all_files_in_order_of_name(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    for name, content in (("c", b"1"), ("b/d", b"2"), ("b/a", b"3")):
+        (tmp_path / name).write_bytes(content)
+    lines = "".join(
+        f"{name}\n{hashlib.sha256(content).hexdigest()}\n"
+        for name, content in (("b/a", b"3"), ("b/d", b"2"), ("c", b"1"))
+    )
+    assert export.digest(tmp_path) == f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
