@@ -1,7 +1,5 @@
 """A tiny model and a warm process to fork ranks from; everything is made here, from seeds."""
 
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +9,7 @@ import pytest
 # Test modules are imported without a package (importlib mode), so what they share needs a place on the path.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from trainer_kit import CURT, POLITE, PROMPTS, SEED, TEMPLATE, Warm
+from trainer_kit import CURT, POLITE, PROMPTS, SEED, TEMPLATE, Warm, warm_process
 
 
 @pytest.fixture(scope="session")
@@ -49,18 +47,5 @@ def make_model(folder: Path) -> Path:
 @pytest.fixture(scope="session")
 def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
     """A process that has imported torch and TRL, from which ranks are forked."""
-    folder = tmp_path_factory.mktemp("warm")
-    variables = {
-        **os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(folder / "datasets"), "HF_HUB_OFFLINE": "1",
-        "DISABLE_KUBEFLOW_INTEGRATION": "TRUE", "TOKENIZERS_PARALLELISM": "false",
-    }  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("warm.py"))],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables,
-    )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    yield Warm(process, folder)
-    assert process.stdin is not None
-    process.stdin.close()
-    process.wait(30)
+    with warm_process(tmp_path_factory.mktemp("warm")) as process:
+        yield process

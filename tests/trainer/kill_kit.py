@@ -6,17 +6,23 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from trainer_kit import conversations, free_port, job_file, metrics, preference_pairs, prompts, wait_for, write_jsonl
+from trainer_kit import (
+    Warm,
+    conversations,
+    free_port,
+    job_file,
+    metrics,
+    preference_pairs,
+    prompts,
+    wait_for,
+    write_jsonl,
+)
 
 from trl_contract.report import ExitRecord
 from trl_trainer.launch import records
@@ -78,44 +84,12 @@ def reasons(fault: str, activity: str) -> tuple[str | None, ...]:
     return (None, "Preempted", "Unknown") if early else (None, "Preempted")
 
 
-@contextmanager
-def warm_parent(folder: Path) -> Iterator["Parent"]:
-    """The process from which pods are forked."""
-    variables = {
-        **os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(folder / "datasets"), "HF_HUB_OFFLINE": "1",
-        "DISABLE_KUBEFLOW_INTEGRATION": "TRUE", "TOKENIZERS_PARALLELISM": "false",
-    }  # fmt: skip
-    process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("kill_warm.py"))],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables,
-    )  # fmt: skip
-    assert process.stdin is not None
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    yield Parent(process, folder)
-    process.stdin.close()
-    process.wait(30)
-
-
-class Parent:
-    def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
-        self._process = process
-        self._folder = folder
-        self._count = 0
-
-    def start(self, job: Path, world: int) -> "Pod":
-        self._count += 1
-        base = self._folder / str(self._count)
-        base.mkdir(parents=True)
-        (base / "alive").touch()
-        command = {"job": str(job), "world": world, "port": free_port(), "base": str(base)}
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(command) + "\n")
-        self._process.stdin.flush()
-        pod = Pod(int(self._process.stdout.readline()), base)
-        wait_for((base / "locked").exists, 60)
-        return pod
+def start(warm: Warm, job: Path, world: int) -> "Pod":
+    base = warm.place()
+    (base / "alive").touch()
+    pod = Pod(warm.ask({"job": str(job), "world": world, "port": free_port(), "base": str(base)}), base)
+    wait_for((base / "locked").exists, 60)
+    return pod
 
 
 class Pod:
@@ -247,9 +221,9 @@ def prepare(folder: Path, model: Path, case: Case, attempt: int) -> Path:
     return job_file(folder, model, case.kind, spec=spec, attempt=attempt, numProcPerNode=case.world)
 
 
-def whole(parent: Parent, folder: Path, model: Path, case: Case) -> Whole:
+def whole(warm: Warm, folder: Path, model: Path, case: Case) -> Whole:
     began = time.monotonic()
-    pod = parent.start(prepare(folder, model, case, 0), case.world)
+    pod = start(warm, prepare(folder, model, case, 0), case.world)
     pod.wait(240)
     record = pod.record()
     assert record is not None, pod.log
@@ -313,7 +287,7 @@ def check_resumed(folder: Path, began: datetime, expected_step: int) -> None:
 
 
 def chain(
-    parent: Parent,
+    warm: Warm,
     folder: Path,
     model: Path,
     case: Case,
@@ -326,7 +300,7 @@ def chain(
     step, struck, result.chains = 0, 0, result.chains + 1
     for attempt in range(kills + 2):
         began = datetime.now().astimezone()
-        pod = parent.start(prepare(folder, model, case, attempt), case.world)
+        pod = start(warm, prepare(folder, model, case, attempt), case.world)
         after, fault = rng.uniform(0, expected.seconds), rng.choice(list(FAULTS))
         hit = False
         if struck < kills:

@@ -14,20 +14,20 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from kill_kit import CASES, FAULTS, TOLERANCE, Result, Whole, chain, warm_parent, whole
+from kill_kit import CASES, FAULTS, TOLERANCE, Result, Whole, chain, whole
+from trainer_kit import Warm, warm_process
 
 SHORT_SEED = 11
 ACTIVITIES = ("starting", "loading", "tokenizing", "evaluating", "training", "saving", "exporting")
 
 
 def test_a_job_that_is_killed_at_random_instants_ends_as_if_nothing_had_happened(
-    model_folder: Path, tmp_path: Path
+    warm: Warm, model_folder: Path, tmp_path: Path
 ) -> None:
     rng, result = random.Random(SHORT_SEED), Result()
-    with warm_parent(tmp_path / "pods") as parent:
-        for name in ("dpo-full-2", "sft-lora-1"):
-            expected = whole(parent, tmp_path / f"{name}-whole", model_folder, CASES[name])
-            chain(parent, tmp_path / name, model_folder, CASES[name], expected, rng, result, kills=4)
+    for name in ("dpo-full-2", "sft-lora-1"):
+        expected = whole(warm, tmp_path / f"{name}-whole", model_folder, CASES[name])
+        chain(warm, tmp_path / name, model_folder, CASES[name], expected, rng, result, kills=4)
     assert result.ends == 2
     assert result.kills
 
@@ -59,14 +59,14 @@ def long(folder: Path, given: argparse.Namespace, rng: random.Random, result: Re
 
     model = make_model(folder / "model")
     expected: dict[str, Whole] = {}
-    with warm_parent(folder / "pods") as parent:
+    with warm_process(folder / "pods") as warm:
         while len(result.kills) < given.kills:
             name = given.cases[result.chains % len(given.cases)]
             case = CASES[name]
             if name not in expected:
-                expected[name] = whole(parent, folder / f"{name}-whole", model, case)
+                expected[name] = whole(warm, folder / f"{name}-whole", model, case)
             place = folder / f"{name}-{result.chains}"
-            chain(parent, place, model, case, expected[name], rng, result, kills=rng.randint(1, 8))
+            chain(warm, place, model, case, expected[name], rng, result, kills=rng.randint(1, 8))
             print(f"{len(result.kills)} kills, {result.ends} jobs came to their end; last {name}", flush=True)
 
 

@@ -1,13 +1,11 @@
-"""A process that has imported torch and TRL and forks whole pods on demand, for the kill test.
+"""Whole pods, forked from a warm process (warm.py) for the kill test.
 
 A pod here is the trainer's own supervisor and its ranks, with everything that they do. Only the two `exec`s between
 them are replaced by forks of this warm process, since importing torch takes longer than the runs that are killed; and
 with them torchrun, whose part (start the ranks, pass SIGTERM on, end all when one fails) is played by `launcher`.
-It reads one JSON command per line and answers with the supervisor's pid.
 """
 
 import fcntl
-import json
 import os
 import signal
 import sys
@@ -16,24 +14,8 @@ from pathlib import Path
 from typing import Any
 
 
-def main() -> None:
-    import trl_trainer.rank  # noqa: F401  (the point of this process)
-
-    print("ready", flush=True)
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
-    for line in sys.stdin:
-        command = json.loads(line)
-        pid = os.fork()
-        if pid == 0:
-            pod(command)
-        print(pid, flush=True)
-    # Taking down all that was imported takes half a minute on a busy machine.
-    os._exit(0)
-
-
 def pod(command: dict[str, Any]) -> None:
     """Run the supervisor; the lock on `alive` is held until the last process of the pod is gone."""
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     base = Path(command["base"])
     fcntl.flock(os.open(base / "alive", os.O_RDWR), fcntl.LOCK_EX)
     (base / "locked").touch()
@@ -125,7 +107,3 @@ def note_activity(path: Path) -> None:
         publish(self)
 
     Reporter._publish = noted  # type: ignore[method-assign]
-
-
-if __name__ == "__main__":
-    main()

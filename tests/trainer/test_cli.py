@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import yaml
-from trainer_kit import preference_pairs, wait_for
+from trainer_kit import Warm, preference_pairs, wait_for
 
 from trl_trainer import local
 from trl_trainer.errors import UserError
@@ -69,25 +69,24 @@ def has_trained(folder: Path) -> bool:
     return any('"loss"' in path.read_text() for path in folder.glob("out/*/metrics.jsonl"))
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-
-def test_a_job_is_stopped_by_sigterm_and_the_same_command_ends_it(model_folder: Path, tmp_path: Path) -> None:
+def test_a_job_is_stopped_by_sigterm_and_the_same_command_ends_it(
+    warm: Warm, model_folder: Path, tmp_path: Path
+) -> None:
+    environment = {**os.environ, **warm.environment(), "OMP_NUM_THREADS": "1"}
     training = {**JOB["spec"]["training"], "maxSteps": 150, "perDeviceBatchSize": 1}
     path = write(tmp_path, changed(training=training, evaluation={"maxExamples": 4}))
     argv = [sys.executable, "-m", "trl_trainer"]
     argv += command("run", path, volumes(model_folder, tmp_path), tmp_path / "out")
 
-    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
-    wait_for(lambda: has_trained(tmp_path) or process.poll() is not None, 120)
+    process = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    wait_for(lambda: has_trained(tmp_path) or process.poll() is not None, 240)
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=240)
     assert process.returncode == 143, out + err
     assert "the same command continues from" in out
     assert not list(tmp_path.glob("out/*/final"))
 
-    done = subprocess.run(argv, capture_output=True, text=True, env=environment(), timeout=120, check=False)
+    done = subprocess.run(argv, capture_output=True, text=True, env=environment, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (work,) = (tmp_path / "out").iterdir()
     assert f"model      {work / 'final'}" in done.stdout

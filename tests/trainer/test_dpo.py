@@ -33,7 +33,7 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def finished(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+def finished(warm: Warm, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
     folder = tmp_path_factory.mktemp("dpo")
     write_jsonl(folder / "train.jsonl", preference_pairs(60))
     write_jsonl(folder / "eval.jsonl", preference_pairs(9, seed=8))
@@ -74,6 +74,7 @@ def finished(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> It
         job,
         folder,
         {
+            **warm.environment(),
             "KUBEFLOW_TRAINER_SERVER_URL": f"http://127.0.0.1:{server.server_port}/report",
             "KUBEFLOW_TRAINER_SERVER_TOKEN": str(folder / "token"),
         },

@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from trainer_kit import (
     KILL,
+    QUICK,
+    STALL,
     Ended,
     Warm,
     at_step,
@@ -54,7 +56,11 @@ def run(warm: Warm, folder: Path, model: Path, attempt: int = 0, **options: Any)
 
 def test_sigterm_on_one_rank_saves_on_all_and_ends_with_143(warm: Warm, folder: Path, model_folder: Path) -> None:
     ended = run(
-        warm, folder, model_folder, spec={"checkpoint": {"everySteps": 100}}, prelude=at_step(3, SIGTERM, rank=1)
+        warm,
+        folder,
+        model_folder,
+        spec={"checkpoint": {"everySteps": 100}},
+        prelude=[QUICK, *at_step(3, SIGTERM, rank=1)],
     )
     assert ended.codes == [143, 143], ended.logs
     assert {record.outcome for record in ended.records.values()} == {"Preempted"}
@@ -69,10 +75,10 @@ def test_sigterm_on_one_rank_saves_on_all_and_ends_with_143(warm: Warm, folder: 
 def test_sigterm_in_a_slow_step_saves_at_the_end_of_that_very_step(
     warm: Warm, folder: Path, model_folder: Path
 ) -> None:
-    # One rank is slow: it says so to the other.
-    slow = [line for step in (1, 2, 3) for line in at_step(step, "time.sleep(1.1)", rank=0)]
+    # To one rank all steps are slow: it says so to the other.
+    slow = "import trl_trainer.checkpoints.schedule as s; s.SLOW_SECONDS = 0 if rank == 0 else 1000"
     spec = {"checkpoint": {"everySteps": 100}, "evaluation": {"enabled": False}}
-    ended = run(warm, folder, model_folder, spec=spec, prelude=[*slow, *at_step(3, SIGTERM, rank=1)])
+    ended = run(warm, folder, model_folder, spec=spec, prelude=[slow, *at_step(3, SIGTERM, rank=1)])
     assert ended.codes == [143, 143], ended.logs
     assert steps(folder) == [3]
 
@@ -140,9 +146,8 @@ def test_diverging_run_never_publishes_what_is_not_finite(warm: Warm, folder: Pa
 
 
 def test_hanging_rank_is_found_and_every_stack_is_written(warm: Warm, folder: Path, model_folder: Path) -> None:
-    ended = run(
-        warm, folder, model_folder, job={"stallTimeoutSeconds": 4}, prelude=at_step(3, "time.sleep(1000)", rank=1)
-    )
+    hang = at_step(3, "watchdog.limit(3); time.sleep(1000)", rank=1)
+    ended = run(warm, folder, model_folder, prelude=[STALL, *hang, *at_step(3, "watchdog.limit(3)", rank=0)])
     assert ended.codes == [137, 137], ended.logs
     for record, log in zip(ended.records.values(), ended.logs, strict=True):
         assert record.reason == "CommunicationTimeout"
@@ -318,18 +323,22 @@ def test_a_checkpoint_that_takes_longer_than_the_stall_timeout_is_no_stall(
     slow = """
 import time
 from torch.distributed.checkpoint import FileSystemWriter
+from trl_trainer.launch import watchdog
 original = FileSystemWriter.write_data
 def write_data(self, *args):
-    for _ in range(14):
+    FileSystemWriter.write_data = original
+    watchdog.limit(4)
+    for _ in range(12):
         with (self.path / "growing").open("ab") as file:
             file.write(bytes(100))
         time.sleep(0.5)
     (self.path / "growing").unlink(missing_ok=True)
+    watchdog.limit(1000)
     return original(self, *args)
 FileSystemWriter.write_data = write_data
 """
     spec = {"training": {"maxSteps": 2}, "evaluation": {"enabled": False}}
-    ended = run(warm, folder, model_folder, spec=spec, job={"stallTimeoutSeconds": 4}, prelude=[slow])
+    ended = run(warm, folder, model_folder, spec=spec, prelude=[STALL, slow])
     assert ended.codes == [0, 0], ended.logs
     assert steps(folder) == [2]
 
@@ -366,12 +375,11 @@ def test_a_rank_that_hangs_before_training_ends_and_those_that_wait_for_it_end_w
     hang = """
 import time, trl_trainer.rank as r
 def hangs(*args):
+    r.watchdog.limit(2)
     time.sleep(1000)
 r.preflight.run = hangs
-# Soon enough: rank 1 gives up after twice the stall timeout.
-r.watchdog.OTHERS_SECONDS = 0.5
 """
-    ended = run(warm, folder, model_folder, job={"stallTimeoutSeconds": 10}, prelude=[hang])
+    ended = run(warm, folder, model_folder, prelude=[STALL, hang], patience=0)
     assert ended.codes == [137, 143], ended.logs
     assert ended.records[0].reason == "Stalled"
     assert "while preparing the data" in ended.records[0].message
@@ -403,7 +411,7 @@ FiniteGuard.on_step_begin = on_step_begin
     ("evaluation", "prelude"),
     [
         # Known at the end of step 4; the completions of steps 4 to 6 are not saved.
-        ({"enabled": False}, at_step(3, SIGTERM, rank=1)),
+        ({"enabled": False}, [QUICK, *at_step(3, SIGTERM, rank=1)]),
         ({"everySteps": 4, "maxExamples": 8}, in_evaluation(4)),
     ],
     ids=["in a step", "in an evaluation"],
@@ -491,13 +499,13 @@ def test_torchrun_that_is_killed_takes_the_ranks_with_it(folder: Path, model_fol
     assert not [pid for path in folder.glob("rank-*") if Path("/proc", pid := path.read_text()).exists()]
 
 
-def test_a_bare_torchrun_trains_the_same_job(folder: Path, model_folder: Path) -> None:
+def test_a_bare_torchrun_trains_the_same_job(warm: Warm, folder: Path, model_folder: Path) -> None:
     """Without our supervisor, as in somebody else's launcher."""
     job = job_file(folder, model_folder, spec={"training": {"maxSteps": 2}, "evaluation": {"enabled": False}})
     argv = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     run = subprocess.run(
         [*argv, "--module", "trl_trainer", "--job", str(job)], capture_output=True, text=True, timeout=300, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+        env={**os.environ, **warm.environment(), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr[-4000:]
     assert steps(folder) == [2]
@@ -505,13 +513,13 @@ def test_a_bare_torchrun_trains_the_same_job(folder: Path, model_folder: Path) -
 
 
 def test_sigterm_to_the_supervisor_saves_and_exits_143(folder: Path, model_folder: Path) -> None:
-    """The whole way: supervisor, torchrun, ranks; and a second SIGTERM changes nothing."""
+    """The whole way, and nothing of it warm: supervisor, torchrun, ranks; and a second SIGTERM changes nothing."""
     spec = {"training": {"maxSteps": 100000}, "checkpoint": {"everySteps": 100000}}
     process = start_supervisor(job_file(folder, model_folder, spec=spec), folder)
     wait_for(lambda: any(line["step"] >= 3 for line in metrics(folder)), 300)
     process.send_signal(signal.SIGTERM)
     process.send_signal(signal.SIGTERM)
-    log, _ = process.communicate(timeout=60)
+    log, _ = process.communicate(timeout=240)
     assert process.returncode == 143, log
     record = ExitRecord.model_validate_json((folder / "termination-log").read_text())
     assert (record.outcome, record.reason) == ("Preempted", "Preempted")

@@ -21,7 +21,7 @@ from trl_trainer.reports.progress import Reporter, Sender, StepClock, TokenRate,
 
 
 @contextmanager
-def receiver(answer: Callable[[int], int], delay: float = 0.0) -> Iterator[tuple[str, list[int]]]:
+def receiver(answer: Callable[[int], int]) -> Iterator[tuple[str, list[int]]]:
     """Serve; `answer` gives the status of the n-th request; yields the URL and the steps that were accepted."""
     steps: list[int] = []
     count = 0
@@ -30,7 +30,6 @@ def receiver(answer: Callable[[int], int], delay: float = 0.0) -> Iterator[tuple
         def do_POST(self) -> None:
             nonlocal count
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            time.sleep(delay)
             code = answer(count)
             count += 1
             if code == 200:
@@ -54,15 +53,16 @@ def report(step: int) -> ProgressReport:
 
 
 def test_a_slow_receiver_sees_the_newest_report_and_nobody_waits() -> None:
-    with receiver(lambda n: 200, delay=0.3) as (url, steps):
+    all_put = threading.Event()
+    with receiver(lambda n: 200 if all_put.wait(60) else 500) as (url, steps):
         sender = Sender({"KUBEFLOW_TRAINER_SERVER_URL": url}, interval=0.0)
-        started = time.monotonic()
         for step in range(1000):
             sender.put(report(step))
-        assert time.monotonic() - started < 0.2
+        # Nothing has been answered so far.
+        all_put.set()
         sender.close()
         assert steps[-1] == 999
-        assert len(steps) <= 4
+        assert len(steps) <= 2
 
 
 def test_a_refusing_receiver_is_tried_again_later_and_told_of_once(
@@ -134,8 +134,8 @@ def test_closing_with_a_dead_receiver_takes_bounded_time() -> None:
     sender = Sender({"KUBEFLOW_TRAINER_SERVER_URL": f"http://127.0.0.1:{free_port()}/"}, interval=0.0)
     sender.put(report(1))
     started = time.monotonic()
-    sender.close(timeout=3)
-    assert time.monotonic() - started < 5
+    sender.close(timeout=1)
+    assert time.monotonic() - started < 10
 
 
 def test_training_ends_well_with_the_receiver_down(warm: Warm, model_folder: Path, tmp_path: Path) -> None:

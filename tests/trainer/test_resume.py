@@ -2,7 +2,9 @@
 
 import os
 import signal
+from collections.abc import Callable
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -146,16 +148,27 @@ def check_form(checkpoint: Path, ended: Ended, form: str, *, adapter: bool) -> N
     assert any("lora_" in name for name in names) == adapter
 
 
+@pytest.fixture(scope="module")
+def undisturbed(warm: Warm, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """(name of a case) -> the folder of a run of it that nobody disturbed."""
+
+    @cache
+    def run(name: str) -> Path:
+        folder, world = tmp_path_factory.mktemp("undisturbed") / name, CASES[name].get("world", 2)
+        ended = warm.run(start(folder, model_folder, CASES[name]), world)
+        assert ended.codes == [0] * world, ended.logs
+        return folder
+
+    return run
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_killed_and_resumed_run_equals_the_undisturbed_one(
-    name: str, warm: Warm, model_folder: Path, tmp_path: Path
+    name: str, undisturbed: Callable[[str], Path], warm: Warm, model_folder: Path, tmp_path: Path
 ) -> None:
     case = CASES[name]
     world = case.get("world", 2)
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    ended = warm.run(start(whole, model_folder, case), world)
-    assert ended.codes == [0] * world, ended.logs
-
+    killed = tmp_path / "killed"
     hit = [*GATHERED, *at_step(6, KILL, rank=world - 1, saved=4)]
     ended = warm.run(start(killed, model_folder, case), world, prelude=hit)
     assert ended.codes[world - 1] == -signal.SIGKILL
@@ -169,64 +182,71 @@ def test_killed_and_resumed_run_equals_the_undisturbed_one(
     assert ended.records[0].progress is not None
     assert ended.records[0].progress.resumed_from_step == 4
 
-    check_equal(whole, killed)
+    check_equal(undisturbed(name), killed)
 
 
 def test_run_that_is_killed_before_its_first_checkpoint_starts_over_exactly(
-    warm: Warm, model_folder: Path, tmp_path: Path
+    undisturbed: Callable[[str], Path], warm: Warm, model_folder: Path, tmp_path: Path
 ) -> None:
     """The first attempt evaluated the base model, the second one does not: the random numbers must be the same."""
     case = {**CASES["grpo-lora"], "spec": {**CASES["grpo-lora"]["spec"], "checkpoint": {"everySteps": 100}}}
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    ended = warm.run(start(whole, model_folder, case))
-    assert ended.codes == [0, 0], ended.logs
+    killed = tmp_path / "killed"
     ended = warm.run(start(killed, model_folder, case), prelude=at_step(3, KILL))
     assert -signal.SIGKILL in ended.codes
     ended = warm.run(start(killed, model_folder, case, attempt=1))
     assert ended.codes == [0, 0], ended.logs
     assert ended.records[0].progress is not None
     assert ended.records[0].progress.resumed_from_step is None
-    check_equal(whole, killed)
+    check_equal(undisturbed("grpo-lora"), killed)
 
 
 SLOW_DISK = """
 import time
 from torch.distributed.checkpoint import FileSystemWriter
 write_data = FileSystemWriter.write_data
-def slow(*args):
-    time.sleep(1)
-    return write_data(*args)
+def slow(self, *args):
+    end = time.monotonic() + 60
+    while not {until} and time.monotonic() < end:
+        time.sleep(0.01)
+    return write_data(self, *args)
 FileSystemWriter.write_data = slow
 """
+"""A prelude: nothing of a checkpoint is written before {until}, or in a minute."""
 
 
 def test_a_checkpoint_is_written_while_training_goes_on_and_is_of_its_own_step(
-    warm: Warm, model_folder: Path, tmp_path: Path
+    undisturbed: Callable[[str], Path], warm: Warm, model_folder: Path, tmp_path: Path
 ) -> None:
     case = {"kind": "DPOJob", "spec": {"checkpoint": {"everySteps": 3}}}
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    ended = warm.run(start(whole, model_folder, case))
-    assert ended.codes == [0, 0], ended.logs
-
-    ended = warm.run(start(killed, model_folder, case), prelude=[SLOW_DISK, *at_step(6, KILL, saved=3)])
+    killed = tmp_path / "killed"
+    trained = f"""'"step": 5' in open({str(killed / "storage/uid-1/metrics.jsonl")!r}).read()"""
+    slow = SLOW_DISK.format(until=trained)
+    ended = warm.run(start(killed, model_folder, case), prelude=[slow, *at_step(6, KILL, saved=3)])
     assert -signal.SIGKILL in ended.codes, ended.logs
     published = (killed / "storage/uid-1/checkpoint-3/MANIFEST.json").stat().st_mtime
-    trained = {line["step"]: datetime.fromisoformat(line["time"]).timestamp() for line in metrics(killed)}
-    assert trained[5] < published
+    trained_at = {line["step"]: datetime.fromisoformat(line["time"]).timestamp() for line in metrics(killed)}
+    assert trained_at[5] < published
     ended = warm.run(start(killed, model_folder, case, attempt=1))
     assert ended.codes == [0, 0], ended.logs
     assert ended.records[0].progress is not None
     assert ended.records[0].progress.resumed_from_step == 3
-    check_equal(whole, killed)
+    check_equal(undisturbed("dpo-full-sharded"), killed)
 
 
 def test_a_run_that_fails_still_publishes_what_it_was_writing(warm: Warm, model_folder: Path, tmp_path: Path) -> None:
     case = {"kind": "DPOJob", "spec": {"checkpoint": {"everySteps": 3}}}
     broken = at_step(4, "raise RuntimeError('broken')", rank=0) + at_step(4, "raise RuntimeError('broken')")
-    ended = warm.run(start(tmp_path / "job", model_folder, case), prelude=[SLOW_DISK, *broken])
+    failed = """
+import traceback
+told, show = [], traceback.print_exception
+traceback.print_exception = lambda error: (told.append(error), show(error))
+traceback.told = told
+"""
+    slow = SLOW_DISK.format(until='__import__("traceback").told')
+    ended = warm.run(start(tmp_path / "job", model_folder, case), prelude=[failed, slow, *broken])
     assert ended.codes == [1, 1], ended.logs
     published = (tmp_path / "job/storage/uid-1/checkpoint-3/MANIFEST.json").stat().st_mtime
-    failed = [datetime.fromisoformat(record.time).timestamp() for record in ended.records.values()]
-    assert max(failed) < published, "the first cause is told by when it happened"
+    times = [datetime.fromisoformat(record.time).timestamp() for record in ended.records.values()]
+    assert max(times) < published, "the first cause is told by when it happened"
     assert ended.records[0].progress is not None
     assert [report.step for report in ended.records[0].progress.checkpoints] == [3]

@@ -255,9 +255,10 @@ def test_the_card_tells_the_lineage(warm: Warm, model_folder: Path, tmp_path: Pa
     assert "a \\| pipe<br>and a line" in card
 
 
-def start_node(job: Path, folder: Path, rank: int, port: int) -> subprocess.Popen[str]:
+def start_node(warm: Warm, job: Path, folder: Path, rank: int, port: int) -> subprocess.Popen[str]:
     variables = {
-        **os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PET_NNODES": "2", "PET_NPROC_PER_NODE": "1",
+        **os.environ, **warm.environment(), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
+        "PET_NNODES": "2", "PET_NPROC_PER_NODE": "1",
         "PET_NODE_RANK": str(rank), "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port),
         "TRL_TERMINATION_LOG": str(folder / f"termination-log-{rank}"),
     }  # fmt: skip
@@ -267,16 +268,16 @@ def start_node(job: Path, folder: Path, rank: int, port: int) -> subprocess.Pope
     )  # fmt: skip
 
 
-def test_two_nodes_stop_together_when_one_is_evicted(model_folder: Path, tmp_path: Path) -> None:
+def test_two_nodes_stop_together_when_one_is_evicted(warm: Warm, model_folder: Path, tmp_path: Path) -> None:
     """The variables of a PyTorchJob; SIGTERM on the node that is not the master."""
     write_jsonl(tmp_path / "train.jsonl", preference_pairs(60))
     spec = {"training": {"maxSteps": 100000}, "checkpoint": {"everySteps": 100000}}
     job = job_file(tmp_path, model_folder, spec=spec, numNodes=2, numProcPerNode=1)
     port = free_port()
-    nodes = [start_node(job, tmp_path, rank, port) for rank in range(2)]
+    nodes = [start_node(warm, job, tmp_path, rank, port) for rank in range(2)]
     wait_for(lambda: any(line["step"] >= 3 for line in metrics(tmp_path)), 240)
     nodes[1].send_signal(signal.SIGTERM)
-    logs = [node.communicate(timeout=90)[0] for node in nodes]
+    logs = [node.communicate(timeout=240)[0] for node in nodes]
     assert [node.returncode for node in nodes] == [143, 143], logs
     for rank in range(2):
         record = ExitRecord.model_validate_json((tmp_path / f"termination-log-{rank}").read_text())

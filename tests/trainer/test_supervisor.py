@@ -77,7 +77,7 @@ def test_it_waits_for_a_name_that_does_not_resolve_and_can_be_stopped_meanwhile(
     line = process.stdout.readline()
     assert "waiting for no-such-host-0.invalid, no-such-host-1.invalid" in line
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 143
+    assert process.wait(60) == 143
     assert ExitRecord.model_validate_json((tmp_path / "log").read_text()).outcome == "Preempted"
 
 
@@ -136,7 +136,7 @@ print(supervisor.children(os.getpid()))
     out, _ = python(code).communicate(timeout=30)
     assert out == "[]\n"
     daemon = int((tmp_path / "daemon").read_text())
-    wait_for(lambda: not Path(f"/proc/{daemon}").exists(), 5)
+    wait_for(lambda: not Path(f"/proc/{daemon}").exists(), 60)
 
 
 def test_the_launcher_is_told_to_stop_when_the_supervisor_dies(tmp_path: Path) -> None:
@@ -148,10 +148,10 @@ supervisor.launch(["sh", "-c", script], dict(os.environ))
 signal.pause()
 """
     process = python(code)
-    wait_for((tmp_path / "up").exists, 30)
+    wait_for((tmp_path / "up").exists, 60)
     process.kill()
-    process.wait(10)
-    wait_for((tmp_path / "told").exists, 10)
+    process.wait(60)
+    wait_for((tmp_path / "told").exists, 60)
 
 
 def test_ranks_that_do_not_end_are_killed_before_the_grace_period_is_over(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -120,26 +121,76 @@ class Warm:
         self._process = process
         self._folder = folder
         self._count = 0
+        self._ready = False
 
-    def start(
-        self, job: Path, world: int = 2, environment: dict[str, str] | None = None, prelude: Sequence[str] = ()
-    ) -> Ranks:
+    def place(self) -> Path:
+        """Return a new folder for a run."""
         self._count += 1
         base = self._folder / str(self._count)
-        (base / "records").mkdir(parents=True)
-        command = {
-            "job": str(job), "world": world, "port": free_port(), "records": str(base / "records"),
-            "log": str(base / "log"), "result": str(base / "result.json"), "environment": environment or {},
-            "prelude": list(prelude),
-        }  # fmt: skip
+        base.mkdir()
+        return base
+
+    def ask(self, command: dict[str, Any]) -> Any:
+        self._wait()
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(json.dumps(command) + "\n")
         self._process.stdin.flush()
-        return Ranks(json.loads(self._process.stdout.readline()), command)
+        return json.loads(self._process.stdout.readline())
+
+    def _wait(self) -> None:
+        """Return when the imports are done, which began before anybody needed them."""
+        assert self._process.stdout is not None
+        if not self._ready:
+            assert self._process.stdout.readline() == "ready\n"
+            self._ready = True
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables with which every `python -m trl_trainer --job` is forked from here, whoever starts it:
+        supervisor and torchrun are the real ones, and nobody waits for imports."""
+        self._wait()
+        return {"PYTHONPATH": str(self._folder / "path"), "TRL_WARM": str(self._folder / "socket")}
+
+    def start(
+        self,
+        job: Path,
+        world: int = 2,
+        environment: dict[str, str] | None = None,
+        prelude: Sequence[str] = (),
+        patience: float = 60,
+    ) -> Ranks:
+        """`patience`: seconds that the other ranks get to end by themselves when one has failed, before SIGTERM. Where
+        one hangs, give none."""
+        base = self.place()
+        (base / "records").mkdir()
+        command = {
+            "job": str(job), "world": world, "port": free_port(), "records": str(base / "records"),
+            "log": str(base / "log"), "result": str(base / "result.json"), "environment": environment or {},
+            "prelude": list(prelude), "patience": patience,
+        }  # fmt: skip
+        return Ranks(self.ask(command), command)
 
     def run(self, job: Path, world: int = 2, seconds: float = 120, **options: Any) -> Ended:
         return self.start(job, world, **options).wait(seconds)
+
+
+@contextmanager
+def warm_process(folder: Path) -> Iterator[Warm]:
+    """A process that has imported torch and TRL, from which ranks are forked; its files are below `folder`."""
+    (folder / "path").mkdir(parents=True)
+    (folder / "path" / "sitecustomize.py").symlink_to(Path(__file__).with_name("instead.py"))
+    variables = {
+        **os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(folder / "datasets"), "HF_HUB_OFFLINE": "1",
+        "DISABLE_KUBEFLOW_INTEGRATION": "TRUE", "TOKENIZERS_PARALLELISM": "false",
+    }  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, str(Path(__file__).with_name("warm.py")), str(folder / "socket")],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables,
+    )  # fmt: skip
+    assert process.stdin is not None
+    yield Warm(process, folder)
+    process.stdin.close()
+    process.wait(120)
 
 
 @dataclass
@@ -235,8 +286,8 @@ def at_step(step: int, action: str, rank: int = 1, saved: int | None = None) -> 
         f"""
 if rank == {rank}:
     import os, signal, time
-    from transformers import TrainerCallback
     from trl_trainer.checkpoints.schedule import Schedule
+    from trl_trainer.launch import watchdog
     original = Schedule.on_step_begin
     def on_step_begin(self, args, state, control, **kwargs):
         original(self, args, state, control, **kwargs)
@@ -252,3 +303,18 @@ if rank == {rank}:
 
 
 KILL = "os.kill(os.getpid(), signal.SIGKILL)"
+
+QUICK = "import trl_trainer.checkpoints.schedule as s; s.SLOW_SECONDS = 1000"
+"""A prelude: no step is slow, on any machine."""
+
+STALL = """
+from trl_trainer.launch import watchdog
+watchdog.OTHERS_SECONDS = 0.2
+start = watchdog.Watchdog.start
+def kept(self):
+    watchdog.limit = lambda seconds: setattr(self, "_seconds", seconds)
+    start(self)
+watchdog.Watchdog.start = kept
+"""
+"""A prelude: from `watchdog.limit(seconds)` on, so much without a sign of life is a stall. What comes before may take
+as long as it does on this machine."""

@@ -1,65 +1,100 @@
 """A process that has imported torch and TRL and forks ranks on demand: a run takes seconds instead of half a minute.
 
-It stands in for torchrun only: the ranks run trl_trainer's own main, with the same variables. It reads one JSON
-command per line, forks a launcher that forks the ranks, and answers with their pids; the launcher ends the others
-when one fails, as torchrun does, and writes the exit codes.
+The ranks run trl_trainer's own main, with the same variables, in one of three ways. A JSON command per line on stdin
+names ranks, which a launcher starts that stands in for torchrun, or a whole pod (kill_warm.py); the answer is a line
+with their pids. Or a rank is asked for on a socket by the process that was to become it (instead.py), under the real
+supervisor and the real torchrun.
 """
 
+import functools
 import json
 import os
+import select
 import signal
+import socket
 import sys
 import time
 import traceback
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 
 def main() -> None:
     import trl_trainer.rank  # noqa: F401  (the point of this process)
 
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(sys.argv[1])
+    listener.listen()
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     print("ready", flush=True)
-    for line in sys.stdin:
-        command = json.loads(line)
-        reader, writer = os.pipe()
-        if os.fork() == 0:
-            os.close(reader)
-            launch(command, writer)
-        os.close(writer)
-        with os.fdopen(reader) as pids:
-            print(pids.read(), flush=True)
-        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        ready, _, _ = select.select([sys.stdin, listener], [], [])
+        if listener in ready:
+            connection, _ = listener.accept()
+            fork(instead_of, connection)
+            connection.close()
+            continue
+        # The next command comes when this one is answered: no line stays behind in a buffer.
+        line = sys.stdin.readline()
+        if not line:
+            # The teardown of all that was imported takes seconds.
+            os._exit(0)
+        print(answer(json.loads(line)), flush=True)
+
+
+def fork(run: Callable[..., None], *arguments: object) -> int:
+    """Return the pid of a new process that does `run(*arguments)` and ends; nobody has to wait for it."""
+    pid = os.fork()
+    if pid == 0:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        try:
+            run(*arguments)
+        finally:
+            traceback.print_exc()
+            os._exit(99)
+    return pid
+
+
+def answer(command: dict[str, object]) -> str:
+    if "base" in command:
+        from kill_warm import pod
+
+        return str(fork(pod, command))
+    reader, writer = os.pipe()
+    fork(launch, command, writer)
+    os.close(writer)
+    with os.fdopen(reader) as pids:
+        return pids.read()
 
 
 def launch(command: dict[str, object], writer: int) -> None:
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     world = int(str(command["world"]))
     pids = [fork_rank(command, rank) for rank in range(world)]
     os.write(writer, json.dumps(pids).encode())
     os.close(writer)
     codes: dict[int, int] = {}
-    stopped_at = None
+    # torchrun sends SIGTERM as soon as one has failed, and then it is chance which of the two another sees first.
+    failed_at, due = 0.0, [(float(str(command["patience"])), signal.SIGTERM)]
     while len(codes) < world:
         pid, status = os.waitpid(-1, os.WNOHANG)
         if pid:
             codes[pid] = os.waitstatus_to_exitcode(status)
-        failed = any(code != 0 for code in codes.values())
-        if failed and stopped_at is None:
-            stopped_at = time.monotonic()
-            signal_all(pids, codes, signal.SIGTERM)
-        if stopped_at is not None and time.monotonic() - stopped_at > 30:
-            signal_all(pids, codes, signal.SIGKILL)
+        if not failed_at and any(code != 0 for code in codes.values()):
+            failed_at = time.monotonic()
+        if failed_at and due and time.monotonic() - failed_at >= due[0][0]:
+            after, number = due.pop()
+            for other in set(pids) - set(codes):
+                os.kill(other, number)
+            due = [(after + 30, signal.SIGKILL)] if number == signal.SIGTERM else []
         time.sleep(0.01)
     part = Path(str(command["result"])).with_suffix(".part")
     part.write_text(json.dumps([codes[pid] for pid in pids]))
     os.replace(part, str(command["result"]))
     os._exit(0)
-
-
-def signal_all(pids: list[int], codes: dict[int, int], number: int) -> None:
-    for pid in pids:
-        if pid not in codes:
-            os.kill(pid, number)
 
 
 def fork_rank(command: dict[str, object], rank: int) -> int:
@@ -80,13 +115,41 @@ def become(command: dict[str, object], rank: int) -> NoReturn:
     os.environ["TRL_RECORDS"] = str(command["records"])
     os.environ.update(command["environment"])  # type: ignore[call-overload]
     log = os.open(f"{command['log']}.{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(log, 1)
-    os.dup2(log, 2)
-    sys.argv = ["trl_trainer", "--job", str(command["job"])]
+    faults = [functools.partial(exec, line, {"rank": rank}) for line in command["prelude"]]  # type: ignore[attr-defined]
+    run_rank(["--job", str(command["job"])], log, log, faults)
+
+
+def instead_of(connection: socket.socket) -> NoReturn:
+    """Be the rank that a process asks for: its arguments, its variables and where it writes; its signals come, too."""
+    _, outputs, _, _ = socket.recv_fds(connection, 1, 2)
+    asked = b""
+    while not asked.endswith(b"\n"):
+        asked += connection.recv(1 << 16)
+    arguments, variables = json.loads(asked)
+    pid = os.fork()
+    if pid == 0:
+        connection.close()
+        os.environ.clear()
+        os.environ.update(variables)
+        run_rank(arguments, *outputs)
+    end = os.pidfd_open(pid)
+    while not select.select([end], [], [], 0)[0]:
+        if connection in select.select([end, connection], [], [])[0]:
+            # Who asks is gone, or passes signals on.
+            for number in connection.recv(16) or [signal.SIGKILL]:
+                with suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(end, number)
+    connection.sendall(f"{os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])}\n".encode())
+    os._exit(0)
+
+
+def run_rank(arguments: list[str], out: int, err: int, faults: Sequence[Callable[[], None]] = ()) -> NoReturn:
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    sys.argv = ["trl_trainer", *arguments]
     try:
-        for line in command["prelude"]:  # type: ignore[attr-defined]
-            # A fault to inject, in the rank's own process.
-            exec(line, {"rank": rank})
+        for inject in faults:
+            inject()
         from trl_trainer.__main__ import main as rank_main
 
         rank_main()
