@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import traceback
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -15,7 +16,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 def main(arguments: list[str]) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     connection = socket.socket(socket.AF_UNIX)
-    connection.connect(os.environ["TRL_WARM"])
+    connection.connect(f"\0{os.environ['TRL_WARM']}")
     socket.send_fds(connection, [b"-"], [1, 2])
     connection.sendall(json.dumps([arguments, dict(os.environ)]).encode() + b"\n")
     for number in SIGNALS:
@@ -23,7 +24,8 @@ def main(arguments: list[str]) -> None:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     code = int(connection.recv(16))
     if code < 0:
-        signal.signal(-code, signal.SIG_DFL)
+        if -code in SIGNALS:
+            signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(code)
 
@@ -32,4 +34,9 @@ words = sys.orig_argv
 if "trl_trainer" in words:
     at = words.index("trl_trainer")
     if words[at - 1] == "-m" and words[at + 1 : at + 2] == ["--job"]:
-        main(words[at + 1 :])
+        try:
+            main(words[at + 1 :])
+        finally:
+            # Python would go on without sitecustomize, and be the rank itself.
+            traceback.print_exc()
+            os._exit(99)

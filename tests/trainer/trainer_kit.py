@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -117,9 +118,10 @@ class Ranks:
 class Warm:
     """Forks ranks that run the trainer's own main."""
 
-    def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
+    def __init__(self, process: subprocess.Popen[str], folder: Path, socket: str) -> None:
         self._process = process
         self._folder = folder
+        self._socket = socket
         self._count = 0
         self._ready = False
 
@@ -149,7 +151,7 @@ class Warm:
         """Return the variables with which every `python -m trl_trainer --job` is forked from here, whoever starts it:
         supervisor and torchrun are the real ones, and nobody waits for imports."""
         self._wait()
-        return {"PYTHONPATH": str(self._folder / "path"), "TRL_WARM": str(self._folder / "socket")}
+        return {"PYTHONPATH": str(self._folder / "path"), "TRL_WARM": self._socket}
 
     def start(
         self,
@@ -183,12 +185,13 @@ def warm_process(folder: Path) -> Iterator[Warm]:
         **os.environ, "OMP_NUM_THREADS": "1", "HF_DATASETS_CACHE": str(folder / "datasets"), "HF_HUB_OFFLINE": "1",
         "DISABLE_KUBEFLOW_INTEGRATION": "TRUE", "TOKENIZERS_PARALLELISM": "false",
     }  # fmt: skip
+    name = f"trl-warm-{uuid.uuid4().hex}"
     process = subprocess.Popen(
-        [sys.executable, str(Path(__file__).with_name("warm.py")), str(folder / "socket")],
+        [sys.executable, str(Path(__file__).with_name("warm.py")), name],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=variables,
     )  # fmt: skip
     assert process.stdin is not None
-    yield Warm(process, folder)
+    yield Warm(process, folder, name)
     process.stdin.close()
     process.wait(120)
 

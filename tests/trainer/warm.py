@@ -27,7 +27,8 @@ def main() -> None:
     import trl_trainer.rank  # noqa: F401  (the point of this process)
 
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(sys.argv[1])
+    # An abstract name: a path may not be longer than 107 bytes.
+    listener.bind(f"\0{sys.argv[1]}")
     listener.listen()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     print("ready", flush=True)
