@@ -4,7 +4,13 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel, set_seed
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BitsAndBytesConfig,
+    PreTrainedModel,
+    set_seed,
+)
 
 from trl_trainer.distributed import loading
 from trl_trainer.distributed.world import Run
@@ -46,6 +52,11 @@ def trained(run: Run, stage: Stage, args: Any) -> str | PreTrainedModel:
     if peft.method == "qlora":
         quantized.put_4_bit_layers(model, adapter.quantization(run.job))
     return model
+
+
+def quantization(run: Run) -> BitsAndBytesConfig | None:
+    """Return what TRL's trainer gets beside `trained`: the quantization of a model that it loads."""
+    return None if is_streamed(run) else adapter.quantization(run.job)
 
 
 def from_files(

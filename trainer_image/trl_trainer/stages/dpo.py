@@ -47,7 +47,7 @@ def trainer(run: Run, args: DPOConfig, tokenizer: PreTrainedTokenizerBase, data:
             eval_dataset=data.eval,
             processing_class=tokenizer,
             peft_config=adapter.lora(run.job, STAGE.task_type),
-            quantization_config=adapter.quantization(run.job),
+            quantization_config=base.quantization(run),
         )
     if args.precompute_ref_log_probs:
         # The rows have its log-probabilities.

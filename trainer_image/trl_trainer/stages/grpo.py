@@ -55,7 +55,7 @@ def trainer(run: Run, args: GRPOConfig, tokenizer: PreTrainedTokenizerBase, data
             eval_dataset=data.eval,
             processing_class=tokenizer,
             peft_config=adapter.lora(run.job, STAGE.task_type),
-            quantization_config=adapter.quantization(run.job),
+            quantization_config=base.quantization(run),
         )
     for function in rewards.functions:
         function.is_counted = lambda: made.model.training

@@ -38,7 +38,7 @@ def trainer(run: Run, args: RewardConfig, tokenizer: PreTrainedTokenizerBase, da
         processing_class=tokenizer,
         # SEQ_CLS makes peft train and save the new head beside the adapter.
         peft_config=adapter.lora(run.job, STAGE.task_type),
-        quantization_config=adapter.quantization(run.job),
+        quantization_config=base.quantization(run),
     )
 
 

@@ -47,7 +47,7 @@ def trainer(run: Run, args: SFTConfig, tokenizer: PreTrainedTokenizerBase, data:
         eval_dataset=data.eval,
         processing_class=tokenizer,
         peft_config=adapter.lora(run.job, STAGE.task_type),
-        quantization_config=adapter.quantization(run.job),
+        quantization_config=base.quantization(run),
     )
 
 
