@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from loading_kit import GRPO, ROWS, large_model, measure, size
-from trainer_kit import KILL, Warm, at_step, job_file, metrics, write_jsonl
+from trainer_kit import KILL, TRAIN_ONLY, Warm, at_step, job_file, metrics, write_jsonl
 from trl import DPOTrainer, GRPOTrainer
 
 # transformers and accelerate load and shard as they do without us.
@@ -199,7 +199,8 @@ def test_one_process_compares_in_the_precision_of_the_arithmetic(
 
 def losses(warm: Warm, folder: Path, model: Path, kind: str, world: int, *prelude: str, **spec: Any) -> list[float]:
     training = {"maxSteps": 4, **spec.pop("training", {})}
-    ended = warm.run(start(folder, model, kind, world, training=training, **spec), world, prelude=prelude)
+    job = start(folder, model, kind, world, training=training, **spec)
+    ended = warm.run(job, world, prelude=[*prelude, TRAIN_ONLY])
     assert set(ended.codes) == {0}, ended.logs
     return [line["loss"] for line in metrics(folder) if "loss" in line]
 
@@ -233,7 +234,8 @@ def test_more_ranks_than_rows_train_and_resume(warm: Warm, model_folder: Path, t
     ended = warm.run(start(folder, model_folder, "DPOJob", 3, **spec), 3, prelude=at_step(4, KILL, saved=2))
     assert -9 in ended.codes, ended.logs
     spec |= {"evaluation": {"enabled": False}}
-    ended = warm.run(job_file(folder, model_folder, spec=spec, numProcPerNode=3, attempt=1), 3)
+    job = job_file(folder, model_folder, spec=spec, numProcPerNode=3, attempt=1)
+    ended = warm.run(job, 3, prelude=[TRAIN_ONLY])
     assert ended.codes == [0, 0, 0], ended.logs
     found = [line["loss"] for line in metrics(folder) if "loss" in line]
     assert found[:3] == pytest.approx(wanted[:3], abs=1e-6)

@@ -108,9 +108,12 @@ class Ranks:
     def kill(self, rank: int, number: int = signal.SIGKILL) -> None:
         os.kill(self.pids[rank], number)
 
+    def ended(self) -> bool:
+        return Path(self._command["result"]).exists()
+
     def wait(self, seconds: float = 120) -> Ended:
         result = Path(self._command["result"])
-        wait_for(result.exists, seconds, lambda: "\n".join(self.logs()))
+        wait_for(self.ended, seconds, lambda: "\n".join(self.logs()))
         found = records.read(Path(self._command["records"]))
         return Ended(json.loads(result.read_text()), found, self.logs())
 
@@ -306,6 +309,13 @@ if rank == {rank}:
 
 
 KILL = "os.kill(os.getpid(), signal.SIGKILL)"
+
+TRAIN_ONLY = """
+import os
+from trl_trainer.results import export
+export.write = lambda *given: os._exit(0)
+"""
+"""A prelude for what is seen in training itself: each rank ends well when it would export."""
 
 QUICK = "import trl_trainer.checkpoints.schedule as s; s.SLOW_SECONDS = 1000"
 """A prelude: no step is slow, on any machine."""

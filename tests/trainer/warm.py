@@ -69,13 +69,14 @@ def answer(command: dict[str, object]) -> str:
     fork(launch, command, writer)
     os.close(writer)
     with os.fdopen(reader) as pids:
-        return pids.read()
+        # One line: the ranks have the pipe open too, until they end.
+        return pids.readline().strip()
 
 
 def launch(command: dict[str, object], writer: int) -> None:
     world = int(str(command["world"]))
     pids = [fork_rank(command, rank) for rank in range(world)]
-    os.write(writer, json.dumps(pids).encode())
+    os.write(writer, f"{json.dumps(pids)}\n".encode())
     os.close(writer)
     codes: dict[int, int] = {}
     # torchrun sends SIGTERM as soon as one has failed, and then it is chance which of the two another sees first.
