@@ -125,7 +125,7 @@ bench-receiver: $(VENV) ## The receiver under floods, many jobs and hanging writ
 	@LOAD=full LOAD_REPORT=docs/bench-receiver.json $(PYTEST) -s tests/controlplane/controller/alone/test_load.py
 
 memory-table: $(VENV) ## The memory estimate against torch's count without a GPU (about 15 minutes on 2 idle cores)
-	@PYTHONPATH=$(CURDIR)/tests/bench $(PY) tests/bench/memory_table.py
+	@PYTHONPATH=$(CURDIR)/tests/bench:$(CURDIR)/tests/trainer $(PY) tests/bench/memory_table.py
 
 bench-trainer: $(VENV) ## Ours against plain TRL: speed, start-up, checkpoints (about 20 minutes on 2 quiet cores)
 	@PYTHONPATH=$(CURDIR)/tests/bench $(PY) tests/bench/bench_trainer.py --output docs/bench-trainer.json
@@ -141,5 +141,5 @@ gpu-check: $(if $(GPU_PYTHON),,$(VENV)) ## What must be true on a GPU, in at mos
 gpu-wheels: $(UV) ## What a machine with PyTorch and CUDA lacks for gpu-check, for its Python 3.12, into .wheels
 	@hack/gpu-wheels.sh $(dir $(UV))pip
 
-host-memory: $(VENV) ## How much host memory loading and exporting take of 4 ranks, all together (about 5 minutes)
-	@PYTHONPATH=$(CURDIR)/tests/bench $(PY) tests/bench/host_memory.py
+host-memory: $(VENV) ## What loading and exporting take of the host: 4 ranks, all together; into docs/memory.md (about 3 minutes)
+	@PYTHONPATH=$(CURDIR)/tests/bench:$(CURDIR)/tests/trainer $(PY) tests/bench/host_memory.py

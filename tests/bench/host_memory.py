@@ -1,122 +1,176 @@
-"""`make host-memory`: how much memory of the host each phase of a job takes, all ranks together.
+"""`make host-memory`: how much memory of the host each phase of a job takes, all ranks together; in docs/memory.md.
 
-A model of about 400 MB is trained for one step by four CPU processes. A rank notes its anonymous memory (RssAnon) when
-a phase begins; until the first rank is through with it, this process looks at all ranks a hundred times a second. What
-a phase takes of a rank is its highest memory less that at the beginning; the ranks' are summed. Pages of mapped files
-are no anonymous memory: the kernel takes them back when it needs them.
+A model of about 400 MB in fp32 is trained for one step by four CPU processes. A rank notes its anonymous memory
+(RssAnon) when a phase begins; until the first rank is through with it, this process looks at all ranks a hundred times
+a second. What a phase takes of a rank is its highest memory less that at the beginning; the ranks' are summed. Pages of
+mapped files are no anonymous memory: the kernel takes them back when it needs them.
 """
 
-import argparse
 import ctypes
 import gc
+import json
 import os
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import shapes
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from trainer_kit import Warm, warm_process
 
+TITLE = "# What the host needs: all processes of a node"
+PAGE = """\
+`make host-memory` writes this part: four CPU processes, a model of about 400 MB in fp32 files or half of that in bf16,
+anonymous memory (RssAnon) above that before the phase, the sum of each process's highest. Loading is from before the
+model until it is sharded, shards included, in sizes of what is loaded (4-bit layers at half a byte a value; with full
+fine-tuning dpo's reference too); exporting is all of `final/`, merge included, in sizes of the model's files. About
+10 MB of a process are not weights. With qlora each process also takes 30 bytes for each value of the largest layer
+while bitsandbytes chooses its 4 bits: here that is most of its row, on a GPU it lies there. preflight (`explain` shows
+it) takes the formulas of `preflight/memory.py`: while loading {loading} of the shards that stay in the host's memory,
+or {converting} of the model where transformers makes its weights of other tensors (fused experts: not in the table,
+tests/trainer/test_loading.py holds that).
+
+| model | job | loading | | rank 0 | exporting | | rank 0 |
+|---|---|---|---|---|---|---|---|
+{rows}
+"""
 PHASES = {"load": ("trl_trainer.rank", "build"), "export": ("trl_trainer.results.export", "write")}
 """The function whose calls are a phase."""
-JOBS: dict[str, dict[str, Any]] = {"full": {"method": "none"}, "lora": {"method": "lora", "r": 16}}
 WORLD = 4
 
 
+@dataclass(frozen=True)
+class Case:
+    stored: str
+    method: str
+    precision: str
+
+
+CASES = (
+    Case("fp32", "none", "fp32"),
+    Case("bf16", "none", "bf16"),
+    Case("bf16", "lora", "bf16"),
+    Case("fp32", "lora", "bf16"),
+    Case("bf16", "lora", "fp32"),
+    Case("bf16", "qlora", "bf16"),
+)
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--phases", nargs="*", choices=PHASES, default=[*PHASES])
-    parser.add_argument("--shapes", nargs="*", choices=["dense", "experts"], default=["dense", "experts"])
-    given = parser.parse_args()
-    print("| model | job | phase | model's bytes | all ranks | share | rank 0 |\n|---|---|---|---|---|---|---|")
-    for shape in given.shapes:
-        for name, peft in JOBS.items():
-            with tempfile.TemporaryDirectory(prefix="host-memory-") as folder:
-                report(shape, name, measure(Path(folder), shape, peft, given.phases))
+    from trl_trainer.preflight import memory
+
+    rows = []
+    with tempfile.TemporaryDirectory(prefix="host-memory-") as folder, warm_process(Path(folder)) as warm:
+        for case in CASES:
+            rows.append(row(case, measure(warm, Path(folder, f"case-{len(rows)}"), case)))
+            print(rows[-1], flush=True)
+    page = Path("docs/memory.md")
+    others, *_ = page.read_text().partition(TITLE)
+    text = PAGE.format(loading=memory.LOADING, converting=memory.CONVERTING, rows="\n".join(rows))
+    page.write_text(f"{others.rstrip()}\n\n{TITLE}\n{text}")
 
 
-def report(shape: str, name: str, found: dict[str, Any]) -> None:
-    size = found["model"]
-    for phase, ranks in found["phases"].items():
-        total = sum(ranks)
-        print(
-            f"| {shape} | {name} | {phase} | {size / 1e6:.0f} MB | {total / 1e6:.0f} MB | {total / size:.2f}"
-            f" | {ranks[0] / 1e6:.0f} MB |",
-            flush=True,
-        )
+def row(case: Case, found: dict[str, Any]) -> str:
+    cells = [f"{case.stored} files", f"{case.method.replace('none', 'full')} in {case.precision}"]
+    for phase, size in (("load", found["loaded"]), ("export", found["stored"])):
+        ranks = found["phases"][phase]
+        cells += [
+            f"{sum(ranks) / 1e6:.0f} of {size / 1e6:.0f} MB",
+            f"{sum(ranks) / size:.2f}",
+            f"{ranks[0] / 1e6:.0f} MB",
+        ]
+    return f"| {' | '.join(cells)} |"
 
 
-def measure(folder: Path, shape: str, peft: dict[str, Any], phases: list[str]) -> dict[str, Any]:
-    """Return the model's bytes and, for each phase, by how many each rank's memory grew."""
-    job = shapes.make_job(folder, shapes.SHAPES["host"], world=WORLD, gpus=False, steps=1, rows=16, peft=peft)
+def measure(warm: Warm, folder: Path, case: Case) -> dict[str, Any]:
+    """Return the model's bytes in its files and as it is loaded and, for each phase, by how many each rank's grew."""
+    peft = {"method": case.method}
+    path = shapes.make_job(folder, shapes.SHAPES["host"], world=WORLD, gpus=False, steps=1, rows=16, peft=peft)
+    job = json.loads(path.read_text())
+    job["spec"]["training"]["precision"] = case.precision
+    path.write_text(json.dumps(job))
     model, notes = folder / "model", folder / "notes"
-    if shape == "experts":
-        make_experts(model)
+    if case.stored == "bf16":
+        halve(model)
     notes.mkdir()
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={WORLD}"]
-    process = subprocess.Popen(
-        [*torchrun, __file__, "--rank", str(job), *phases],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "NOTES": str(notes)},
-        stdout=subprocess.DEVNULL,
-    )
-    grown: dict[str, list[int]] = {phase: [0] * WORLD for phase in phases}
-    while process.poll() is None:
-        for phase in phases:
+    ranks = warm.start(path, WORLD, {"NOTES": str(notes)}, ["import host_memory; host_memory.note_phases()"])
+    grown: dict[str, list[int]] = {phase: [0] * WORLD for phase in PHASES}
+    while not ranks.ended():
+        for phase in PHASES:
             if not list(notes.glob(f"{phase}.*.ended")):
-                for rank, began in enumerate(sorted(notes.glob(f"{phase}.*.began"))):
-                    pid, before = map(int, began.read_text().split())
-                    grown[phase][rank] = max(grown[phase][rank], anonymous(pid) - before)
-        time.sleep(0.01)
-    if process.returncode:
-        raise SystemExit("a rank failed: its log is above")
-    size = sum(value.nbytes for path in model.glob("*.safetensors") for value in load_file(path).values())
-    return {"model": size, "phases": grown}
+                for began in notes.glob(f"{phase}.*.began"):
+                    rank = int(began.name.split(".")[1])
+                    before = int(began.read_text())
+                    grown[phase][rank] = max(grown[phase][rank], anonymous(ranks.pids[rank]) - before)
+        time.sleep(0.005)
+    ended = ranks.wait()
+    if set(ended.codes) != {0}:
+        raise SystemExit("\n".join(ended.logs))
+    for note in notes.glob("*.ended"):
+        # On a busy machine the last of it may not have been seen.
+        phase, rank = note.name.split(".")[0], int(note.name.split(".")[1])
+        before = int(note.with_suffix(".began").read_text())
+        grown[phase][rank] = max(grown[phase][rank], int(note.read_text()) - before)
+    tensors = {name: value for file in model.glob("*.safetensors") for name, value in load_file(file).items()}
+    compute = 2 if case.precision == "bf16" else 4
+    # Full fine-tuning (dpo) loads its reference too.
+    width = 4 + compute if case.method == "none" else compute
+    return {
+        "stored": sum(value.nbytes for value in tensors.values()),
+        "loaded": sum(
+            value.numel() * (0.5 if case.method == "qlora" and value.ndim == 2 and ".layers." in name else width)
+            for name, value in tensors.items()
+        ),
+        "phases": grown,
+    }
 
 
-def make_experts(folder: Path) -> None:
-    """Put a model in place of the one in `folder` whose experts are converted when they are loaded and saved."""
+def halve(folder: Path) -> None:
+    """Bring the model in `folder` to bf16."""
     import torch
-    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
-    config = Qwen3MoeConfig(
-        vocab_size=2048, hidden_size=1024, moe_intermediate_size=512, intermediate_size=1024, num_hidden_layers=6,
-        num_attention_heads=8, num_key_value_heads=2, head_dim=128, num_experts=8, num_experts_per_tok=2,
-        tie_word_embeddings=True, pad_token_id=0, eos_token_id=2, bos_token_id=None,
-    )  # fmt: skip
-    torch.manual_seed(shapes.SEED)
-    Qwen3MoeForCausalLM(config).save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "bfloat16"}))
+    for file in folder.glob("*.safetensors"):
+        save_file({name: value.to(torch.bfloat16) for name, value in load_file(file).items()}, file, {"format": "pt"})
 
 
-def rank_main(job: str, phases: list[str]) -> None:
-    """One rank: the trainer's own main, with a note at the beginning and the end of each phase."""
+def note_phases() -> None:
+    """In a rank: note the beginning and the end of each phase."""
     import importlib
 
-    from trl_trainer.__main__ import main as trainer_main
+    # Counted before the model is.
+    import bitsandbytes  # noqa: F401
 
-    for phase in phases:
-        module, name = PHASES[phase]
+    from trl_trainer.preflight import image
+
+    # Memory of large temporary tensors goes back at once, and is not taken for that of shards (M_MMAP_THRESHOLD).
+    assert ctypes.CDLL("libc.so.6").mallopt(-3, 2**20) == 1
+    # qlora is refused without a GPU, for its speed.
+    image.check = lambda *given: None
+    for phase, (module, name) in PHASES.items():
         place = importlib.import_module(module)
         setattr(place, name, noted(phase, getattr(place, name)))
-    sys.argv = ["trl_trainer", "--job", job]
-    trainer_main()
 
 
 def noted(phase: str, function: Callable[..., Any]) -> Callable[..., Any]:
     note = Path(os.environ["NOTES"], f"{phase}.{os.environ['RANK']}")
 
+    def write(name: str) -> None:
+        part = Path(f"{note}.part")
+        part.write_text(str(anonymous(os.getpid())))
+        part.rename(f"{note}.{name}")
+
     def call(*args: Any, **kwargs: Any) -> Any:
         # What earlier phases freed goes back, so that it hides nothing of what this one takes.
         gc.collect()
         ctypes.CDLL("libc.so.6").malloc_trim(0)
-        part = Path(f"{note}.part")
-        part.write_text(f"{os.getpid()} {anonymous(os.getpid())}")
-        part.rename(f"{note}.began")
+        write("began")
         found = function(*args, **kwargs)
-        Path(f"{note}.ended").touch()
+        write("ended")
         return found
 
     return call
@@ -132,7 +186,4 @@ def anonymous(pid: int) -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--rank"]:
-        rank_main(sys.argv[2], sys.argv[3:])
-    else:
-        main()
+    main()
