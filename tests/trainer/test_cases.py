@@ -3,24 +3,28 @@
 cases/<name> holds the job and its rows; a sibling is the same mistake in another stage or form.
 """
 
+import json
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow  # type: ignore[import-untyped]
 import pytest
 import yaml
 from pyarrow import parquet
-from trainer_kit import write_jsonl
+from trainer_kit import Warm, write_jsonl
 
+from trl_contract.report import ExitRecord
 from trl_contract.resolve import resolve
 from trl_trainer import data, local, stages
 from trl_trainer.errors import UserError
 from trl_trainer.local.explain import explain
 from trl_trainer.local.resource import read
 from trl_trainer.models.tokenizer import load_tokenizer
+from trl_trainer.rewards.constant import ConstantRewards
 
 CASES = Path(__file__).with_name("cases")
 sys.path.insert(0, str(CASES))
@@ -47,9 +51,15 @@ def reward(*rows: dict[str, Any], **more: Any) -> dict[str, Any]:
     return {**sft(*rows, **more), "kind": "RewardJob"}
 
 
-def grpo(*rows: dict[str, Any], rewards: list[dict[str, Any]] | None = None, **more: Any) -> dict[str, Any]:
+def grpo(
+    *rows: dict[str, Any],
+    rewards: list[dict[str, Any]] | None = None,
+    generation: dict[str, Any] | None = None,
+    **more: Any,
+) -> dict[str, Any]:
     given = rewards or [{"name": "short", "length": {"target": 3}}]
-    return {**sft(*rows, grpo={"numGenerations": 2, "rewards": given}, **more), "kind": "GRPOJob"}
+    section = {"numGenerations": 2, "rewards": given, "generation": generation or {"maxCompletionLength": 8}}
+    return {**sft(*rows, grpo=section, **more), "kind": "GRPOJob"}
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +123,9 @@ def named(cases: list[tuple[Any, ...]]) -> list[Any]:
 
 CALLED = {"messages": [USER, CALL, FOUND, SAID]}
 
+PAIR = {"prompt": [USER], "chosen": [SAID], "rejected": [CURT]}
+STOPPING = {"metric": "loss", "mode": "min"}
+
 REFUSED = [
     ("tools-untold", "InvalidSpec", r"model.chatTemplate: the rows have tool_calls, and the chat template does not"),
     (
@@ -127,6 +140,84 @@ REFUSED = [
         r"row 1: chosen must go on with an assistant turn after the prompt; its roles are gpt, and must be",
     ),
     ("json-wrapped", "DataFormatError", r"train.json: is one object over several lines: it must be a list of rows"),
+    (
+        "aol-cut",
+        "DataFormatError",
+        r"every one of 7 rows is dropped: .* learnt is within training.maxLength \(64\); .* 301 tokens: raise it",
+    ),
+    ("pc-cut", "DataFormatError", r"every one of 7 rows is dropped: .* learnt is within training.maxLength \(64\)"),
+    (
+        reward({"prompt": [USER], "chosen": [SAID], "rejected": [CURT]}, training={"maxLength": 20}),
+        "DataFormatError",
+        r"every one of 2 rows is dropped: .* learnt is within training.maxLength \(20\)",
+    ),
+    ("everysteps-disabled", "InvalidSpec", r"spec.evaluation: .*everySteps: needs evaluation: set enabled to true"),
+    (
+        dpo(PAIR, dataset={"evalSplit": 0}, evaluation={"everySteps": 1, "earlyStopping": STOPPING}),
+        "InvalidSpec",
+        r"evaluation.earlyStopping needs held-out rows: give dataset.eval or evalSplit",
+    ),
+    ("polynomial", "InvalidSpec", r"spec.training: .*polynomial ends at learning rate 1e-7: raise learningRate"),
+    (
+        reward(PAIR, training={"lrScheduler": "polynomial", "learningRate": 1e-7}),
+        "InvalidSpec",
+        r"polynomial ends at learning rate 1e-7: raise learningRate above it, or use linear; got",
+    ),
+    (
+        dpo(PAIR, training={"maxSteps": 1, "warmupSteps": 5}),
+        "InvalidSpec",
+        r"training.warmupSteps: 5, but the job has one step, .* nothing would be learnt; remove it",
+    ),
+    (
+        "lora-partly-wrong",
+        "InvalidSpec",
+        r"peft.targetModules: the model has no W_pack; the nearest names are",
+    ),
+    (
+        dpo(PAIR, model="gptoss", peft={"method": "lora", "targetModules": ["q_proj", "gate_up_proj"]}),
+        "InvalidSpec",
+        r"peft.targetModules: gate_up_proj is no module .*, but a parameter: name it in peft.targetParameters",
+    ),
+    (
+        dpo(PAIR, model="gptoss", peft={"method": "lora", "targetParameters": ["experts.gate_up"]}),
+        "InvalidSpec",
+        r"peft.targetParameters: the model has no experts.gate_up; the nearest names are gate_up_proj,",
+    ),
+    (
+        reward(PAIR, peft={"method": "lora", "modulesToSave": ["embed_token"]}),
+        "InvalidSpec",
+        r"peft.modulesToSave: the model has no embed_token; the nearest names are embed_tokens,",
+    ),
+    ("lora-all-head", "InvalidSpec", r"peft.targetModules: SFTJob trains no adapter on the output head: remove it"),
+    (
+        "lora-gpt2-long",
+        "InvalidSpec",
+        r"training.maxLength: a row of 981 tokens is longer than the 256 positions .* GPT2LMHeadModel has: set it to",
+    ),
+    (
+        grpo({"prompt": "Hello"}, model="gpt2", generation={"maxCompletionLength": 300}),
+        "InvalidSpec",
+        r"grpo.generation.maxCompletionLength: 300 tokens after a prompt of 5 are more than the 256 positions",
+    ),
+    (
+        "grpo-answer-missing",
+        "DataFormatError",
+        r"train.jsonl, row 7: grpo.rewards.right compares with column answer, and the row has prompt; dataset.columns",
+    ),
+    (
+        grpo(
+            {"prompt": "Hello", "n": "4"},
+            {"prompt": "Hello", "n": "four"},
+            rewards=[{"name": "sum", "accuracy": {"column": "n", "numeric": True}}],
+        ),
+        "DataFormatError",
+        r"train.jsonl, row 2: grpo.rewards.sum: column n has no number: 'four'",
+    ),
+    (
+        grpo({"prompt": [USER], "chat_template_kwargs": {"enable_thinking": False}}),
+        "DataFormatError",
+        r"row 1: chat_template_kwargs of a prompt never reaches the chat template: remove the column",
+    ),
     ("m-bnb4", "InvalidSpec", r"model: .* is quantized \(bitsandbytes\): give the model that it was made from"),
 ]
 
@@ -139,6 +230,42 @@ def test_what_can_only_fail_is_refused_before_weights(case: Case, reason: str, m
 
 
 NOTED = [
+    (
+        "eosother",
+        r"- model: the chat template ends turns in <\|im_end\|>, and the model stops at <\|endoftext\|>; .* save it"
+        r" with eos_token <\|im_end\|>",
+    ),
+    (
+        grpo({"prompt": [USER]}, model="eosother"),
+        r"- model: the chat template ends turns in <\|im_end\|>, and the model",
+    ),
+    (
+        "noend",
+        r"- model.chatTemplate: .* ends the assistant's turns in no special token.*: set one that ends them in <",
+    ),
+    (dpo(PAIR, model="noend"), r"- model.chatTemplate: .* ends the assistant's turns in no special token"),
+    (
+        "aol-genout",
+        r"- sft.assistantOnlyLoss: the chat template ends turns in <\|im_end\|> outside of {% generation %}",
+    ),
+    ("alpaca", r"- prompts are plain text, and the chat template of the model is not used: if it is for chats, give"),
+    ("alpaca", r"- in 7 of 7 rows that were looked at no space divides prompt and answer: put one, or a line break"),
+    (dpo({"prompt": "a", "chosen": "b", "rejected": "c"}), r"- in 2 of 2 rows .* no space divides prompt and answer"),
+    ("llama-bos-text", r"- 7 of 7 sequences that were looked at begin with <\|bos\|> twice: the text has it, and the"),
+    (sft({"text": "Hello"}, model="addeos"), r"- 2 of 2 sequences that were looked at end with <\|im_end\|> twice"),
+    (
+        reward({"chosen": "<|bos|>yes", "rejected": "<|bos|>no"}, model="llama"),
+        r"- 4 of 4 sequences that were looked at begin with <\|bos\|> twice",
+    ),
+    ("eval-cut", r"- evaluation is skipped: 2 of 2 held-out rows are dropped: nothing .* training.maxLength 64"),
+    (
+        dpo(PAIR, dataset={"evalSplit": 0}, evaluation={"everySteps": 1}),
+        r"- evaluation is skipped: no rows are held out",
+    ),
+    (
+        sft({"text": "a"}, training={"warmupSteps": 5}),
+        r"- training.warmupSteps 5: the job has 2 steps, so the learning rate never gets to its peak: lower it",
+    ),
     ("orca-columns", r"columns that are not read: system"),
     (
         sft({"prompt": "a", "completion": "b", "system": "Be kind.", "images": ["a.png"]}),
@@ -155,6 +282,116 @@ def test_what_is_surely_unwanted_is_said(case: Case, finding: str, opened: Open,
     assert re.search(finding, said.split("# Worth a look")[1]), said
 
 
+def trained(opened: Open, warm: Warm, case: Case) -> tuple[ExitRecord, list[dict[str, Any]]]:
+    """Return how a run of one process ended, and what it logged."""
+    path, places = opened(case)
+    job = local.here(read(path), places, 0)
+    work = Path(job.paths.storage) / job.uid
+    work.mkdir(parents=True, exist_ok=True)
+    (work / "job.json").write_text(job.model_dump_json(by_alias=True, exclude_none=True))
+    ended = warm.run(work / "job.json", world=1)
+    print(ended.logs[0])
+    lines = (work / "metrics.jsonl").read_text().splitlines() if (work / "metrics.jsonl").exists() else []
+    steps = [entry for entry in map(json.loads, lines) if "loss" in entry or "eval_loss" in entry]
+    return ended.records[0], steps
+
+
+def test_a_single_step_learns(opened: Open, warm: Warm) -> None:
+    ended, lines = trained(opened, warm, "one-step")
+    assert (ended.outcome, ended.step) == ("Succeeded", 1)
+    assert [line["learning_rate"] for line in lines if "loss" in line] == [0.01]
+
+
+def test_held_out_rows_that_are_all_dropped_are_said_and_evaluations_left_out(opened: Open, warm: Warm) -> None:
+    ended, lines = trained(opened, warm, "eval-cut")
+    assert ended.outcome == "Succeeded"
+    assert any("evaluation is skipped: 2 of 2 held-out rows are dropped" in w for w in ended.progress.warnings)
+    assert not any("eval_loss" in line for line in lines)
+
+
+def test_evaluations_during_training_are_left_out_where_no_rows_are_held_out(opened: Open, warm: Warm) -> None:
+    case = dpo(PAIR, dataset={"evalSplit": 0}, evaluation={"everySteps": 1})
+    ended, _ = trained(opened, warm, case)
+    assert (ended.outcome, ended.step) == ("Succeeded", 2)
+    assert ended.progress.warnings[-1].startswith("evaluation is skipped: no rows are held out (dataset.eval, or")
+
+
+def test_an_adapter_is_put_on_all_that_is_named(opened: Open, warm: Warm) -> None:
+    """Where `all-linear` stands beside another name."""
+    ended, _ = trained(opened, warm, "lora-all-q")
+    ranks, linear = 4, 2 * (3 * (32 + 64) + (32 + 32) + 2 * (32 + 16) + (32 + 32))
+    assert ended.progress.trainable_parameters == ranks * linear
+    beside = sft(
+        {"messages": [USER, SAID]},
+        peft={"method": "lora", "r": 4, "targetModules": ["all-linear", "embed_tokens"]}, model="untied",
+    )  # fmt: skip
+    ended, _ = trained(opened, warm, beside)
+    assert ended.progress.trainable_parameters == ranks * (linear + 261 + 32)
+
+
+@pytest.mark.parametrize(("case", "told"), [("grpo-none-some", ["p", "len"]), ("grpo-const", ["kw"])])
+def test_rewards_that_abstain_are_left_out_and_ones_that_tell_nothing_apart_are_said(
+    case: str, told: list[str], opened: Open, warm: Warm
+) -> None:
+    ended, lines = trained(opened, warm, case)
+    assert (ended.outcome, ended.step) == ("Succeeded", 3)
+    assert [reward.name for reward in ended.progress.rewards] == told
+    assert all(reward.errors == 0 for reward in ended.progress.rewards)
+    if case == "grpo-none-some":
+        assert ended.progress.rewards[0].mean == "1", "what it did not judge counts as 0"
+    else:
+        assert ended.progress.warnings[0].startswith("RewardConstant: for 3 steps all completions of each prompt got")
+        assert all(line["frac_reward_zero_std"] == 1 for line in lines if "loss" in line)
+
+
+def test_constant_rewards_are_said_once_and_after_a_while() -> None:
+    said: list[str] = []
+    watching = ConstantRewards(said.append)
+
+    def log(step: int, share: float | None) -> None:
+        state = SimpleNamespace(global_step=step, max_steps=100)
+        watching.on_log(None, state, None, {} if share is None else {"frac_reward_zero_std": share})
+
+    for step, share in ((1, 1.0), (10, 1.0), (19, 1.0), (20, 0.75), (30, 1.0), (39, 1.0), (40, None)):
+        log(step, share)
+    assert said == []
+    log(40, 1.0)
+    log(90, 1.0)
+    assert [text.split(" all ")[0] for text in said] == ["RewardConstant: for 20 steps"]
+
+
+@pytest.mark.parametrize("tags", [[], ["a, b", "c"]])
+def test_a_run_is_tracked_with_its_tags(tags: list[str], opened: Open, warm: Warm, tmp_path: Path) -> None:
+    case = sft({"messages": [USER, SAID]}, tracking={"wandb": {"project": "p", "tags": tags}})
+    ended, _ = trained(opened, warm, case if tags else "wandb-notags")
+    assert ended.outcome == "Succeeded"
+    (run,) = tmp_path.glob("out/*/wandb/offline-run-*/*.wandb")
+    assert all(tag.encode() in run.read_bytes() for tag in tags)
+
+
+@pytest.mark.parametrize("method", ["none", "lora"])
+def test_the_exported_model_stops_where_the_template_ends_turns(
+    method: str, opened: Open, warm: Warm, tmp_path: Path
+) -> None:
+    lora = sft({"messages": [USER, SAID]}, model="eosother", peft={"method": "lora"})
+    ended, _ = trained(opened, warm, "eosother" if method == "none" else lora)
+    assert ended.outcome == "Succeeded"
+    (written,) = tmp_path.glob("out/*/final/generation_config.json")
+    assert json.loads(written.read_text())["eos_token_id"] == [2, 4]
+
+
+def test_sound_ends_are_not_worth_a_word(opened: Open, capsys: Any) -> None:
+    explain(*opened(sft({"messages": [USER, SAID]}, model="genin", sft={"assistantOnlyLoss": True})))
+    findings = capsys.readouterr().out.partition("# Worth a look\n")[2].splitlines()
+    assert findings == ["- 1 of 2 training rows are duplicates", "- 1 of 1 held-out rows are also training rows"]
+
+
+def test_what_is_not_finite_while_completions_are_sampled_is_called_so(opened: Open, warm: Warm) -> None:
+    ended, _ = trained(opened, warm, "m-nan-grpo")
+    assert ended.reason == "NonFiniteLoss"
+    assert ended.message.startswith("the model's output is not finite: no completion can be sampled from it; look at")
+
+
 def learnt(opened: Open, case: Case) -> list[tuple[str, str]]:
     """Return of each training row what the model sees, and the parts of it that it learns, divided by |."""
     path, places = opened(case)
@@ -164,6 +401,10 @@ def learnt(opened: Open, case: Case) -> list[tuple[str, str]]:
     name = data.build(job, stage, tokenizer, stages.tokenizing(job, stage, tokenizer), written, folder)
     found = []
     for row in data.load(folder / name).train:
+        if "prompt" in row:
+            text = tokenizer.apply_chat_template(row["prompt"], tokenize=False, add_generation_prompt=True)
+            found.append((text, ""))
+            continue
         ids = row.get("input_ids") or row["prompt_ids"] + row["chosen_ids"]
         labels = row.get("labels") or ids
         parts = "".join(tokenizer.decode([i]) if label != -100 else "\0" for i, label in zip(ids, labels, strict=True))
@@ -171,16 +412,30 @@ def learnt(opened: Open, case: Case) -> list[tuple[str, str]]:
     return found
 
 
+CHAT = "<|im_start|>user\nWhere is my parcel?<|im_end|>\n<|im_start|>assistant\nIt leaves the depot today.<|im_end|>\n"
+KIND = "<|im_start|>system\nBe kind.<|im_end|>\n"
+SHARED = [{"from": "human", "value": USER["content"]}, {"from": "gpt", "value": "It leaves the depot today."}]
+PARTS = {"role": "user", "content": [{"type": "text", "text": "Where is "}, {"type": "text", "text": "my parcel?"}]}
 TOLD = {"messages": [USER, {**CURT, "weight": 0}, USER, {**SAID, "weight": 1}]}
 COMPLETED = {"prompt": [USER], "completion": [{**CURT, "weight": 0}, USER, SAID]}
 SAYS = '"arguments": {"q": "Where is my parcel?", "n": 1}}'
 LEARNT: list[tuple[Case, str, str]] = [
+    ("sharegpt", CHAT, CHAT),
+    (
+        grpo({"conversations": [{"from": "system", "value": "Hi"}, *SHARED], "system": "Be kind."}),
+        "<|im_start|>system\nHi<|im_end|>\n<|im_start|>user\nWhere is my parcel?<|im_end|>\n<|im_start|>assistant\n",
+        "",
+    ),
+    (dpo({"prompt": SHARED[:1], "chosen": SHARED[1:], "rejected": [CURT], "system": "Be kind."}), KIND + CHAT, ""),
+    ("parts", CHAT, CHAT),
+    (dpo({"prompt": [PARTS], "chosen": [SAID], "rejected": [CURT]}), "user\nWhere is my parcel?<|im_end|>", ""),
     ("tools-tojson", SAYS, SAYS),
     (
         dpo({"prompt": [USER], "chosen": [CALL], "rejected": [CURT]}, model="tools"),
         "<tool>track()</tool>",
         "<tool>track()</tool>",
     ),
+    (sft(CALLED, model="texttools"), "assistant\n<tool>track{}<|im_end|>", "assistant\n<tool>track{}<|im_end|>"),
     ("pq-tools-null", "<tool>track(a=Where is my parcel? )</tool>", "<tool>track(a=Where is my parcel? )</tool>"),
     (
         dpo(

@@ -106,6 +106,16 @@ def test_the_system_prompt_goes_before_conversations_that_have_none():
     assert shape("SFTJob", {"messages": [own, USER, HI]}, system_prompt="Be kind.") == {"messages": [own, USER, HI]}
 
 
+def test_a_system_column_becomes_the_system_turn_of_a_conversation_without_one():
+    assert shape("DPOJob", {**PAIR, "system": "Be kind."}) == {**PAIR, "prompt": [SYSTEM, USER]}
+    assert rows.unread({**PAIR, "system": "Be kind."}, PAIR, {}) == set()
+    own = {**PAIR, "prompt": [{**SYSTEM, "content": "Be brief."}, USER]}
+    assert shape("DPOJob", {**own, "system": "Be kind."}, system_prompt="Be quick.") == own
+    plain = {"prompt": "Q", "completion": "A"}
+    assert shape("SFTJob", {**plain, "system": "Be kind."}) == plain
+    assert rows.unread({**plain, "system": "Be kind."}, plain, {}) == {"system"}
+
+
 def test_tools_and_tool_calls_are_kept():
     call = {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": {"x": 1}}]}
     row = {"messages": [USER, call | {"name": None}], "tools": [{"name": "f"}]}
@@ -120,12 +130,12 @@ def test_tools_and_tool_calls_are_kept():
         ("SFTJob", {"messages": "Hello"}, "messages is text; it must be a list of messages"),
         ("SFTJob", {"messages": []}, "an empty list"),
         ("SFTJob", {"messages": [USER, "Hi!"]}, r"messages\[1\] is text; a message is an object"),
-        ("SFTJob", {"messages": [{"from": "human", "value": "Hello?"}]}, "rename them to role and content"),
+        ("SFTJob", {"messages": [{"from": "humn", "value": "a"}]}, r"from is 'humn'; it must be one of system, human"),
         ("SFTJob", {"messages": [{"content": "Hi"}]}, r"messages\[0\] has no role"),
         (
             "SFTJob",
             {"messages": [{"role": "user", "content": [{"type": "image"}]}]},
-            "content is a list",
+            r"content\[0\] is a part of type image; only parts of type text are read",
         ),
         ("SFTJob", {"messages": [{"role": "user", "content": None}, HI]}, r"messages\[0\].content is null"),
         ("SFTJob", {"prompt": "Q", "completion": [HI]}, "both be text or both be lists"),

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
@@ -141,7 +142,8 @@ def test_what_is_given_is_not_decided():
     assert not estimate(made, SIZES, 1, "cuda").gradient_checkpointing
     made = job(gpus=True, training={"gradientCheckpointing": True})
     assert estimate(made, SIZES, BIG, "cuda").gradient_checkpointing
-    assert decide(job(gpus=True), estimate(job(gpus=True), SIZES, 1, "cuda")).spec.training.gradient_checkpointing
+    known = SimpleNamespace(memory=estimate(job(gpus=True), SIZES, 1, "cuda"), target_modules=["all-linear"])
+    assert decide(job(gpus=True), known).spec.training.gradient_checkpointing
 
 
 def test_an_explicit_reference_is_sharded_and_reward_models_are_whole():

@@ -59,7 +59,8 @@ def run(tmp_path, model_folder):
         job = resolve(JobFile.model_validate(wire))
         tokenizer = AutoTokenizer.from_pretrained(model_folder)
         found = data.write(job, stages.of(job), tokenizer, tmp_path / "u/data")
-        return preflight.run(job, stages.of(job), tokenizer, found, tmp_path / "u", device)
+        tokenize = stages.tokenizing(job, stages.of(job), tokenizer)
+        return preflight.run(job, stages.of(job), tokenizer, tokenize, found, tmp_path / "u", device)
 
     return go
 
@@ -99,7 +100,7 @@ def test_the_counts_are_those_of_the_loaded_model_and_of_pefts_adapter(run, mode
 
 
 def test_an_unknown_target_module_is_refused(run):
-    with pytest.raises(UserError, match=r"peft: Target modules .*nothing_proj.* not found") as caught:
+    with pytest.raises(UserError, match=r"peft.targetModules: the model has no nothing_proj; the nearest") as caught:
         run(PAIRS, peft={"targetModules": ["nothing_proj"]})
     assert caught.value.reason == "InvalidSpec"
 
@@ -373,8 +374,9 @@ def test_a_tokenizer_without_an_end_is_refused(run, monkeypatch, model_folder):
 def test_a_reward_that_compares_with_a_column_that_is_not_there_is_refused(run):
     rewards = [{"name": "right", "accuracy": {"column": "answer"}}]
     rows = [{"prompt": USER, "solution": "4"}] * 8
-    with pytest.raises(UserError, match=r"grpo.rewards.right: the data have no column answer, only prompt, sol") as c:
+    with pytest.raises(UserError, match=r"row 1: grpo.rewards.right compares with column answer, .* has prompt, sol"):
         run(rows, "GRPOJob", grpo={"rewards": rewards})
-    assert c.value.reason == "InvalidSpec"
+    with pytest.raises(UserError, match=r"grpo.rewards.right: the data have no column answer, only prompt, sol"):
+        run(rows, "GRPOJob", grpo={"rewards": [{**rewards[0], "onError": "zero"}]})
     columns = {"train": {"configMap": {"name": "data", "key": "train.jsonl"}}, "columns": {"answer": "solution"}}
     assert run(rows, "GRPOJob", grpo={"rewards": rewards}, dataset={**columns, "evalSplit": 0}).total_steps == 2

@@ -11,9 +11,10 @@ import time
 from trl_trainer.data import lines, preparation
 from trl_trainer.launch import processes
 lines.PART, preparation.INTERVAL_SECONDS, in_parallel = 8, 0, processes.in_parallel
-def parts(*arguments):
-    for number, answer in enumerate(in_parallel(*arguments)):
-        {then}
+def parts(function, tasks, count):
+    for number, answer in enumerate(in_parallel(function, tasks, count)):
+        if isinstance(tasks[0], tuple):  # a part, and no rows that the preflight looks at
+            {then}
         yield answer
 processes.in_parallel = parts
 """

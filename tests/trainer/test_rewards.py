@@ -87,7 +87,6 @@ def hangs(completions, **_):
         ("short", r"returned 1 rewards for 2 completions", 2),
         ("nan", r"returned nan, which is no finite number", 1),
         ("infinite", r"returned 1e\+39, which is no finite number", 1),
-        ("none", r"none returned None", 1),
         ("raises", r"KeyError: 'here'", 2),
         ("hangs", r"took longer than 1 s", 2),
     ],
@@ -107,6 +106,13 @@ def test_an_error_fails_the_job_with_the_reason_or_is_zero_and_counted(build, na
     report = built.report()[0]
     assert report.errors == errors
     assert report.mean == ("0" if errors == 2 else "0.5"), "an error is not averaged in as a zero"
+
+
+def test_a_reward_that_returns_none_abstains_and_is_no_error(build):
+    built = build(python("none"), python=SOURCE)
+    assert call(built.functions[0], "good", "bad", "good") == [0.5, None, 0.5]
+    report = built.report()[0]
+    assert (report.mean, report.std, report.errors) == ("0.5", "0", 0)
 
 
 def test_a_row_without_an_answer_is_an_error_of_that_row(build):

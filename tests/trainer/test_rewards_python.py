@@ -59,7 +59,7 @@ def test_the_import_may_take_longer_than_a_call(scorer):
 
 
 def test_none_has_a_reason(scorer):
-    assert scorer("def f(completions, **_): return [None, 1]")(batch("a", "b")) == ["f returned None", 1.0]
+    assert scorer("def f(completions, **_): return [None, 1]")(batch("a", "b")) == [None, 1.0]
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,8 @@ class PythonReward(Model):
     config_map: ConfigMapKey
     """ConfigMap key with the module's source."""
     function: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-    """Called as f(prompts, completions, **columns) in a process of its own; returns one number per completion."""
+    """Called as f(prompts, completions, **columns) in a process of its own; returns for each completion a number,
+    or None where it does not judge it: that reward is left out for that completion."""
     timeout_seconds: Annotated[Int32, Field(ge=1, le=3600)] = 60
     """Time limit of one call."""
 

@@ -35,6 +35,10 @@ class GrpoTraining(Model):
             "x-kubernetes-validations": [
                 cel("!(has(self.epochs) && has(self.maxSteps))", "give epochs or maxSteps, not both"),
                 cel("!(has(self.warmupSteps) && has(self.warmupRatio))", "give warmupSteps or warmupRatio, not both"),
+                cel(
+                    "self.lrScheduler != 'polynomial' || !has(self.learningRate) || self.learningRate > 0.0000001",
+                    "lrScheduler polynomial ends at learning rate 1e-7: raise learningRate above it, or use linear",
+                ),
             ]
         }
     )
@@ -54,7 +58,7 @@ class GrpoTraining(Model):
     warmup_steps: Annotated[Int32, Field(ge=0)] | None = None
     """Steps of warm-up."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Share of the steps that warm up; 0.1 if neither is given."""
+    """Share of the steps that warm up, but never all of them; 0.1 if neither is given."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Weight decay of the optimizer."""
     max_grad_norm: Annotated[float, Field(gt=0, le=1000)] = 1.0
@@ -79,6 +83,11 @@ class GrpoTraining(Model):
             raise ValueError("training: give epochs or maxSteps, not both")
         if self.warmup_steps is not None and self.warmup_ratio is not None:
             raise ValueError("training: give warmupSteps or warmupRatio, not both")
+        if self.lr_scheduler == "polynomial" and self.learning_rate is not None and self.learning_rate <= 1e-7:
+            raise ValueError(
+                "training: lrScheduler polynomial ends at learning rate 1e-7: raise learningRate above it, or use"
+                " linear"
+            )
         return self
 
 
@@ -115,7 +124,8 @@ class Peft(Model):
     target_modules: (
         Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=1, max_length=64)] | None
     ) = None
-    """Modules that get an adapter; [all-linear] if unset."""
+    """Modules that get an adapter; [all-linear] if unset, which may stand beside other names. A name that the model
+    does not have is refused."""
     target_parameters: (
         Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=1, max_length=64)] | None
     ) = None
@@ -319,8 +329,8 @@ class EvaluationBase(Model):
                     "earlyStopping needs everySteps: it looks at the evaluations during training",
                 ),
                 cel(
-                    "!has(self.earlyStopping) || !has(self.enabled) || self.enabled",
-                    "earlyStopping needs evaluation: set enabled to true or remove it",
+                    "!has(self.everySteps) || !has(self.enabled) || self.enabled",
+                    "everySteps needs evaluation: set enabled to true or remove it",
                 ),
             ]
         }
@@ -343,8 +353,8 @@ class EvaluationBase(Model):
     def _stopping_looks_at_something(self) -> Self:
         if self.early_stopping is not None and self.every_steps is None:
             raise ValueError("evaluation.earlyStopping: needs everySteps: it looks at the evaluations during training")
-        if self.early_stopping is not None and not self.enabled:
-            raise ValueError("evaluation.earlyStopping: needs evaluation: set enabled to true or remove it")
+        if self.every_steps is not None and not self.enabled:
+            raise ValueError("evaluation.everySteps: needs evaluation: set enabled to true or remove it")
         return self
 
 
@@ -502,7 +512,8 @@ class TrainingSpec(Model):
 
 class SFTSpec(TrainingSpec):
     dataset: Dataset
-    """Conversations (messages), prompt and completion, or text."""
+    """Conversations (messages, or ShareGPT's conversations), prompt and completion, or text. An assistant turn of
+    weight 0 is read and not learnt."""
     training: Training = Training()
     """Hyper-parameters of the loop."""
     sft: Sft = Sft()

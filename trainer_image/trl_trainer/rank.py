@@ -26,12 +26,13 @@ from trl_trainer.launch.termination import Termination
 from trl_trainer.launch.watchdog import Watchdog
 from trl_trainer.models import arguments, base
 from trl_trainer.models.tokenizer import load_tokenizer
-from trl_trainer.preflight import Preflight, image
+from trl_trainer.preflight import Preflight, ends, image, steps
 from trl_trainer.reports import tracking
 from trl_trainer.reports.beats import Beats
 from trl_trainer.reports.progress import Reporter, Sender, metrics_of
 from trl_trainer.results import card, evaluation, export
 from trl_trainer.rewards import Rewards
+from trl_trainer.rewards.constant import ConstantRewards
 from trl_trainer.stage import Stage
 
 
@@ -84,8 +85,8 @@ def train(job: JobFile, scores: Rewards, reporter: Reporter, termination: Termin
     image.check(job, stage, run.device)
     tokenizer = load_tokenizer(job)
     rows, known = load_data(run, stage, tokenizer, scores, reporter)
-    run = replace(run, job=preflight.decide(job, known.memory))
-    tracking.configure(job, run.work)
+    run = replace(run, job=preflight.decide(job, known))
+    tracking.begin(job, run.work, is_main=run.is_main)
     with watchdog.led("loading the model", leads=run.is_main):
         trainer = build(run, stage, tokenizer, rows, scores, known.memory.sync_each_batch)
     before = evaluation.Before(run, stage, trainer, tokenizer, job.spec.sample_prompts, rows.report.conversational)
@@ -129,14 +130,15 @@ def load_data(
 
     def prepare(tell: data.Tell) -> str:
         rows = data.write(run.job, stage, tokenizer, folder, tell)
-        seen = preflight.run(run.job, stage, tokenizer, rows, run.work, run.device)
+        tokenize = stages.tokenizing(run.job, stage, tokenizer)
+        seen = preflight.run(run.job, stage, tokenizer, tokenize, rows, run.work, run.device)
         findings = [*seen.findings, *scores.try_out(rows.train.take(range(3)))]
         for line in findings:
             print(f"preflight: {line}", flush=True)
         reporter.update(warnings=[line[:300] for line in findings[:8]])
         write_json(known, seen.to_wire())
-        write_json(run.work / "resolved.json", preflight.decide(run.job, seen.memory).to_wire())
-        return data.build(run.job, stage, tokenizer, stages.tokenizing(run.job, stage, tokenizer), rows, folder, tell)
+        write_json(run.work / "resolved.json", preflight.decide(run.job, seen).to_wire())
+        return data.build(run.job, stage, tokenizer, tokenize, rows, folder, tell)
 
     with watchdog.led("preparing the data", leads=run.is_main):
         name = data.together(run, prepare, reporter.preparing)
@@ -154,9 +156,17 @@ def build(run: Run, stage: Stage, tokenizer: Any, rows: data.Data, scores: Rewar
         world=run.world,
         device=run.device,
     )
+    # With packing the rows are full sequences now, perhaps fewer than the ranks: then accelerate repeats some.
+    number = max(len(rows.train), run.world)
+    total = stage.total_steps(run.job, number) or steps.of_rows(run.job, number)
+    found["warmup_steps"] = steps.warmup(run.job, total)
+    if rows.eval is None:
+        found["eval_strategy"] = "no"
     args = stage.config(**found)
     sharding.configure(args, run, sync_each_batch=sync_each_batch)
     trainer: Trainer = stage.trainer(run, args, tokenizer, rows, scores)
+    if rows.report.conversational:
+        ends.stop_there(trainer.model, tokenizer)
     if base.is_streamed(run):
         loading.shard(run, trainer)
     return trainer
@@ -181,7 +191,7 @@ def fit(
     schedule = Schedule(run, trainer, termination, publishing)
     # In this order at every event: first what may end the run, then what saves, then what decides and reports.
     callbacks = [form, load_guard, sharding.ShardingCheck(trainer, run.world), guard, Beats(), before]
-    callbacks += [publishing, *([reporter] if run.is_main else []), schedule]
+    callbacks += [publishing, *([reporter, ConstantRewards(reporter.warn)] if run.is_main else []), schedule]
     stopper = early_stopper(run, trainer)
     callbacks += [stopper] if stopper is not None else []
     for callback in callbacks:

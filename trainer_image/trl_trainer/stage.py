@@ -24,9 +24,6 @@ class Stage:
     sequences: Callable[[Row, str], list[Any]]
     """(shaped row, end-of-text token) -> what the model sees of it before any cut: texts, or conversations to render.
     Empty where it sees the prompt alone."""
-    drops: Callable[[Any, Any, bool], bool]
-    """(job, data report, whether the prompt alone fills training.maxLength) -> whether TRL leaves a row out that is
-    longer than training.maxLength; it cuts the others."""
     total_steps: Callable[[Any, int], int | None]
     """(resolved job, training rows) -> optimizer steps; None where only TRL knows. Raises UserError."""
     tokens: tuple[str, ...] = ()
@@ -35,8 +32,12 @@ class Stage:
     """(resolved job, TRL's config, tokenizer, IterableDataset, train or eval) -> the rows as TRL prepares them."""
     pack: Callable[[Any], Callable[[Any], Any] | None] = lambda job: None
     """(resolved job) -> what puts several tokenized rows into one; None where each stays alone."""
+    check_row: Callable[[Any, Row], None] = lambda job, row: None
+    """(job, shaped row): raises BadRow for a row that this job cannot use."""
     check: Callable[[Any, Any, Any], None] = lambda job, tokenizer, report: None
     """(job, tokenizer, data report): raises UserError for what this kind cannot do with such data."""
+    findings: Callable[[Any, Any, Any], list[str]] = lambda job, tokenizer, report: []
+    """(job, tokenizer, data report) -> what this kind has to say about such data."""
     task_type: Literal["CAUSAL_LM", "SEQ_CLS"] = "CAUSAL_LM"
     """peft's word for the model; SEQ_CLS is a classifier with one label."""
     adapts_head: bool = True

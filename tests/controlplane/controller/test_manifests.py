@@ -150,8 +150,13 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ("DPOJob", {"spec.evaluation": {"earlyStopping": STOPPING}}, ("spec.evaluation", "needs everySteps")),
     (
         "SFTJob",
-        {"spec.evaluation": {"earlyStopping": STOPPING, "everySteps": 5, "enabled": False}},
-        ("spec.evaluation", "needs evaluation"),
+        {"spec.evaluation": {"everySteps": 5, "enabled": False}},
+        ("spec.evaluation", "everySteps needs evaluation"),
+    ),
+    (
+        "SFTJob",
+        {"spec.training": {"lrScheduler": "polynomial", "learningRate": 1e-8}},
+        ("spec.training", "polynomial ends at learning rate 1e-7"),
     ),
     (
         "GRPOJob",

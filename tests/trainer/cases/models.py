@@ -38,6 +38,12 @@ TOOLS = (
     "{% for k, v in c.arguments | items %}{{ k }}={{ v }} {% endfor %})</tool>{% endfor %}{% endif %}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# As DeepSeek's: arguments are joined to text.
+TEXT_TOOLS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content or '' }}{% for c in m.tool_calls or [] %}"
+    "{{ '<tool>' + c.function.name + c.function.arguments }}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 # As Qwen3's: the answer to the last question gets an empty thought, earlier ones do not.
 THINK = (
     "{% set ns = namespace(last=-1) %}{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}"
@@ -56,7 +62,7 @@ END_INSIDE = END_OUTSIDE.replace("{% endgeneration %}{% else %}{{ m.content }}{%
 ENDS = {"eos_token": "<|im_end|>", "pad_token": "<|pad|>"}
 
 
-def tokenizer(template: str | None = CHATML, *, begins: bool = False, **tokens: str) -> PreTrainedTokenizerFast:
+def tokenizer(template: str | None = CHATML, *, around: str = "$A", **tokens: str) -> PreTrainedTokenizerFast:
     """A tokenizer of bytes."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: i for i, token in enumerate([*SPECIAL, *alphabet])}
@@ -64,10 +70,9 @@ def tokenizer(template: str | None = CHATML, *, begins: bool = False, **tokens: 
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    if begins:
-        backend.post_processor = processors.TemplateProcessing(
-            single="<|bos|> $A", pair="<|bos|> $A <|bos|> $B", special_tokens=[("<|bos|>", 1)]
-        )
+    backend.post_processor = processors.TemplateProcessing(
+        single=around, special_tokens=[("<|bos|>", 1), ("<|im_end|>", 4)]
+    )
     made = PreTrainedTokenizerFast(tokenizer_object=backend, **(tokens or ENDS))
     made.chat_template = template
     return made
@@ -106,8 +111,10 @@ MODELS = {
     "untied": lambda: (qwen(tied=False), tokenizer()),
     "eosother": lambda: (qwen(end=2), tokenizer(eos_token="<|endoftext|>", pad_token="<|endoftext|>")),
     "noend": lambda: (qwen(end=2), tokenizer(NO_END, **OTHER_END)),
-    "llama": lambda: (llama(), tokenizer("{{ bos_token }}" + CHATML, begins=True, bos_token="<|bos|>", **ENDS)),
+    "llama": lambda: (llama(), tokenizer("{{ bos_token }}" + CHATML, around="<|bos|> $A", bos_token="<|bos|>", **ENDS)),
+    "addeos": lambda: (qwen(), tokenizer(around="$A <|im_end|>")),
     "tools": lambda: (qwen(), tokenizer(TOOLS)),
+    "texttools": lambda: (qwen(), tokenizer(TEXT_TOOLS)),
     "think": lambda: (qwen(), tokenizer(THINK)),
     "genout": lambda: (qwen(), tokenizer(END_OUTSIDE)),
     "genin": lambda: (qwen(), tokenizer(END_INSIDE)),

@@ -20,7 +20,11 @@ def shape(
     system prompt and the tools of a conversation added after. Raises BadRow."""
     # pandas writes NaN where a cell is empty.
     row = {name: value for name, value in _rename(row, columns or {}).items() if value is not None and value == value}
+    if "conversations" in row and "messages" not in row:
+        row["messages"] = row.pop("conversations")
     shaped = form(row)
+    if conversational(shaped) and isinstance(row.get("system"), str) and row["system"].strip():
+        _add_system_prompt(shaped, row["system"])
     if system_prompt is not None:
         _add_system_prompt(shaped, system_prompt)
     if conversational(shaped):
@@ -31,14 +35,14 @@ def shape(
     return shaped
 
 
-RENDERED = ("messages", "prompt", "completion", "chosen", "rejected", "tools")
-"""What a chat template may see."""
+TALK = ("messages", "prompt", "completion", "chosen", "rejected")
+"""Columns that may hold messages."""
 
 
 def without_nulls(row: Row, columns: dict[str, str] | None) -> Row:
     """Return a row that Arrow made, without the fields of messages and tools that it has added because other rows have
     them: a template would render them."""
-    names = {(columns or {}).get(name, name) for name in RENDERED}
+    names = {(columns or {}).get(name, name) for name in (*TALK, "tools")}
     return {name: _pruned(value) if name in names else value for name, value in row.items()}
 
 
@@ -51,8 +55,11 @@ def _pruned(value: Any) -> Any:
 def unread(row: Row, shaped: Row, columns: dict[str, str]) -> set[str]:
     """Return the names of the row's columns that have a value and that nothing of the shaped row comes from."""
     read = {columns.get(name, name) for name in shaped}
-    if "messages" in row and not {"messages", "chosen"} & shaped.keys():
-        read.add("messages")  # a prompt may be what they begin with
+    if "chosen" not in shaped and columns.get("prompt", "prompt") not in row:
+        # A prompt may be what they begin with.
+        read.add("messages" if "messages" in row else "conversations")
+    if conversational(shaped):
+        read.add("system")
     return {name for name, value in row.items() if value is not None and name not in read}
 
 
@@ -286,12 +293,19 @@ def _messages(value: Any, name: str) -> Messages:
     return [_message(message, f"{name}[{i}]") for i, message in enumerate(value)]
 
 
+SHAREGPT = {
+    "system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
+    "observation": "tool", "tool": "tool",
+}  # fmt: skip
+"""Its roles, and ours."""
+
+
 def _message(message: Any, name: str) -> dict[str, Any]:
     if not isinstance(message, dict):
         raise BadRow(f"{name} is {_type(message)}; a message is an object with role and content")
-    if {"from", "value"} <= set(message):
-        raise BadRow(f"{name} has from and value; rename them to role and content (roles: system, user, assistant)")
-    role, content = message.get("role"), message.get("content")
+    if {"from", "value"} <= message.keys():
+        message = _of_sharegpt(message, name)
+    role, content = message.get("role"), _joined(message.get("content"), f"{name}.content")
     if not isinstance(role, str) or not role:
         raise BadRow(f"{name} has no role")
     if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
@@ -302,6 +316,48 @@ def _message(message: Any, name: str) -> dict[str, Any]:
     if "tool_calls" in more:
         more["tool_calls"] = _calls(more["tool_calls"], f"{name}.tool_calls")
     return {"role": role, "content": content, **more}
+
+
+def _of_sharegpt(message: Row, name: str) -> Row:
+    role = SHAREGPT.get(message["from"]) if isinstance(message["from"], str) else None
+    if role is None:
+        raise BadRow(f"{name}.from is {message['from']!r}; it must be one of {', '.join(SHAREGPT)}")
+    more = {key: value for key, value in message.items() if key not in ("from", "value")}
+    return {"role": role, "content": message["value"], **more}
+
+
+def _joined(content: Any, name: str) -> Any:
+    """Return the text of content that is a list of parts; other content as it is."""
+    if not isinstance(content, list):
+        return content
+    for i, part in enumerate(content):
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            found = f"a part of type {part.get('type')}" if isinstance(part, dict) else _type(part)
+            raise BadRow(f"{name}[{i}] is {found}; only parts of type text are read")
+    return "".join(part["text"] for part in content)
+
+
+def has_calls(row: Row) -> bool:
+    """Return whether a turn of a shaped row calls tools."""
+    talks = [row[name] for name in TALK if isinstance(row.get(name), list)]
+    return any(message.get("tool_calls") for messages in talks for message in messages)
+
+
+def with_text_arguments(row: Row) -> Row:
+    """Return a shaped row with the arguments of its tool calls as JSON text."""
+    return {name: [_encoded(turn) for turn in value] if name in TALK and isinstance(value, list) else value
+            for name, value in row.items()}  # fmt: skip
+
+
+def _encoded(message: Row) -> Row:
+    if not message.get("tool_calls"):
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        function = call.get("function", call)
+        text = {**function, "arguments": json.dumps(function.get("arguments", {}), ensure_ascii=False)}
+        calls.append({**call, "function": text} if "function" in call else text)
+    return {**message, "tool_calls": calls}
 
 
 def _calls(value: Any, name: str) -> list[Row]:

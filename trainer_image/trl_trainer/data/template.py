@@ -5,9 +5,38 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from trl_trainer.data.rows import BadRow, conversational, is_masked, num_common
+from trl_trainer.data.rows import TALK, BadRow, conversational, has_calls, is_masked, num_common
 from trl_trainer.errors import UserError
 from trl_trainer.stage import Row
+
+NOWHERE = "a8f3e2b1"
+"""Text that no row has."""
+
+
+def end_of_turn(tokenizer: Any) -> str | None:
+    """Return the token with which the chat template ends an assistant turn: "" if that is none, None if the template
+    does not take a question and an answer."""
+    asked = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": NOWHERE}]
+    try:
+        text = render(tokenizer, asked, {}, add_generation_prompt=False)
+    except (TemplateError, TypeError, ValueError):
+        return None
+    ids = tokenizer(text.rpartition(NOWHERE)[2].lstrip(), add_special_tokens=False)["input_ids"]
+    return str(tokenizer.convert_ids_to_tokens(ids[0])) if ids and ids[0] in tokenizer.added_tokens_decoder else ""
+
+
+def takes_text_arguments(tokenizer: Any) -> bool:
+    """Return whether the chat template joins the arguments of tool calls to text, as DeepSeek's do: it takes no
+    objects."""
+    call = {"id": "callabcde", "type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
+    asked = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "", "tool_calls": [call]}]
+    try:
+        render(tokenizer, asked, {}, add_generation_prompt=False)
+    except TypeError:
+        return True
+    except (TemplateError, ValueError):
+        return False
+    return False
 
 
 def check(tokenizer: Any, row: Row) -> None:
@@ -28,26 +57,20 @@ def check(tokenizer: Any, row: Row) -> None:
         raise BadRow(f"the chat template refuses it: {error}") from error
 
 
-CALLED = "a8f3e2b1"
-"""Text that no row has."""
-
-
 def check_calls(tokenizer: Any, row: Row) -> bool:
     """Return whether the row has tool calls. UserError if the chat template leaves them, or what a tool answered, out:
     an empty turn would be learnt, or an answer from nowhere."""
     if not conversational(row):
         return False
-    messages = [
-        message for name in ("messages", "prompt", "completion", "chosen", "rejected") for message in row.get(name, [])
-    ]
-    called = any(message.get("tool_calls") for message in messages)
-    if called and CALLED not in _rendered(tokenizer, row, _renamed):
+    messages = [message for name in TALK for message in row.get(name, [])]
+    called = has_calls(row)
+    if called and NOWHERE not in _rendered(tokenizer, row, _renamed):
         raise UserError(
             "InvalidSpec",
             "model.chatTemplate: the rows have tool_calls, and the chat template does not render them: set a template"
             " that does, or take a model whose own one does",
         )
-    if any(message["role"] == "tool" for message in messages) and CALLED not in _rendered(tokenizer, row, _told):
+    if any(message["role"] == "tool" for message in messages) and NOWHERE not in _rendered(tokenizer, row, _told):
         raise UserError(
             "InvalidSpec",
             "model.chatTemplate: the rows have turns of role tool, and the chat template does not render them: set a"
@@ -69,14 +92,14 @@ def _renamed(message: Row) -> Row:
     if not message.get("tool_calls"):
         return message
     calls = [
-        {**call, "function": {**call["function"], "name": CALLED}} if "function" in call else {**call, "name": CALLED}
+        {**call, "function": {**call["function"], "name": NOWHERE}} if "function" in call else {**call, "name": NOWHERE}
         for call in message["tool_calls"]
     ]
     return {**message, "tool_calls": calls}
 
 
 def _told(message: Row) -> Row:
-    return {**message, "content": CALLED} if message["role"] == "tool" else message
+    return {**message, "content": NOWHERE} if message["role"] == "tool" else message
 
 
 def _conversations(row: Row) -> list[list[Row]]:

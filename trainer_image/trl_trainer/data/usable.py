@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,9 @@ class UsableRows:
         if isinstance(row, sources.ArrowRow):
             row = rows.without_nulls(row, self._dataset.columns)
         shaped = rows.shape(self._stage.shape, row, self._dataset.columns, self._dataset.system_prompt)
+        if rows.has_calls(shaped) and self._takes_text_arguments:
+            shaped = rows.with_text_arguments(shaped)
+        self._stage.check_row(self._job, shaped)
         line = _encode(shaped)
         if self._form is not None and rows.form(shaped) != self._form:
             raise BadRow(f"has {rows.form(shaped)}, but the rows before have {self._form}")
@@ -106,6 +110,10 @@ class UsableRows:
         for column, value in shaped.items():
             merge_type(self._columns, column, value)
         return line
+
+    @cached_property
+    def _takes_text_arguments(self) -> bool:
+        return bool(self._tokenizer.chat_template) and template.takes_text_arguments(self._tokenizer)
 
     def _count_bad(self, text: str) -> None:
         self._bad += 1

@@ -75,6 +75,11 @@ def _classify_text(error: BaseException) -> tuple[FailureReason, str]:
         return "StorageFull", text
     if "Read-only file system" in said:
         return "StorageNotWritable", text
+    if "probability tensor contains" in said:
+        return "NonFiniteLoss", (
+            "the model's output is not finite: no completion can be sampled from it; look at the base model's weights"
+            " if this is the first step, else lower training.learningRate"
+        )
     if isinstance(error, RuntimeError):
         distributed = type(error).__name__.startswith("Dist") or "gloo" in said or "NCCL" in said
         if _PEER_LOST.search(said):

@@ -45,10 +45,11 @@ def explain(path: Path, places: local.Places) -> int:
         _print_config(there, here)
         rows = data.write(here, stage, tokenizer, Path(folder) / here.uid / "data")
         base = architecture.inspect(here, stage)
-        seen = lengths.measure(here, stage, rows.train, rows.report, tokenizer)
+        tokenize = stages.tokenizing(here, stage, tokenizer)
+        seen = lengths.measure(here, stage, rows, tokenizer, tokenize)
         _print_plan(there, here, stage, rows, base, seen)
         storage = _nearest(local.storage_folder(resource, places))
-        known = preflight.inspect(here, stage, tokenizer, rows, storage, _device(here))
+        known = preflight.inspect(here, stage, tokenizer, tokenize, rows, storage, _device(here))
         _print_findings(known, _try_rewards(here, rows))
     return 0
 

@@ -8,11 +8,18 @@ from transformers import BitsAndBytesConfig
 
 from trl_contract.jobfile import JobFile
 
+ALL_LINEAR = "all-linear"
+"""peft's own word for all linear layers but the output head."""
+
 
 def lora(job: JobFile, task_type: str = "CAUSAL_LM") -> LoraConfig | None:
     """Return the adapter to train, or None for full fine-tuning."""
     given = lora_arguments(job, task_type)
-    return None if given is None else LoraConfig(**given)
+    if given is None:
+        return None
+    targets = given["target_modules"]
+    assert targets == ALL_LINEAR or ALL_LINEAR not in targets, "preflight says what it means beside other names"
+    return LoraConfig(**given)
 
 
 def lora_arguments(job: JobFile, task_type: str) -> dict[str, Any] | None:
@@ -26,8 +33,8 @@ def lora_arguments(job: JobFile, task_type: str) -> dict[str, Any] | None:
         "r": peft.r,
         "lora_alpha": peft.alpha,
         "lora_dropout": 0.0,
-        # peft's own word for "all linear layers" is a string, not a list of one.
-        "target_modules": "all-linear" if targets == ["all-linear"] else targets,
+        # peft knows the word alone, not in a list.
+        "target_modules": ALL_LINEAR if targets == [ALL_LINEAR] else targets,
         "target_parameters": peft.target_parameters,
         "modules_to_save": peft.modules_to_save,
         "use_dora": peft.use_dora,

@@ -11,10 +11,10 @@ from trl_contract.base import Model
 from trl_contract.jobfile import JobFile
 from trl_contract.report import FailureReason
 from trl_contract.training import GRPOSpec
-from trl_trainer.data import DataReport, Written
+from trl_trainer.data import DataReport, Tokenize, Written
 from trl_trainer.errors import UserError
 from trl_trainer.models import skeleton, source
-from trl_trainer.preflight import architecture, lengths, memory
+from trl_trainer.preflight import architecture, ends, lengths, memory, steps
 from trl_trainer.preflight.architecture import Architecture
 from trl_trainer.preflight.lengths import Lengths
 from trl_trainer.preflight.memory import GIB, MemoryEstimate
@@ -27,6 +27,8 @@ class Preflight(Model):
     architecture: str
     parameters: int
     trainable_parameters: int
+    target_modules: list[str] | None = None
+    """What gets an adapter; None without one."""
     data: DataReport
     lengths: Lengths
     total_steps: int | None
@@ -42,15 +44,19 @@ class Preflight(Model):
     """Reason and message if this machine has too little memory or disk; another one may have enough."""
 
 
-def run(job: JobFile, stage: Stage, tokenizer: Any, rows: Written, work: Path, device: str) -> Preflight:
+def run(
+    job: JobFile, stage: Stage, tokenizer: Any, tokenize: Tokenize, rows: Written, work: Path, device: str
+) -> Preflight:
     """Return what is known about a resolved job before its weights are loaded. UserError when it cannot work here."""
-    found = inspect(job, stage, tokenizer, rows, work, device)
+    found = inspect(job, stage, tokenizer, tokenize, rows, work, device)
     if found.too_little is not None:
         raise UserError(*found.too_little)
     return found
 
 
-def inspect(job: JobFile, stage: Stage, tokenizer: Any, rows: Written, work: Path, device: str) -> Preflight:
+def inspect(
+    job: JobFile, stage: Stage, tokenizer: Any, tokenize: Tokenize, rows: Written, work: Path, device: str
+) -> Preflight:
     """Return what is known about a resolved job before its weights are loaded.
 
     UserError when it can work nowhere: a model that is not there or of the wrong kind, a tokenizer that does not fit,
@@ -59,20 +65,25 @@ def inspect(job: JobFile, stage: Stage, tokenizer: Any, rows: Written, work: Pat
     base = architecture.inspect(job, stage)
     check_tokenizer(job, tokenizer, base)
     stage.check(job, tokenizer, rows.report)
-    seen = lengths.measure(job, stage, rows.train, rows.report, tokenizer)
-    if seen.dropped == seen.sampled:
-        raise UserError(
-            "DataFormatError",
-            f"every one of {seen.sampled} rows is dropped: it is longer than training.maxLength"
-            f" ({job.spec.max_length}); the longest has {seen.longest} tokens",
-        )
+    seen = lengths.measure(job, stage, rows, tokenizer, tokenize)
+    _check_positions(job, base, seen)
+    _check_held_out(job, rows.report, seen)
     total_steps = stage.total_steps(job, seen.kept)
+    if total_steps is not None:
+        steps.warmup(job, total_steps)
     numbers = sizes(job, base, seen)
     needs = memory.estimate(job, numbers, available(job, device), device)
     checkpoint, free = checkpoint_bytes(job, base), shutil.disk_usage(work).free
     final = base.parameters * (2 if job.spec.peft.method != "none" and job.spec.training.precision == "bf16" else 4)
     too_little = _too_little_memory(needs) or _too_little_disk(checkpoint, final, free)
-    findings = [*rows.report.warnings(), *_length_findings(job, base, seen)]
+    findings = [
+        *rows.report.warnings(),
+        *_length_findings(job, base, seen),
+        *_held_out_findings(job, rows.report, seen),
+        *_warmup_findings(job, total_steps),
+        *ends.findings(job, stage, tokenizer, base, rows),
+        *stage.findings(job, tokenizer, rows.report),
+    ]
     if too_little is None:
         findings += [*_memory_findings(needs), *_disk_findings(job, checkpoint, final, free)]
     findings += host_memory_findings(host_needs(job, needs, numbers, base), memory.host_memory())
@@ -80,6 +91,7 @@ def inspect(job: JobFile, stage: Stage, tokenizer: Any, rows: Written, work: Pat
         architecture=base.name,
         parameters=base.parameters,
         trainable_parameters=base.trainable,
+        target_modules=base.targets,
         data=rows.report,
         lengths=seen,
         total_steps=total_steps,
@@ -91,10 +103,66 @@ def inspect(job: JobFile, stage: Stage, tokenizer: Any, rows: Written, work: Pat
     )
 
 
-def decide(job: JobFile, needs: MemoryEstimate) -> JobFile:
-    """Return the job with what its memory estimate decides filled in: training.gradientCheckpointing."""
-    training = job.spec.training.model_copy(update={"gradient_checkpointing": needs.gradient_checkpointing})
-    return job.model_copy(update={"spec": job.spec.model_copy(update={"training": training})})
+def decide(job: JobFile, known: Preflight) -> JobFile:
+    """Return the job with what is decided here filled in: training.gradientCheckpointing by the memory estimate, and
+    peft.targetModules by the model, where `all-linear` stands beside other names."""
+    training = job.spec.training.model_copy(update={"gradient_checkpointing": known.memory.gradient_checkpointing})
+    peft = job.spec.peft.model_copy(update={"target_modules": known.target_modules})
+    return job.model_copy(update={"spec": job.spec.model_copy(update={"training": training, "peft": peft})})
+
+
+def _check_positions(job: JobFile, base: Architecture, seen: Lengths) -> None:
+    """Raise UserError if a sequence is longer than the table of positions that the model looks them up in."""
+    longest = job.spec.sequence_length(seen.longest)
+    if not base.looks_up_positions or base.positions is None or longest <= base.positions:
+        return
+    if isinstance(job.spec, GRPOSpec):
+        raise UserError(
+            "InvalidSpec",
+            f"grpo.generation.maxCompletionLength: {job.spec.grpo.generation.max_completion_length} tokens after a"
+            f" prompt of {seen.longest} are more than the {base.positions} positions that a {base.name} has: lower it,"
+            " or dataset.maxPromptLength",
+        )
+    raise UserError(
+        "InvalidSpec",
+        f"training.maxLength: a row of {longest} tokens is longer than the {base.positions} positions that a"
+        f" {base.name} has: set it to at most {base.positions}",
+    )
+
+
+def _check_held_out(job: JobFile, report: DataReport, seen: Lengths) -> None:
+    if job.spec.evaluation.early_stopping is not None and not _num_held_out(report, seen):
+        raise UserError("InvalidSpec", "evaluation.earlyStopping needs held-out rows: give dataset.eval or evalSplit")
+
+
+def _num_held_out(report: DataReport, seen: Lengths) -> int:
+    return 0 if seen.held_out_dropped == seen.held_out else report.eval
+
+
+def _held_out_findings(job: JobFile, report: DataReport, seen: Lengths) -> list[str]:
+    """Return what to say of an evaluation that is not what the job asks for."""
+    if seen.held_out_dropped:
+        dropped = (
+            f"{seen.held_out_dropped} of {seen.held_out} held-out rows are dropped: nothing of them that would be"
+            f" learnt is within training.maxLength {job.spec.max_length}"
+        )
+        return [dropped if _num_held_out(report, seen) else f"evaluation is skipped: {dropped}"]
+    evaluation, dataset = job.spec.evaluation, job.spec.dataset
+    if report.eval or not evaluation.enabled:
+        return []
+    if dataset.eval is None and dataset.eval_split == 0 and evaluation.every_steps is None:
+        return []  # as asked for
+    return ["evaluation is skipped: no rows are held out (dataset.eval, or evalSplit of at least two rows)"]
+
+
+def _warmup_findings(job: JobFile, total: int | None) -> list[str]:
+    warmup = job.spec.training.warmup_steps
+    if warmup is None or total is None or warmup < total:
+        return []
+    return [
+        f"training.warmupSteps {warmup}: the job has {total} steps, so the learning rate never gets to its peak: lower"
+        " it"
+    ]
 
 
 def _too_little_memory(needs: MemoryEstimate) -> tuple[FailureReason, str] | None:

@@ -21,6 +21,7 @@ from trl_contract.jobfile import JobFile
 from trl_trainer.errors import UserError
 from trl_trainer.models import adapter, skeleton, source
 from trl_trainer.models.skeleton import Skeleton
+from trl_trainer.preflight import targets
 from trl_trainer.stage import Stage
 
 
@@ -42,6 +43,12 @@ class Architecture:
     vocabulary: int
     positions: int | None
     """Longest sequence that the model was made for."""
+    looks_up_positions: bool
+    """In a table that ends there."""
+    stops: list[int]
+    """Tokens at which the model stops to generate."""
+    targets: list[str] | None
+    """Modules that get the job's adapter; None where it has none."""
     embedding: int
     """In the input embedding."""
     head: int
@@ -89,6 +96,9 @@ def of_model(job: JobFile, stage: Stage, model: Any, *, converted: bool = False)
         units[skeleton.block(name)] += count
     text = model.config.get_text_config()
     widths = _widths(model, text)
+    positions = getattr(text, "max_position_embeddings", None)
+    looks_up = _looks_up_positions(model, positions)
+    job = targets.resolved(job, stage, model)
     adapter = _adapter(job, stage, model)
     return Architecture(
         name=type(model).__name__,
@@ -99,13 +109,22 @@ def of_model(job: JobFile, stage: Stage, model: Any, *, converted: bool = False)
         hidden=text.hidden_size,
         layers=text.num_hidden_layers,
         vocabulary=text.vocab_size,
-        positions=getattr(text, "max_position_embeddings", None),
+        positions=positions,
+        looks_up_positions=looks_up,
+        stops=stops(model),
+        targets=job.spec.peft.target_modules,
         stored=stored,
         largest=max(counts.values()),
         unit=max(units.values()),
         converted=converted,
         **widths,
     )
+
+
+def stops(model: Any) -> list[int]:
+    """Return the tokens at which the model stops to generate; none for a classifier."""
+    given = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    return [] if given is None else [given] if isinstance(given, int) else list(given)
 
 
 def check_weights(folder: Path, field: str) -> None:
@@ -224,6 +243,12 @@ def _widths(model: Any, text: Any) -> dict[str, Any]:
         "wide": experts * (inner or 4 * text.hidden_size),
         "norms": round(sum(seen) / text.num_hidden_layers),
     }
+
+
+def _looks_up_positions(model: Any, positions: int | None) -> bool:
+    """Return whether the model has learnt one vector for each position; some tables have two more rows."""
+    tables = [m for m in model.modules() if isinstance(m, torch.nn.Embedding) and m is not model.get_input_embeddings()]
+    return positions is not None and any(0 <= table.num_embeddings - positions <= 2 for table in tables)
 
 
 def _linear(model: Any) -> int:

@@ -3,11 +3,15 @@
 from collections import Counter
 from typing import Any
 
+import datasets
+
 from trl_contract.base import Model
 from trl_contract.jobfile import JobFile
-from trl_trainer.data import DataReport, template
+from trl_trainer.data import Tokenize, Written, template
 from trl_trainer.data.lines import Lines
-from trl_trainer.stage import Stage
+from trl_trainer.errors import UserError
+from trl_trainer.launch import processes
+from trl_trainer.stage import Row, Stage
 
 SAMPLE = 1000
 """So many rows are tokenized at most: a thousand tell the share of long ones to about a percent, in seconds."""
@@ -27,7 +31,11 @@ class Lengths(Model):
     cut: int = 0
     """Sampled rows that lose their end to training.maxLength."""
     dropped: int = 0
-    """Sampled rows that TRL leaves out because of training.maxLength."""
+    """Sampled rows that TRL leaves out: nothing of them that would be learnt is within training.maxLength."""
+    held_out: int = 0
+    """Held-out rows of which that was looked at too."""
+    held_out_dropped: int = 0
+    """Of these, those that TRL leaves out."""
 
     @property
     def exact(self) -> bool:
@@ -39,29 +47,47 @@ class Lengths(Model):
         return self.rows - round(self.rows * self.dropped / self.sampled)
 
 
-def measure(job: JobFile, stage: Stage, rows: Lines, report: DataReport, tokenizer: Any) -> Lengths:
-    """Return the lengths of up to SAMPLE rows of a data set, evenly spread, and what TRL 1.16 does with them.
-
-    sft cuts at training.maxLength, and drops a row of which only prompt is left when the loss is on completions;
-    reward drops a pair with an answer over it; dpo drops a pair whose prompt alone fills it and cuts the others.
-    """
-    max_length = job.spec.max_length
-    total = len(rows)
-    number = min(total, SAMPLE)
-    sample = rows.take(i * total // number for i in range(number))
-    prompts = _tokens(tokenizer, [_prompt(row) for row in sample])
+def measure(job: JobFile, stage: Stage, rows: Written, tokenizer: Any, tokenize: Tokenize) -> Lengths:
+    """Return the lengths of up to SAMPLE training rows, evenly spread, and what TRL does with them and as many held-out
+    ones: it is asked to prepare them. UserError if no training row is left."""
+    sample = _sample(rows.train)
+    prompts = [len(ids) for ids in tokenized(tokenizer, [prompt(row) for row in sample])]
     wholes = [stage.sequences(row, tokenizer.eos_token or "") for row in sample]
-    flat = iter(_tokens(tokenizer, [text for texts in wholes for text in texts]))
-    lengths = [max((next(flat) for _ in texts), default=prompt) for texts, prompt in zip(wholes, prompts, strict=True)]
-    dropped = cut = 0
-    for prompt, length in zip(prompts, lengths, strict=True):
-        if max_length is None or length <= max_length:
-            continue
-        if stage.drops(job, report, prompt >= max_length):
-            dropped += 1
-        else:
-            cut += 1
-    return _summary(lengths, total, cut, dropped)
+    flat = iter(tokenized(tokenizer, [text for texts in wholes for text in texts]))
+    lengths = [
+        max((len(next(flat)) for _ in texts), default=alone) for texts, alone in zip(wholes, prompts, strict=True)
+    ]
+    held_out = _sample(rows.eval)
+    dropped, held_out_dropped = 0, 0
+    if stage.tokens:
+        dropped = len(sample) - _left(tokenize, sample, "train")
+        held_out_dropped = len(held_out) - _left(tokenize, held_out, "eval")
+    if dropped == len(sample):
+        raise UserError(
+            "DataFormatError",
+            f"every one of {len(sample)} rows is dropped: nothing of it that would be learnt is within"
+            f" training.maxLength ({job.spec.max_length}); the longest has {max(lengths)} tokens: raise it",
+        )
+    longer = sum(length > (job.spec.max_length or length) for length in lengths)
+    found = _summary(lengths, len(rows.train), cut=max(0, longer - dropped), dropped=dropped)
+    return found.model_copy(update={"held_out": len(held_out), "held_out_dropped": held_out_dropped})
+
+
+def _sample(rows: Lines) -> list[Row]:
+    number = min(len(rows), SAMPLE)
+    return rows.take(i * len(rows) // number for i in range(number))
+
+
+def _left(tokenize: Tokenize, rows: list[Row], split: str) -> int:
+    """Return how many rows are left when TRL has prepared them, in processes that do nothing else."""
+
+    def left(share: list[Row]) -> bytes:
+        given = datasets.IterableDataset.from_generator(lambda: iter(share))
+        return sum(1 for _ in tokenize(given, split)).to_bytes(4)
+
+    number = processes.cpus()
+    shares = [share for begin in range(number) if (share := rows[begin::number])]
+    return sum(map(int.from_bytes, processes.in_parallel(left, shares, number)))
 
 
 def _summary(lengths: list[int], total: int, cut: int, dropped: int) -> Lengths:
@@ -85,23 +111,24 @@ def _percentile(ordered: list[int], percent: int) -> int:
     return ordered[-(-len(ordered) * percent // 100) - 1]
 
 
-def _tokens(tokenizer: Any, texts: list[Any]) -> list[int]:
-    """Return the number of tokens of each text or rendered conversation, as TRL counts them."""
+def tokenized(tokenizer: Any, texts: list[Any]) -> list[list[int]]:
+    """Return the tokens of each text or conversation (of `whole` and `prompt`), as TRL sees them."""
     plain = [text for text in texts if isinstance(text, str)]
     rendered = [
         template.render(tokenizer, messages, given, add_generation_prompt=generate)
         for messages, given, generate in (text for text in texts if not isinstance(text, str))
     ]
-    counts = [len(ids) for ids in tokenizer(plain)["input_ids"]] if plain else []
+    ids: list[list[int]] = tokenizer(plain)["input_ids"] if plain else []
     if rendered:
-        counts += [len(ids) for ids in tokenizer(rendered, add_special_tokens=False)["input_ids"]]
+        ids = [*ids, *tokenizer(rendered, add_special_tokens=False)["input_ids"]]
     assert not (plain and rendered), "a data set has one form"
-    return counts
+    return ids
 
 
-def _prompt(row: dict[str, Any]) -> Any:
-    prompt = row.get("prompt", "")
-    return (prompt, template.options(row), True) if isinstance(prompt, list) else prompt
+def prompt(row: dict[str, Any]) -> Any:
+    """Return the prompt of a row as the model sees it; an empty text without one."""
+    given = row.get("prompt", "")
+    return (given, template.options(row), True) if isinstance(given, list) else given
 
 
 def whole(row: dict[str, Any], eos: str) -> list[Any]:
@@ -110,8 +137,8 @@ def whole(row: dict[str, Any], eos: str) -> list[Any]:
         return [(row["messages"], template.options(row), False)]
     if "text" in row:
         return [row["text"].removesuffix(eos) + eos]
-    prompt = row.get("prompt", "")
+    asked = row.get("prompt", "")
     answers = [row[name] for name in ("completion", "chosen", "rejected") if name in row]
     if isinstance(answers[0], list):
-        return [(prompt + answer, template.options(row), False) for answer in answers]
-    return [prompt + answer.removesuffix(eos) + eos for answer in answers]
+        return [(asked + answer, template.options(row), False) for answer in answers]
+    return [asked + answer.removesuffix(eos) + eos for answer in answers]

@@ -35,6 +35,22 @@ def of_prompts(job: JobFile[GRPOSpec], number: int) -> int:
     return _steps(job, number // prompts * grpo.num_iterations)
 
 
+def warmup(job: JobFile, total: int) -> int:
+    """Return how many of a resolved job's `total` optimizer steps warm up; a share never takes all of them. UserError
+    if the learning rate would be 0 at the only step."""
+    training = job.spec.training
+    if training.warmup_steps is None:
+        assert training.warmup_ratio is not None, "the job is resolved"
+        return min(math.ceil(training.warmup_ratio * total), total - 1)
+    if training.warmup_steps > 0 and total == 1:
+        raise UserError(
+            "InvalidSpec",
+            f"training.warmupSteps: {training.warmup_steps}, but the job has one step, and warm-up begins with learning"
+            " rate 0: nothing would be learnt; remove it, or train more steps",
+        )
+    return training.warmup_steps
+
+
 def _steps(job: JobFile, per_epoch: int) -> int:
     training = job.spec.training
     assert training.max_steps is not None or training.epochs is not None, "the job is resolved"

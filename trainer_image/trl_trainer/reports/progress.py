@@ -138,6 +138,11 @@ class Reporter(TrainerCallback):
     def activity(self, activity: Activity) -> None:
         self.update(activity=activity)
 
+    def warn(self, text: str) -> None:
+        """Report `text` before what was worth a look earlier, and print it."""
+        print(text, flush=True)
+        self.update(warnings=[text[:300], *self.state.warnings][:8])
+
     def preparing(self, doing: str, done: int, total: int | None = None) -> None:
         """Report that `done` of `total` rows are prepared."""
         if total:

@@ -4,8 +4,10 @@ import os
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 from trl_contract.jobfile import JobFile
+from trl_contract.training import Wandb
 
 FINISH_SECONDS = 60.0
 """A tracker whose network is gone must not hold a finished job."""
@@ -19,32 +21,33 @@ def report_to(job: JobFile) -> list[str]:
     return [name for name in ("tensorboard", "wandb") if getattr(tracking, name) is not None]
 
 
-def variables(job: JobFile, work: Path, environment: dict[str, str]) -> dict[str, str]:
-    """Return the variables that the trackers read: one run across all attempts, files on the storage volume.
-
-    Without an API key W&B records offline, to be uploaded with `wandb sync` later.
-    """
+def begin(job: JobFile, work: Path, *, is_main: bool) -> None:
+    """Tell the trackers where to write; call it before the trainer is made. Rank 0 begins the W&B run."""
     tracking = job.spec.tracking
-    found: dict[str, str] = {}
     if tracking is not None and tracking.tensorboard is not None:
-        found["TENSORBOARD_LOGGING_DIR"] = str(work / tracking.tensorboard.path)
-    if tracking is not None and tracking.wandb is not None:
-        found |= {
-            "WANDB_PROJECT": tracking.wandb.project,
-            "WANDB_TAGS": ",".join(tracking.wandb.tags),
-            "WANDB_RUN_ID": job.uid,
-            "WANDB_RESUME": "allow",
-            "WANDB_DIR": str(work),
-            "WANDB_MODE": "online" if environment.get("WANDB_API_KEY") else "offline",
-        }
-        if tracking.wandb.entity is not None:
-            found["WANDB_ENTITY"] = tracking.wandb.entity
-    return found
+        os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / tracking.tensorboard.path)
+    if tracking is not None and tracking.wandb is not None and is_main:
+        import wandb
+
+        wandb.init(**wandb_run(job, tracking.wandb, work, has_key="WANDB_API_KEY" in os.environ))
 
 
-def configure(job: JobFile, work: Path) -> None:
-    """Set the variables; call it before the trainer is made."""
-    os.environ.update(variables(job, work, dict(os.environ)))
+def wandb_run(job: JobFile, given: Wandb, work: Path, *, has_key: bool) -> dict[str, Any]:
+    """Return the arguments of wandb.init: one run across all attempts, its files on the storage volume.
+
+    Without an API key W&B records offline, to be uploaded with `wandb sync` later. transformers' own callback takes
+    the run that is there; left to begin one it would split WANDB_TAGS at commas, and fail without tags.
+    """
+    return {
+        "project": given.project,
+        "entity": given.entity,
+        "name": job.name,
+        "tags": list(given.tags),
+        "id": job.uid,
+        "resume": "allow",
+        "dir": str(work),
+        "mode": "online" if has_key else "offline",
+    }
 
 
 def finish() -> None:

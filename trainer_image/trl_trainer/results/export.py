@@ -1,6 +1,7 @@
 """The job's result: `final/`, a complete model that loads with from_pretrained, and `final/adapter/` beside it."""
 
 import hashlib
+import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -52,8 +53,18 @@ def write(run: Run, stage: Stage, trainer: Trainer, tokenizer: Any) -> Written |
     if not run.is_main:
         return None
     tokenizer.save_pretrained(folder)
+    _stop_where_trained(folder, trainer.accelerator.unwrap_model(trainer.model))
     check_whole(folder, stage.is_classifier)
     return Written(folder, digests)
+
+
+def _stop_where_trained(folder: Path, trained: Any) -> None:
+    """Write the ends that generation stops at as they were in training. Not by GenerationConfig: it does not save again
+    what some models have in theirs."""
+    path = folder / "generation_config.json"
+    if path.exists():
+        config = {**json.loads(path.read_text()), "eos_token_id": trained.generation_config.eos_token_id}
+        path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
 def _full(run: Run, trainer: Trainer, base: Skeleton, folder: Path) -> dict[str, str]:

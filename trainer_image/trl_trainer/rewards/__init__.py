@@ -95,10 +95,9 @@ def _built_in(given: RewardFunction) -> Scorer:
         return _of_text(builtin.format_(given.format))
     if given.json_schema is not None:
         return _of_text(builtin.json_schema(given.json_schema))
-    if given.similarity is not None:
-        return _compared(builtin.similarity(given.similarity), given.similarity.column)
-    assert given.accuracy is not None, "a reward has exactly one type"
-    return _compared(builtin.accuracy(given.accuracy), given.accuracy.column)
+    compared = given.similarity or given.accuracy
+    assert compared is not None, "a reward has exactly one type"
+    return _compared(builtin.comparing(compared), compared.column)
 
 
 def _of_text(score: builtin.Text) -> Scorer:
@@ -122,8 +121,9 @@ def _attempt(score: Any, *arguments: Any) -> Score:
 
 
 class Reward:
-    """One reward as a function that TRL can call; finite numbers come out, one per completion, or an error on every
-    rank at once: one rank that raised alone would leave the others waiting for it."""
+    """One reward as a function that TRL can call; finite numbers come out, one per completion (None where the reward
+    has nothing to say, which TRL leaves out of the sum), or an error on every rank at once: one rank that raised alone
+    would leave the others waiting for it."""
 
     def __init__(self, given: RewardFunction, scorer: Scorer) -> None:
         self.__name__ = given.name
@@ -134,20 +134,19 @@ class Reward:
         self._totals = torch.zeros(4, dtype=torch.float64)
         """Of all ranks: scores, their sum, the sum of their squares, errors."""
 
-    def __call__(self, prompts: list[Completion], completions: list[Completion], **columns: Any) -> list[float]:
+    def __call__(self, prompts: list[Completion], completions: list[Completion], **columns: Any) -> list[float | None]:
         data = {name: values for name, values in columns.items() if name not in NOT_COLUMNS}
         scores, failure = self._score(Batch(prompts, completions, data))
         good = torch.tensor([score for score in scores if isinstance(score, float)], dtype=torch.float64)
-        totals = torch.tensor(
-            [len(good), good.sum(), good.square().sum(), len(scores) - len(good), failure is not None]
-        )
+        errors = sum(isinstance(score, str) for score in scores)
+        totals = torch.tensor([len(good), good.sum(), good.square().sum(), errors, failure is not None])
         if dist.is_initialized():
             dist.all_reduce(totals)
         if self.is_counted():
             self._totals += totals[:4]
         if totals[4] and self.given.on_error == "fail":
             raise _first(failure)
-        return [score if isinstance(score, float) else 0.0 for score in scores]
+        return [0.0 if isinstance(score, str) else score for score in scores]
 
     def report(self) -> RewardReport:
         """Return mean and standard deviation of the scores (errors are counted, not averaged)."""
@@ -190,8 +189,10 @@ class Reward:
 
 
 def _finite(score: Score) -> Score:
-    if isinstance(score, str) or (math.isfinite(score) and abs(score) <= LARGEST):
-        return score if isinstance(score, str) else float(score)
+    if score is None or isinstance(score, str):
+        return score
+    if math.isfinite(score) and abs(score) <= LARGEST:
+        return float(score)
     return f"returned {score}, which is no finite number"
 
 

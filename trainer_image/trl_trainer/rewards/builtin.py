@@ -126,6 +126,11 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
+def comparing(given: SimilarityReward | AccuracyReward) -> Compare:
+    """Return the function of a reward that compares with a column."""
+    return similarity(given) if isinstance(given, SimilarityReward) else accuracy(given)
+
+
 def similarity(given: SimilarityReward) -> Compare:
     """F1 of the words (runs of letters and digits, whatever their case) that completion and reference share, each as
     often as it is in both; 1 if both have none."""

@@ -35,11 +35,12 @@ class PythonScorer:
         self._start()
 
     def __call__(self, batch: Batch) -> list[Score]:
-        """Return one score per completion. What goes wrong in the function is a TrainerError (RewardError)."""
+        """Return one score per completion; None abstains, as in TRL. What goes wrong in the function
+        is a TrainerError (RewardError)."""
         request = {"prompts": batch.prompts, "completions": batch.completions, "columns": batch.columns}
         self.wait_until_ready()
-        values = self._ask(json.dumps(request, default=str).encode() + b"\n", self._seconds)["rewards"]
-        return [f"{self._command[-1]} returned None" if value is None else value for value in values]
+        scores: list[Score] = self._ask(json.dumps(request, default=str).encode() + b"\n", self._seconds)["rewards"]
+        return scores
 
     def wait_until_ready(self) -> None:
         """Return when the module is imported; TrainerError (RewardError) when that fails."""

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 Completion = str | list[dict[str, Any]]
-Score = float | str
-"""A number, or why there is none."""
+Score = float | str | None
+"""A number, why there is none, or nothing: this reward does not judge this completion."""
 
 
 @dataclass(frozen=True)

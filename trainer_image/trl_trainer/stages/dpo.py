@@ -72,7 +72,6 @@ STAGE = Stage(
     trainer=trainer,
     shape=rows.prompted_pair,
     sequences=lengths.whole,
-    drops=lambda job, report, prompt_fills: prompt_fills,
     total_steps=steps.of_rows,
     tokens=("prompt_ids", "chosen_ids", "rejected_ids"),
     tokenize=lambda job, args, tokenizer, rows, split: preparation.prepare(DPOTrainer, rows, tokenizer, args),

@@ -8,12 +8,13 @@ from trl import GRPOConfig, GRPOTrainer
 from trl_contract.jobfile import JobFile
 from trl_contract.training import GRPOSpec
 from trl_trainer.data import Data, DataReport, rows
+from trl_trainer.data.rows import BadRow
 from trl_trainer.distributed.world import Run
 from trl_trainer.errors import UserError
 from trl_trainer.models import adapter, base, reference
 from trl_trainer.preflight import steps
-from trl_trainer.rewards import Rewards
-from trl_trainer.stage import Stage
+from trl_trainer.rewards import Rewards, builtin
+from trl_trainer.stage import Row, Stage
 from trl_trainer.stages.row_order import TakesRowsInOrder
 
 
@@ -62,8 +63,25 @@ def trainer(run: Run, args: GRPOConfig, tokenizer: PreTrainedTokenizerBase, data
     return made
 
 
+def check_row(job: JobFile[GRPOSpec], row: Row) -> None:
+    """Raise BadRow if a reward that may not fail cannot compare with the row's answer."""
+    for reward in job.spec.rewards:
+        compared = reward.similarity or reward.accuracy
+        if compared is None or reward.on_error != "fail":
+            continue
+        if compared.column not in row:
+            raise BadRow(
+                f"grpo.rewards.{reward.name} compares with column {compared.column}, and the row has {', '.join(row)};"
+                " dataset.columns can rename one"
+            )
+        try:
+            builtin.comparing(compared)("", row[compared.column])
+        except ValueError as error:
+            raise BadRow(f"grpo.rewards.{reward.name}: {error}") from error
+
+
 def check(job: JobFile[GRPOSpec], tokenizer: Any, report: DataReport) -> None:
-    """Raise UserError if a reward compares with a column that the data do not have."""
+    """Raise UserError if a reward compares with a column that no row has."""
     for reward in job.spec.rewards:
         compared = reward.similarity or reward.accuracy
         if compared is not None and compared.column not in report.columns:
@@ -81,8 +99,8 @@ STAGE = Stage(
     trainer=trainer,
     shape=rows.prompt,
     sequences=lambda row, eos: [],
-    drops=lambda job, report, prompt_fills: False,
     total_steps=steps.of_prompts,
+    check_row=check_row,
     check=check,
     # TRL multiplies with the head's weight itself.
     adapts_head=False,

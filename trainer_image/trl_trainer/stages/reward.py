@@ -49,7 +49,6 @@ STAGE = Stage(
     trainer=trainer,
     shape=rows.pair,
     sequences=lengths.whole,
-    drops=lambda job, report, prompt_fills: True,
     total_steps=steps.of_rows,
     tokens=("chosen_ids", "rejected_ids"),
     tokenize=lambda job, args, tokenizer, rows, split: preparation.prepare(RewardTrainer, rows, tokenizer, args),

@@ -56,16 +56,6 @@ def total_steps(job: JobFile[SFTSpec], number: int) -> int | None:
     return job.spec.training.max_steps if job.spec.sft.packing else total
 
 
-def completion_only(job: JobFile[SFTSpec], report: DataReport) -> bool:
-    """Return whether the loss is on completions only: as given, else by TRL's rule."""
-    given = job.spec.sft.completion_only_loss
-    return "completion" in report.columns if given is None else given
-
-
-def drops(job: JobFile[SFTSpec], report: DataReport, prompt_fills: bool) -> bool:
-    return prompt_fills and completion_only(job, report)
-
-
 def check(job: JobFile[SFTSpec], tokenizer: Any, report: DataReport) -> None:
     """Raise UserError if the job asks for a loss that the data or the chat template do not allow."""
     if job.spec.sft.completion_only_loss and "completion" not in report.columns:
@@ -84,6 +74,24 @@ def check(job: JobFile[SFTSpec], tokenizer: Any, report: DataReport) -> None:
             "sft.assistantOnlyLoss: the chat template does not mark assistant turns with {% generation %}:"
             f" set model.chatTemplate to one that does ({error})",
         ) from error
+
+
+def findings(job: JobFile[SFTSpec], tokenizer: Any, report: DataReport) -> list[str]:
+    """Return what to say of a loss on assistant turns that does not teach where they end."""
+    end = template.end_of_turn(tokenizer) if job.spec.sft.assistant_only_loss else None
+    if not end:
+        return []
+    asked = [{"role": "user", "content": "Hello"}, {"role": "assistant", "content": "Hello"}]
+    made = tokenizer.apply_chat_template(
+        asked, chat_template=training_template(tokenizer), return_dict=True, return_assistant_tokens_mask=True
+    )
+    taught = [token for token, learnt in zip(made["input_ids"], made["assistant_masks"], strict=True) if learnt]
+    if tokenizer.convert_tokens_to_ids(end) in taught:
+        return []
+    return [
+        f"sft.assistantOnlyLoss: the chat template ends turns in {end} outside of {{% generation %}}, so the model will"
+        f" not learn to stop: set model.chatTemplate to one with {end} before {{% endgeneration %}}"
+    ]
 
 
 def training_template(tokenizer: Any) -> str | None:
@@ -141,10 +149,12 @@ STAGE = Stage(
     trainer=trainer,
     shape=rows.sft,
     sequences=lengths.whole,
-    drops=drops,
     total_steps=total_steps,
     tokens=("input_ids", "labels"),
     tokenize=tokenize,
     pack=lambda job: partial(pack, job) if job.spec.sft.packing else None,
     check=check,
+    findings=findings,
+    # TRL multiplies with the head's weight itself.
+    adapts_head=False,
 )

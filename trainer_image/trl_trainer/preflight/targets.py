@@ -1,0 +1,56 @@
+"""What a job's adapter is put on, by the names that the model has."""
+
+import difflib
+from typing import Any
+
+from peft import LoraConfig, get_peft_model
+
+from trl_contract.jobfile import JobFile
+from trl_trainer.errors import UserError
+from trl_trainer.models.adapter import ALL_LINEAR
+from trl_trainer.stage import Stage
+
+
+def resolved(job: JobFile, stage: Stage, model: Any) -> JobFile:
+    """Return the job with `all-linear` replaced by what it means for the model where it stands beside other names:
+    peft understands it alone. UserError for a name that the model does not have, which peft passes over."""
+    peft = job.spec.peft
+    if peft.method == "none":
+        return job
+    modules = [name for name, _ in model.named_modules() if name]
+    parameters = [name for name, _ in model.named_parameters()]
+    given = [name for name in peft.target_modules or [] if name != ALL_LINEAR]
+    _check("targetModules", given, modules, parameters)
+    _check("modulesToSave", peft.modules_to_save or [], modules, parameters)
+    _check("targetParameters", peft.target_parameters or [], parameters, [])
+    if not given or ALL_LINEAR not in (peft.target_modules or []):
+        return job
+    adapted = get_peft_model(model, LoraConfig(target_modules=ALL_LINEAR, task_type=stage.task_type))
+    linear = list(adapted.base_model.targeted_module_names)
+    adapted.unload()
+    # A name that is given may end like one of these.
+    targets = [*linear, *(name for name in given if not any(_is(full, name) for full in linear))]
+    return job.model_copy(
+        update={"spec": job.spec.model_copy(update={"peft": peft.model_copy(update={"target_modules": targets})})}
+    )
+
+
+def _is(full: str, name: str) -> bool:
+    return full == name or full.endswith(f".{name}")
+
+
+def _check(field: str, given: list[str], known: list[str], parameters: list[str]) -> None:
+    """Raise UserError for the first name that is none of `known`."""
+    for name in given:
+        if any(_is(full, name) for full in known):
+            continue
+        if any(_is(full, name) for full in parameters):
+            raise UserError(
+                "InvalidSpec",
+                f"peft.{field}: {name} is no module of the model, but a parameter: name it in peft.targetParameters",
+            )
+        last = {full.rsplit(".", 1)[-1] for full in known}
+        near = difflib.get_close_matches(name.rsplit(".", 1)[-1], sorted(last - set("0123456789")), 3, 0.0)
+        raise UserError(
+            "InvalidSpec", f"peft.{field}: the model has no {name}; the nearest names are {', '.join(near)}"
+        )
