@@ -114,7 +114,7 @@ async def many(count: int, one: Callable[[int], Awaitable[Any]], rate: float | N
     began, tasks = time.monotonic(), []
     for number in range(count):
         await asyncio.sleep(max(0.0, began + number / rate - time.monotonic()))
-        tasks.append(asyncio.create_task(one(number)))  # type: ignore[arg-type]
+        tasks.append(asyncio.create_task(one(number)))
     await asyncio.gather(*tasks)
 
 

@@ -144,25 +144,27 @@ class World:
         )
         return invariants.Picture(json.loads(text)["items"])
 
+    def settle(self, picture: invariants.Picture) -> None:
+        """Wait until every job, PyTorchJob and pod of a picture has been recorded as it is there."""
+        recorded = (*KINDS, "PyTorchJob", "Pod")
+        wanted = {_version(obj) for obj in picture.objects.values() if obj["kind"] in recorded}
+        wait_for("what is there was recorded", lambda: wanted <= set(map(_version, list(self._now.values()))), 20)
+
     # -- what is done
 
     def create(self, kind: str, name: str, **policy: Any) -> None:
-        plural = KINDS[kind].plural  # type: ignore[index]
-        made = self._api.create_namespaced_custom_object(
-            GROUP, VERSION, self.namespace, plural, manifest(kind, name, **policy)
-        )
+        made = self._api.create_namespaced_custom_object(*self._place(kind), manifest(kind, name, **policy))
         self.uids[name] = made["metadata"]["uid"]
         self.names[made["metadata"]["uid"]] = name
 
     def patch(self, kind: str, name: str, **policy: Any) -> None:
-        plural = KINDS[kind].plural  # type: ignore[index]
-        self._api.patch_namespaced_custom_object(
-            GROUP, VERSION, self.namespace, plural, name, {"spec": {"runPolicy": policy}}
-        )
+        self._api.patch_namespaced_custom_object(*self._place(kind), name, {"spec": {"runPolicy": policy}})
 
     def delete(self, kind: str, name: str) -> None:
-        plural = KINDS[kind].plural  # type: ignore[index]
-        self._api.delete_namespaced_custom_object(GROUP, VERSION, self.namespace, plural, name)
+        self._api.delete_namespaced_custom_object(*self._place(kind), name)
+
+    def _place(self, kind: str) -> tuple[str, str, str, str]:
+        return GROUP, VERSION, self.namespace, KINDS[kind].plural
 
     def end_pods(self, name: str, code: int, message: str) -> None:
         for pod in self.pods(name):
@@ -170,6 +172,10 @@ class World:
                 self.node.fail(pod, code, message=message)
             else:
                 self.node.succeed(pod, message)
+
+
+def _version(obj: Obj) -> tuple[str, str]:
+    return obj["metadata"]["uid"], obj["metadata"]["resourceVersion"]
 
 
 @dataclass(frozen=True)
@@ -292,19 +298,3 @@ def shape(picture: invariants.Picture, uid: str, name: str) -> Counter[str]:
         digest = hashlib.sha256(UID.sub("UID", text).encode()).hexdigest()[:12]
         found[f"{obj['kind']} {obj['metadata']['name'].replace(name, 'NAME')} {digest}"] += 1
     return found
-
-
-def settle(world: World, picture: invariants.Picture) -> None:
-    """Every event of a picture has been recorded."""
-    kept = {kind for kind, _ in world._now} & {obj["kind"] for obj in picture.objects.values()}
-    wanted = {
-        (obj["kind"], obj["metadata"]["name"], obj["metadata"]["resourceVersion"])
-        for obj in picture.objects.values()
-        if obj["kind"] in kept
-    }
-
-    def seen() -> bool:
-        there = {(kind, name, obj["metadata"]["resourceVersion"]) for (kind, name), obj in list(world._now.items())}
-        return wanted <= there
-
-    wait_for("what is there was recorded", seen, 20, 0.1)

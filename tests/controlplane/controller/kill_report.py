@@ -6,6 +6,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from operations import KINDS, OPERATIONS
+
 Obj = dict[str, Any]
 
 
@@ -38,12 +40,12 @@ def report(known: Obj) -> str:
         " controllers and the training-operator are real, the node is a fake one; the operator is forked from a process"
         " that has imported its modules. A part that fails is not written down.",
         "",
-        "## At every call",
+        f"## At every call: {len(matrix)} of {len(KINDS) * len(OPERATIONS)} parts",
         "An operation is first done to one job undisturbed, which shows its calls. Then it is done to another job for"
         " every call, and the operator is killed by SIGKILL just before the API server gets that call, or when it has"
-        " answered and the operator does not know. A read that does not come again kills nobody; a write must.",
+        " answered and the operator does not know. A call that does not come again kills nobody.",
         "",
-        "| kind | operation | calls | of which writes | kills | reads that did not come | seconds |",
+        "| kind | operation | calls | of which writes | kills | calls that did not come again | seconds |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, part in matrix.items():

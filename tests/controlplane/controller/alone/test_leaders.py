@@ -52,10 +52,10 @@ def test_a_frozen_leader_that_wakes_up_beside_another_harms_nothing(
             held = Held(leader, world, job, call)
             proxy.before, proxy.after = held.before, held.after
             run.operation.do(world, kind, job)
-            wait_for(f"{job}: {call} is held", lambda held=held: held.frozen, 30, 0.02)  # type: ignore[misc]
-            wait_for("the other leads", lambda other=other: leads(other), 40)  # type: ignore[misc]
-            wait_for(f"{job} is done", lambda run=run, job=job: run.operation.done(world.get(kind, job)), 60)  # type: ignore[misc]
-            wait_for("the write has arrived", lambda held=held: held.answer > 0, 60)  # type: ignore[misc]
+            wait_for(f"{job}: {call} is held", lambda held=held: held.frozen, 30, 0.02)
+            wait_for("the other leads", lambda other=other: leads(other), 40)
+            wait_for(f"{job} is done", lambda run=run, job=job: run.operation.done(world.get(kind, job)), 60)
+            wait_for("the write has arrived", lambda held=held: held.answer > 0, 60)
             leader.process.send_signal(signal.SIGCONT)
             code = leader.process.wait(timeout=30)
             keep("two leaders", f"{name}: {call}", exit=code, code=held.answer, seconds=time.monotonic() - began)
