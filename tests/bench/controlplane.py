@@ -47,7 +47,7 @@ class Bench:
         made = Operator(self.plane, "trl-system", WATCH_NAMESPACES=where)
         made.start()
         try:
-            wait_for("it leads", lambda: "trl_operator_leader 1" in made.metrics(), 60)
+            wait_for("it leads", made.leads, 60)
             yield made
         finally:
             made.kill()

@@ -120,6 +120,9 @@ class Process:
         with urllib.request.urlopen(f"http://127.0.0.1:{self.health_port}/metrics", timeout=5) as answer:
             return str(answer.read().decode())
 
+    def leads(self) -> bool:
+        return "trl_operator_leader 1.0" in self.metrics().splitlines()
+
     def kill(self) -> None:
         assert self.process is not None
         self.process.kill()

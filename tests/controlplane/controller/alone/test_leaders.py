@@ -25,10 +25,6 @@ if FULL:
 LEASE = {"LEASE_SECONDS": "8", "RENEW_SECONDS": "5", "RETRY_SECONDS": "0.5"}
 
 
-def leads(operator: Any) -> bool:
-    return "trl_operator_leader 1" in operator.metrics()
-
-
 def test_a_frozen_leader_that_wakes_up_beside_another_harms_nothing(
     world: World, make_operator: Callable[..., Any], zygote: Zygote, control_plane: ControlPlane
 ) -> None:
@@ -43,8 +39,8 @@ def test_a_frozen_leader_that_wakes_up_beside_another_harms_nothing(
             operator.start()
             pairs.append((operator, proxy))
         for number, (name, call) in enumerate(HELD, 1):
-            wait_for("one leads", lambda: any(leads(operator) for operator, _ in pairs), 30)
-            pairs.sort(key=lambda pair: not leads(pair[0]))
+            wait_for("one leads", lambda: any(operator.leads() for operator, _ in pairs), 30)
+            pairs.sort(key=lambda pair: not pair[0].leads())
             (leader, proxy), (other, _) = pairs
             run = Run(world, leader, proxy, kind, OPERATIONS[name])
             job = f"j{number:04d}"
@@ -53,7 +49,7 @@ def test_a_frozen_leader_that_wakes_up_beside_another_harms_nothing(
             proxy.before, proxy.after = held.before, held.after
             run.operation.do(world, kind, job)
             wait_for(f"{job}: {call} is held", lambda held=held: held.frozen, 30, 0.02)
-            wait_for("the other leads", lambda other=other: leads(other), 40)
+            wait_for("the other leads", lambda other=other: other.leads(), 40)
             wait_for(f"{job} is done", lambda run=run, job=job: run.operation.done(world.get(kind, job)), 60)
             wait_for("the write has arrived", lambda held=held: held.answer > 0, 60)
             leader.process.send_signal(signal.SIGCONT)

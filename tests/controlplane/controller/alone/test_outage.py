@@ -29,7 +29,7 @@ def test_a_short_outage_is_survived_and_a_long_one_ends_the_leader_only(
     assert operator.stop() == 0
     operator.settings |= {"LEASE_SECONDS": "15", "RENEW_SECONDS": "10"}
     operator.start()
-    wait_for("it leads again", lambda: "trl_operator_leader 1" in operator.metrics(), 30)
+    wait_for("it leads again", operator.leads, 30)
     with control_plane.without("kube-apiserver"):
         assert operator.process.wait(timeout=90) == 1
         operator.start(wait=False)

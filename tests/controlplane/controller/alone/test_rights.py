@@ -129,7 +129,7 @@ def test_a_namespace_without_a_role_stops_no_other_and_is_served_once_it_has_one
 ) -> None:
     operator = make_operator(WATCH_NAMESPACES=f"{jobs.namespace},{other_namespace}")
     operator.start()
-    assert "trl_operator_refused_lists 8" in operator.metrics()
+    assert "trl_operator_refused_lists 8.0" in operator.metrics().splitlines()
     elsewhere = dpo()
     elsewhere["metadata"]["namespace"] = other_namespace
     jobs.apply(dpo())
