@@ -9,11 +9,13 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from conftest import make_model
 from kill_kit import CASES, FAULTS, TOLERANCE, Result, Whole, chain, whole
 from trainer_kit import Warm, warm_process
 
@@ -24,12 +26,9 @@ ACTIVITIES = ("starting", "loading", "tokenizing", "evaluating", "training", "sa
 def test_a_job_that_is_killed_at_random_instants_ends_as_if_nothing_had_happened(
     warm: Warm, model_folder: Path, tmp_path: Path
 ) -> None:
-    rng, result = random.Random(SHORT_SEED), Result()
-    for name in ("dpo-full-2", "sft-lora-1"):
-        expected = whole(warm, tmp_path / f"{name}-whole", model_folder, CASES[name])
-        chain(warm, tmp_path / name, model_folder, CASES[name], expected, rng, result, kills=4)
-    assert result.ends == 2
-    assert result.kills
+    result = Result()
+    chains(warm, tmp_path, model_folder, ["dpo-full-2", "sft-lora-1"], random.Random(SHORT_SEED), result, kills=4)
+    assert result.ends == result.chains
 
 
 def main() -> int:
@@ -42,7 +41,9 @@ def main() -> int:
     rng, result, began, failure = random.Random(given.seed), Result(), time.monotonic(), ""
     with tempfile.TemporaryDirectory(prefix="kill-") as folder:
         try:
-            long(Path(folder), given, rng, result)
+            with warm_process(Path(folder, "pods")) as warm:
+                model = make_model(Path(folder, "model"))
+                chains(warm, Path(folder), model, given.cases, rng, result, given.kills)
         except AssertionError:
             failure = traceback.format_exc()
     minutes = (time.monotonic() - began) / 60
@@ -53,21 +54,20 @@ def main() -> int:
     return 1 if failure else 0
 
 
-def long(folder: Path, given: argparse.Namespace, rng: random.Random, result: Result) -> None:
-    """Run chains of all cases in turn until enough kills have landed."""
-    from conftest import make_model
-
-    model = make_model(folder / "model")
+def chains(
+    warm: Warm, folder: Path, model: Path, cases: Sequence[str], rng: random.Random, result: Result, kills: int
+) -> None:
+    """Run chains of the cases in turn, each at least once, until enough kills have landed: a job may also end first."""
     expected: dict[str, Whole] = {}
-    with warm_process(folder / "pods") as warm:
-        while len(result.kills) < given.kills:
-            name = given.cases[result.chains % len(given.cases)]
-            case = CASES[name]
-            if name not in expected:
-                expected[name] = whole(warm, folder / f"{name}-whole", model, case)
-            place = folder / f"{name}-{result.chains}"
-            chain(warm, place, model, case, expected[name], rng, result, kills=rng.randint(1, 8))
-            print(f"{len(result.kills)} kills, {result.ends} jobs came to their end; last {name}", flush=True)
+    while len(result.kills) < kills or result.chains < len(cases):
+        assert result.chains < 10 * kills, f"only {len(result.kills)} kills have landed in {result.chains} jobs"
+        name = cases[result.chains % len(cases)]
+        case = CASES[name]
+        if name not in expected:
+            expected[name] = whole(warm, folder / f"{name}-whole", model, case)
+        place = folder / f"{name}-{result.chains}"
+        chain(warm, place, model, case, expected[name], rng, result, kills=rng.randint(1, 8))
+        print(f"{len(result.kills)} kills, {result.ends} jobs came to their end; last {name}", flush=True)
 
 
 def report(result: Result, seed: int, minutes: float, failure: str) -> str:

@@ -50,7 +50,7 @@ def test_a_part_that_fails_or_hangs_keeps_no_other_from_its_turn(machine: Machin
     lines = list(gpu_check.run(parts, machine, 60))
     assert [line.outcome for line in lines] == ["broken", "broken", "not run"]
     assert lines[0].said == "RuntimeError: an accident"
-    assert "exit code 10: peft: Target modules {'nothing'} not found" in lines[1].said
+    assert "exit code 10: peft.targetModules: the model has no nothing" in lines[1].said
     assert lines[2].said == "needs a thing"
     [late] = gpu_check.run(parts[:1], machine, 0)
     assert (late.outcome, late.said) == ("not run", "the 0 s were over")
