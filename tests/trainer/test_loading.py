@@ -206,21 +206,28 @@ def losses(warm: Warm, folder: Path, model: Path, kind: str, world: int, *prelud
 
 
 @pytest.mark.parametrize(
-    ("kind", "method", "training"),
+    ("kind", "model", "method", "training"),
     [
-        ("SFTJob", "lora", {"gradientCheckpointing": True}),
-        ("SFTJob", "qlora", {"precision": "bf16"}),
-        ("DPOJob", "none", {}),
-        ("GRPOJob", "none", {}),
-        ("RewardJob", "none", {"gradientCheckpointing": True}),
+        ("SFTJob", "fp32", "lora", {"gradientCheckpointing": True}),
+        ("SFTJob", "fp32", "qlora", {"precision": "bf16"}),
+        ("DPOJob", "fp32", "none", {}),
+        ("DPOJob", "experts", "lora", {}),  # with the loss of the router
+        ("GRPOJob", "fp32", "none", {}),
+        ("RewardJob", "fp32", "none", {"gradientCheckpointing": True}),
     ],
 )
 def test_training_is_what_it_is_with_whole_models(
-    kind: str, method: str, training: dict[str, Any], warm: Warm, model_folder: Path, tmp_path: Path
+    kind: str,
+    model: str,
+    method: str,
+    training: dict[str, Any],
+    warm: Warm,
+    models: dict[str, Path],
+    tmp_path: Path,
 ) -> None:
     spec: dict[str, Any] = {"peft": {"method": method}, "training": training}
-    found = losses(warm, tmp_path / "ours", model_folder, kind, 2, ON_CPU, **spec)
-    wanted = losses(warm, tmp_path / "theirs", model_folder, kind, 2, ON_CPU, THEIRS, **spec)
+    found = losses(warm, tmp_path / "ours", models[model], kind, 2, ON_CPU, **spec)
+    wanted = losses(warm, tmp_path / "theirs", models[model], kind, 2, ON_CPU, THEIRS, **spec)
     assert len(found) == 4
     assert found == pytest.approx(wanted, abs=1e-6)
 

@@ -48,7 +48,12 @@ def load(run: Run, make: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     empty = broadcast(run, first)
     if run.is_main:
         return made[0]
-    return make() if empty is None else empty
+    if empty is None:
+        return make()
+    # transformers learns what a class can record (the router's logits) when the first model of it is made.
+    with torch.device("meta"):
+        type(empty)(copy.deepcopy(empty.config))
+    return empty
 
 
 def mapped_share(model: nn.Module) -> float:
