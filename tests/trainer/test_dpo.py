@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from trainer_kit import Supervised, Warm, conversations, job_file, metrics, preference_pairs, supervise, write_jsonl
+from trainer_kit import (
+    Supervised,
+    Warm,
+    conversations,
+    job_file,
+    metrics,
+    mounted,
+    preference_pairs,
+    supervise,
+    write_jsonl,
+)
 
 from trl_contract.report import ProgressReport
 from trl_trainer.checkpoints import checkpoint
@@ -71,7 +81,7 @@ def finished(warm: Warm, model_folder: Path, tmp_path_factory: pytest.TempPathFa
         },
     )
     run = supervise(
-        job,
+        mounted(job, attempt=2),
         folder,
         {
             **warm.environment(),
@@ -87,6 +97,8 @@ def test_the_run_succeeds_and_its_record_says_what_it_made(finished: Finished) -
     assert finished.run.code == 0, finished.run.log
     record = finished.run.record
     assert (record.outcome, record.step, record.rank) == ("Succeeded", 24, 0)
+    assert record.progress is not None
+    assert {record.progress.attempt, *(report.trl.attempt for report in finished.reports if report.trl)} == {2}
     assert [(artifact.type, artifact.uri) for artifact in record.artifacts] == [("model", "uid-1/final")]
     assert record.artifacts[0].digest == export.digest(finished.work / "final")
     # What bitsandbytes says on CPUs that compute in bf16.

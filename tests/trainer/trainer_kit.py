@@ -15,7 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from trl_contract.jobfile import JobFile
 from trl_contract.report import ExitRecord
+from trl_contract.resolve import resolve
 from trl_trainer.launch import records
 
 SEED = 7
@@ -84,6 +86,16 @@ def job_file(folder: Path, model: Path, kind: str = "DPOJob", *, spec: dict[str,
     path = folder / f"job-{job['attempt']}.json"
     path.write_text(json.dumps(job))
     return path
+
+
+def mounted(job: Path, attempt: int) -> Path:
+    """The same job file as the operator mounts it: resolved and for all attempts, with the attempt's file beside it."""
+    file = JobFile.model_validate_json(job.read_text()).model_copy(update={"contract_version": 2})
+    folder = job.parent / f"mounted-{attempt}"
+    folder.mkdir()
+    (folder / "job.json").write_text(json.dumps(resolve(file).to_wire()))
+    (folder / "attempt.json").write_text(json.dumps({"attempt": attempt}))
+    return folder / "job.json"
 
 
 @dataclass

@@ -107,3 +107,51 @@ def test_jobs_in_every_phase_outlive_newer_crds_and_the_way_back(
     status = jobs.wait_for_phase("blocked", "Blocked", "grpojob")
     assert reason(status, "UpstreamReady") == "UpstreamNotFound"
     assert {name: jobs.status("dpojob", name) for name in ended} == {name: before[name] for name in ended}
+
+
+def older(crd: dict[str, Any]) -> dict[str, Any]:
+    """The CRD of version 0.1: its status knows neither workload nor run."""
+    crd = deepcopy(crd)
+    status = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"]
+    del status["workload"], status["run"]
+    artifact = status["artifacts"]["items"]
+    del artifact["properties"]["claimName"], artifact["properties"]["path"]
+    artifact["required"] = [*artifact["required"], "uri"]
+    return crd
+
+
+def test_an_older_version_takes_a_running_job_over_and_gives_it_back(
+    make_operator: Callable[..., Any],
+    control_plane: ControlPlane,
+    jobs: Any,
+    node: FakeNode,
+    dpo: Callable[..., Any],
+    record: Callable[..., str],
+) -> None:
+    operator = make_operator()
+    operator.start()
+    jobs.apply(dpo())
+    [pod] = node.wait_for_pods(1, "tune-dpo-0")
+    node.run(pod)
+    workload = jobs.wait_for_phase("tune", "Running")["workload"]
+    assert operator.stop() == 0
+    try:
+        apply(control_plane, [older(crd) for crd in CRDS])
+        wait_for("the older status is served", lambda: "workload" not in jobs.status("dpojob", "tune"), 30)
+        # What that version writes, as its field manager.
+        child = {"name": workload["name"], "uid": workload["uid"]}
+        written = {"attempt": 0, "restarts": 0, "phase": "Running", "pytorchJob": child}
+        body = {**{name: dpo()[name] for name in ("apiVersion", "kind")}, "metadata": {"name": "tune"}}
+        how = ("--server-side", "--subresource=status", "--field-manager=trl-operator-status", "--filename=-")
+        told = json.dumps({**body, "status": written})
+        control_plane.kubectl("apply", *how, f"--namespace={jobs.namespace}", stdin=told)
+        assert jobs.status("dpojob", "tune")["pytorchJob"] == child
+    finally:
+        apply(control_plane, CRDS)
+    wait_for("today's status is served", lambda: jobs.status("dpojob", "tune").get("pytorchJob") is not None, 30)
+    operator.start()
+    node.succeed(pod, record(artifacts=[{"type": "model", "uri": "u/final", "digest": "sha256:0"}]))
+    status = jobs.wait_for_phase("tune", "Succeeded")
+    assert (status["attempt"], status["restarts"], status["workload"]) == (0, 0, workload)
+    assert "pytorchJob" not in status
+    assert status["artifacts"][0]["path"] == "u/final"
