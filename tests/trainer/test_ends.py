@@ -91,8 +91,18 @@ sys.exit(143)
 """
 
 
+# Some library that torchrun imports asks a program, before there are ranks.
+ASKS = """
+import subprocess, sys
+if "torch.distributed.run" in sys.orig_argv:
+    subprocess.run(["sleep", "1"])
+"""
+
+
 def test_a_rank_that_saves_after_a_sigterm_is_not_cut_short_by_one_that_has_saved(tmp_path: Path) -> None:
+    """Nor by another child of torchrun that has ended."""
     job = job_file(tmp_path, tmp_path, spec={})
+    (tmp_path / "sitecustomize.py").write_text(ASKS)
     process = start_stand_in(tmp_path, job, SAVES.format(place=str(tmp_path)), peer_seconds=1)
     wait_for(lambda: len(list(tmp_path.glob("up-*"))) == 2, 60)
     process.send_signal(signal.SIGTERM)

@@ -154,10 +154,10 @@ def wait_for_ranks(launcher: int, nproc: int, folder: Path, attempt: int, others
     alive, before, started = 0, 0, False
     failed, until = "", math.inf
     while not ended(launcher):
-        alive, before = len(children(launcher)), alive
+        alive, before = sum(variable(pid, "RANK") is not None for pid in children(launcher)), alive
         started |= alive > 0
         if not failed:
-            # Counted twice: torchrun starts one rank after the other.
+            # Counted twice: torchrun starts one rank after the other, and a new one is not one before it execs.
             dead = nproc - max(alive, before) if started else 0
             failed = failure(records.read(folder), dead) or (others.heard if others is not None else "")
             if failed:
