@@ -47,7 +47,7 @@ def test_what_is_promised_is_kept_with_a_margin() -> None:
 def test_a_rank_that_is_stuck_in_native_code_ends_soon_after_its_peer(tmp_path: Path) -> None:
     job = job_file(tmp_path, tmp_path, spec={})
     process = start_stand_in(tmp_path, job, STUCK.format(place=str(tmp_path)), peer_seconds=2)
-    check_end(tmp_path, 20)
+    check_end(tmp_path, 2 + 5)
     record = stand_in_record(process, 60)
     assert (record.outcome, record.reason, record.rank) == ("Failed", "Unknown", 1), (
         "not the one that was killed for it"
@@ -64,7 +64,7 @@ def test_a_rank_that_is_stuck_in_native_code_ends_soon_after_its_peer_in_another
         start_stand_in(tmp_path, job, code, {**variables, "PET_NODE_RANK": str(node)}, peer_seconds=2)
         for node in range(2)
     ]
-    check_end(tmp_path, 20)
+    check_end(tmp_path, 2 + peers.POLL_SECONDS + 5)
     stuck, dead = (stand_in_record(pod, 60) for pod in pods)
     assert (stuck.reason, stuck.rank) == ("PeerLost", 0)
     assert "ended without a word" in stuck.message

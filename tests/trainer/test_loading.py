@@ -255,12 +255,13 @@ def test_loading_takes_little_more_memory_than_one_model(warm: Warm, tmp_path: P
     dense, experts = large_model(tmp_path / "dense", 120), large_model(tmp_path / "experts", 120, experts=8)
     adapter = {"r": 4, "targetModules": ["q_proj"]}
     for model, precision, loaded, limit in (
+        (dense, "bf16", size(dense), 1.6),
         # Twice as wide as the files have it.
         (dense, "fp32", 2 * size(dense), 1.2),
         (experts, "bf16", size(experts), 2.1),
     ):
         spec = {"peft": {"method": "lora", **adapter}, "training": {"precision": precision}}
-        found = measure(warm, model, tmp_path / f"{model.name}-job", "SFTJob", **spec)
+        found = measure(warm, model, tmp_path / f"{model.name}-{precision}-job", "SFTJob", **spec)
         assert sum(rank["peak"] - 20 * 2**20 for rank in found) <= limit * loaded, (model, found)
     spec = {"peft": {"method": "qlora", **adapter}, "training": {"precision": "bf16"}}
     found = measure(warm, dense, tmp_path / "qlora-job", "SFTJob", prelude=(ON_CPU, MAPPED), **spec)

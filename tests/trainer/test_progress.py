@@ -135,7 +135,7 @@ def test_closing_with_a_dead_receiver_takes_bounded_time() -> None:
     sender.put(report(1))
     started = time.monotonic()
     sender.close(timeout=1)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 1 + 2
 
 
 def test_training_ends_well_with_the_receiver_down(warm: Warm, model_folder: Path, tmp_path: Path) -> None:

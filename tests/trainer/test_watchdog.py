@@ -10,7 +10,7 @@ import pytest
 
 from trl_contract.report import ExitRecord
 from trl_trainer.launch import records
-from trl_trainer.launch.watchdog import Signs, works
+from trl_trainer.launch.watchdog import Signs, moved_bytes, works
 
 IDLE = Signs(cpu=1.0, moved=1000, saved=None)
 BUSY = Signs(cpu=2.0, moved=1000, saved=None)
@@ -40,6 +40,11 @@ def test_what_a_process_computes_and_writes_counts_where_no_collective_can_burn_
 ) -> None:
     assert works(before, after, 1.0, together=False) is alone
     assert works(before, after, 1.0, together=True) is together
+
+
+def test_what_storage_delivers_to_a_mapped_file_counts_and_what_the_page_cache_does_not() -> None:
+    io = "rchar: 7\nwchar: 100\nsyscr: 1\nsyscw: 2\nread_bytes: 4096\nwrite_bytes: 8192\ncancelled_write_bytes: 0\n"
+    assert moved_bytes(io) == 100 + 4096
 
 
 def watched(folder: Path, code: str) -> tuple[int, float, str, dict[int, ExitRecord]]:

@@ -92,6 +92,12 @@ def works(before: Signs, after: Signs, seconds: float, *, together: bool) -> boo
     return after.cpu - before.cpu >= WORKING_CPU * seconds or moved >= WORKING_BYTES * seconds
 
 
+def moved_bytes(io: str) -> int:
+    """Return `Signs.moved` by /proc/PID/io: bytes given to write calls, and those that storage delivered."""
+    counts = dict(line.split(": ") for line in io.splitlines())
+    return int(counts["wchar"]) + int(counts["read_bytes"])
+
+
 class Watchdog:
     """Without a sign of life for `seconds` the stacks of all threads go to stderr, the rank's record says what it was
     doing, and the process ends. `saved` returns the bytes of the checkpoint under way, or None."""
@@ -126,8 +132,7 @@ class Watchdog:
 
     def _signs(self) -> Signs:
         try:
-            counts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-            moved = int(counts["wchar"]) + int(counts["read_bytes"])
+            moved = moved_bytes(Path("/proc/self/io").read_text())
         except OSError:
             # A process that keeps its memory to itself may not read this.
             moved = None

@@ -71,20 +71,23 @@ class Held:
         self.world = world
         self.job = job
         self.call = call
-        self.frozen = False
+        self.write: tuple[str, str, bytes] | None = None
+        """Method, path and body of the one that is held: others like it may be under way at the same time."""
         self.answer = 0
 
-    def _is(self, request: Request) -> bool:
-        return f"{request.method} {request.resource}" == self.call and about(request, self.world.names) == self.job
+    @property
+    def frozen(self) -> bool:
+        return self.write is not None
 
     def before(self, request: Request) -> Verdict:
-        if self.frozen or not self._is(request):
+        is_meant = f"{request.method} {request.resource}" == self.call
+        if self.frozen or not is_meant or about(request, self.world.names) != self.job:
             return "pass"
-        self.frozen = True
+        self.write = request.method, request.path, request.body
         self.leader.process.send_signal(signal.SIGSTOP)
         return Delay(float(LEASE["LEASE_SECONDS"]) + 7)
 
     def after(self, request: Request) -> Verdict:
-        if self.frozen and not self.answer and self._is(request):
+        if not self.answer and (request.method, request.path, request.body) == self.write:
             self.answer = request.status
         return "pass"
