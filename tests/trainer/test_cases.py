@@ -16,6 +16,7 @@ import pytest
 import yaml
 from pyarrow import parquet
 from trainer_kit import Warm, write_jsonl
+from transformers import AutoTokenizer
 
 from trl_contract.report import ExitRecord
 from trl_contract.resolve import resolve
@@ -38,9 +39,11 @@ CALL = {"role": "assistant", "tool_calls": [{"type": "function", "function": {"n
 FOUND = {"role": "tool", "content": "on its way"}
 
 
-def sft(*rows: dict[str, Any], model: str = "base", **spec: Any) -> dict[str, Any]:
+def sft(
+    *rows: dict[str, Any], model: str = "base", of_model: dict[str, Any] | None = None, **spec: Any
+) -> dict[str, Any]:
     """Return a sibling: a job on these rows, three times over."""
-    return {"kind": "SFTJob", "rows": [*rows] * 3, "model": model, "spec": spec}
+    return {"kind": "SFTJob", "rows": [*rows] * 3, "model": model, "spec": {"model": of_model or {}, **spec}}
 
 
 def dpo(*rows: dict[str, Any], **more: Any) -> dict[str, Any]:
@@ -218,6 +221,11 @@ REFUSED = [
         "DataFormatError",
         r"row 1: chat_template_kwargs of a prompt never reaches the chat template: remove the column",
     ),
+    (
+        sft({"messages": [USER, SAID]}, of_model={"eosToken": "<|im_ends|>"}),
+        "InvalidSpec",
+        r"model.eosToken: <\|im_ends\|> is no token of the model; the nearest special ones are <\|im_end\|>, ",
+    ),
     ("m-bnb4", "InvalidSpec", r"model: .* is quantized \(bitsandbytes\): give the model that it was made from"),
 ]
 
@@ -232,12 +240,12 @@ def test_what_can_only_fail_is_refused_before_weights(case: Case, reason: str, m
 NOTED = [
     (
         "eosother",
-        r"- model: the chat template ends turns in <\|im_end\|>, and the model stops at <\|endoftext\|>; .* save it"
-        r" with eos_token <\|im_end\|>",
+        r"- model.eosToken: the chat template ends turns in <\|im_end\|>, and the model stops at <\|endoftext\|>; .*"
+        r" set eosToken to <\|im_end\|>",
     ),
     (
         grpo({"prompt": [USER]}, model="eosother"),
-        r"- model: the chat template ends turns in <\|im_end\|>, and the model",
+        r"- model.eosToken: the chat template ends turns in <\|im_end\|>, and the model",
     ),
     (
         "noend",
@@ -380,8 +388,36 @@ def test_the_exported_model_stops_where_the_template_ends_turns(
     assert json.loads(written.read_text())["eos_token_id"] == [2, 4]
 
 
-def test_sound_ends_are_not_worth_a_word(opened: Open, capsys: Any) -> None:
-    explain(*opened(sft({"messages": [USER, SAID]}, model="genin", sft={"assistantOnlyLoss": True})))
+@pytest.mark.parametrize("make", [sft, reward])
+def test_named_tokens_end_and_fill_up_what_is_trained_and_are_what_the_result_says(
+    make: Any, opened: Open, warm: Warm, tmp_path: Path
+) -> None:
+    row = {"text": "Hello"} if make is sft else {"chosen": "Yes", "rejected": "No"}
+    named = {"eosToken": "<|im_end|>", "padToken": "<|bos|>"}
+    ended, _ = trained(opened, warm, make(row, model="eosother", of_model=named, peft={"method": "lora"}))
+    assert ended.outcome == "Succeeded"
+    (final,) = tmp_path.glob("out/*/final")
+    tokenizer = AutoTokenizer.from_pretrained(final)
+    assert (tokenizer.eos_token, tokenizer.pad_token) == ("<|im_end|>", "<|bos|>")
+    config = json.loads((final / "config.json").read_text())
+    assert (config["eos_token_id"], config["pad_token_id"]) == (4, 1)
+    if make is sft:
+        # What the base stopped at stays.
+        assert json.loads((final / "generation_config.json").read_text())["eos_token_id"] == [4, 2]
+    (rows,) = tmp_path.glob("out/*/data/rows-*")
+    seen = data.load(rows).train[0]
+    assert (seen["input_ids"] if make is sft else seen["chosen_ids"])[-1] == 4
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        sft({"messages": [USER, SAID]}, model="genin", sft={"assistantOnlyLoss": True}),
+        sft({"messages": [USER, SAID]}, model="eosother", of_model={"eosToken": "<|im_end|>"}),
+    ],
+)
+def test_sound_ends_are_not_worth_a_word(case: Case, opened: Open, capsys: Any) -> None:
+    explain(*opened(case))
     findings = capsys.readouterr().out.partition("# Worth a look\n")[2].splitlines()
     assert findings == ["- 1 of 2 training rows are duplicates", "- 1 of 1 held-out rows are also training rows"]
 

@@ -63,6 +63,11 @@ class ModelSource(Model):
     """Attention kernel; unset: the library chooses. The flash ones need GPUs, bf16 and an image that has them."""
     chat_template: Text | None = None
     """Jinja chat template that replaces the tokenizer's own."""
+    eos_token: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """Token of the vocabulary that ends texts and generation, instead of the tokenizer's own: the one with which the
+    chat template ends turns."""
+    pad_token: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    """Token of the vocabulary that fills batches up. Default: the tokenizer's own, or eosToken where it has none."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -160,6 +160,10 @@ DpoLoss = Literal[
 GrpoLoss = Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"]
 
 
+OF_THE_MODEL = ("attnImplementation", "chatTemplate", "eosToken", "padToken")
+"""Fields of a ModelSource that a reference shares with the model that is trained."""
+
+
 class ReferenceModel(Model):
     model_config = ConfigDict(
         json_schema_extra={
@@ -169,9 +173,8 @@ class ReferenceModel(Model):
                     "source goes with mode explicit, and only with it",
                 ),
                 cel(
-                    "!has(self.source) || !(has(self.source.attnImplementation) || has(self.source.chatTemplate))",
-                    "source: the reference has the attention and the chat template of model: remove attnImplementation"
-                    " and chatTemplate",
+                    f"!has(self.source) || !({' || '.join(f'has(self.source.{name})' for name in OF_THE_MODEL)})",
+                    f"source: the reference has these of model: remove {', '.join(OF_THE_MODEL)}",
                 ),
             ]
         }
@@ -187,10 +190,9 @@ class ReferenceModel(Model):
     def _explicit_has_source(self) -> Self:
         if (self.mode == "explicit") != (self.source is not None):
             raise ValueError("dpo.referenceModel: source goes with mode explicit, and only with it")
-        if self.source is not None and (self.source.attn_implementation or self.source.chat_template):
+        if self.source is not None and not self.source.to_wire().keys().isdisjoint(OF_THE_MODEL):
             raise ValueError(
-                "dpo.referenceModel.source: the reference has the attention and the chat template of model: remove"
-                " attnImplementation and chatTemplate"
+                f"dpo.referenceModel.source: the reference has these of model: remove {', '.join(OF_THE_MODEL)}"
             )
         return self
 

@@ -66,6 +66,8 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ("DPOJob", {"spec.model": {"volume": {"claimName": "C", "path": "a"}}}, ("spec.model.volume.claimName",)),
     ("DPOJob", {"spec.model.attnImplementation": "auto"}, ("spec.model.attnImplementation", "Unsupported value")),
     ("DPOJob", {"spec.model.chatTemplate": "x" * 16385}, ("spec.model.chatTemplate", "16384")),
+    ("DPOJob", {"spec.model.eosToken": ""}, ("spec.model.eosToken", "at least 1")),
+    ("SFTJob", {"spec.model.padToken": 5}, ("spec.model.padToken", "string")),
     ("DPOJob", {"spec.dataset.evalSplit": 0.6}, ("spec.dataset.evalSplit", "less than or equal to 0.5")),
     ("DPOJob", {"spec.dataset.evalSplit": -0.1}, ("spec.dataset.evalSplit",)),
     ("DPOJob", {"spec.dataset.maxBadRows": -1}, ("spec.dataset.maxBadRows",)),
@@ -143,7 +145,12 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
                 "source": {"hub": {"repo": "a/b"}, "attnImplementation": "sdpa"},
             }
         },
-        ("spec.dpo.referenceModel", "remove attnImplementation and chatTemplate"),
+        ("spec.dpo.referenceModel", "remove attnImplementation, chatTemplate, eosToken, padToken"),
+    ),
+    (
+        "DPOJob",
+        {"spec.dpo.referenceModel": {"mode": "explicit", "source": {"hub": {"repo": "a/b"}, "eosToken": "x"}}},
+        ("spec.dpo.referenceModel", "remove attnImplementation, chatTemplate, eosToken, padToken"),
     ),
     ("DPOJob", {"spec.peft": {"method": "none", "targetParameters": ["w"]}}, ("spec.peft", "method none")),
     ("DPOJob", {"spec.peft": {"targetParameters": ["w"], "useDora": True}}, ("spec.peft", "useDora: remove one")),

@@ -1,5 +1,6 @@
 """The base model's tokenizer."""
 
+import difflib
 import os
 from typing import Any
 
@@ -14,9 +15,10 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.", "spiece.model"
 
 
 def load_tokenizer(job: JobFile) -> Any:
-    """Return the base model's tokenizer, with the job's chat template if it gives one and with a padding token.
+    """Return the base model's tokenizer, with the chat template, eosToken and padToken that the job gives, and with a
+    padding token.
 
-    UserError if there is no such model, or it has no tokenizer that can be read.
+    UserError if there is no such model, it has no tokenizer that can be read, or that does not know such a token.
     """
     where, hub = path(job), job.spec.model.hub
     revision = job.spec.model.revision
@@ -31,6 +33,22 @@ def load_tokenizer(job: JobFile) -> Any:
         raise UserError("ModelNotFound", f"model: the tokenizer of {where} cannot be read: {error}") from error
     if job.spec.model.chat_template is not None:
         found.chat_template = job.spec.model.chat_template
+    for field, name in (("eosToken", "eos_token"), ("padToken", "pad_token")):
+        token = getattr(job.spec.model, name)
+        if token is not None:
+            _check_known(found, f"model.{field}", token)
+            setattr(found, name, token)
     if found.pad_token is None:
         found.pad_token = found.eos_token
     return found
+
+
+def _check_known(tokenizer: Any, field: str, token: str) -> None:
+    """Raise UserError if `token` is none of the vocabulary; transformers would add it, and the model knows no such."""
+    if token in tokenizer.get_vocab():
+        return
+    special = [str(known) for known in tokenizer.added_tokens_decoder.values()]
+    near = difflib.get_close_matches(token, special, 3, 0.0)
+    raise UserError(
+        "InvalidSpec", f"{field}: {token} is no token of the model; the nearest special ones are {', '.join(near)}"
+    )

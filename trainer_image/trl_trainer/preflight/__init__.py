@@ -198,7 +198,7 @@ def check_tokenizer(job: JobFile, tokenizer: Any, base: Architecture) -> None:
         )
     if tokenizer.eos_token is None:
         raise UserError(
-            "InvalidSpec", "model: the tokenizer has no end-of-text token (eos_token): set it and save again"
+            "InvalidSpec", "model.eosToken: the tokenizer has no end-of-text token: name one of its tokens here"
         )
 
 

@@ -26,9 +26,8 @@ def findings(job: JobFile, stage: Stage, tokenizer: Any, base: Architecture, row
         )
     elif end is not None and end != eos and tokenizer.convert_tokens_to_ids(end) not in base.stops:
         found.append(
-            f"model: the chat template ends turns in {end}, and the model stops at {eos}; the exported"
-            f" generation_config stops at both, but what reads the tokenizer alone will not: save it with eos_token"
-            f" {end}"
+            f"model.eosToken: the chat template ends turns in {end}, and the model stops at {eos}; the exported"
+            f" generation_config stops at both, but what reads the tokenizer alone will not: set eosToken to {end}"
         )
     return found
 

@@ -48,12 +48,16 @@ def write(run: Run, stage: Stage, trainer: Trainer, tokenizer: Any) -> Written |
         folder.mkdir()
     where = source.folder(run.job)
     base = skeleton.of_folder(where, source.read_config(str(where), None, "model"), stage.is_classifier)
+    trained = trainer.accelerator.unwrap_model(trainer.model)
+    for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
+        # As the job's tokenizer says; a classifier reads its result at the last token that fills nothing up.
+        setattr(base.model.config.get_text_config(), name, getattr(trained.config.get_text_config(), name, None))
     method = run.job.spec.peft.method
     digests = _full(run, trainer, base, folder) if method == "none" else _adapter(run, trainer, base, where, folder)
     if not run.is_main:
         return None
     tokenizer.save_pretrained(folder)
-    _stop_where_trained(folder, trainer.accelerator.unwrap_model(trainer.model))
+    _stop_where_trained(folder, trained)
     check_whole(folder, stage.is_classifier)
     return Written(folder, digests)
 
