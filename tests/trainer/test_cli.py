@@ -187,7 +187,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "missing section": ({**JOB, "spec": {"model": JOB["spec"]["model"]}}, "spec.dataset: is missing"),
     "bad cluster field": (changed(numProcPerNode=0), "spec.numProcPerNode: .*; got 0"),
     "api version": ({**JOB, "apiVersion": "v1"}, "apiVersion is 'v1'; it must be trl-operator.io/v1alpha1"),
-    "name": ({**JOB, "metadata": {"name": "Polite"}}, "metadata.name: 'Polite'"),
+    "name": ({**JOB, "metadata": {"name": "Polite"}}, "metadata.name: at most 40 characters, .*; got 'Polite'"),
     "unknown top field": ({**JOB, "specs": {}}, "unknown field specs"),
     "other kind": ({**JOB, "kind": "PPOJob"}, "exactly one job .* it has ConfigMap, PPOJob"),
 }
@@ -199,6 +199,18 @@ def test_a_file_that_the_api_server_would_refuse_is_refused(name: str, tmp_path:
     with pytest.raises(UserError, match=expected) as caught:
         read(write(tmp_path, job))
     assert caught.value.reason == "InvalidSpec"
+
+
+def test_all_errors_of_a_file_are_shown_at_once(tmp_path: Path) -> None:
+    limits = {"limits": {"nvidia.com/gpu": 1}, "requests": {"nvidia.com/gpu": 1}}
+    job = changed(training={"lerningRate": 1, "maxSteps": 0}, dpo={"beta": "x"}, resources=limits, storage={})
+    job["metadata"] = {"name": "Polite", "lables": {}}
+    with pytest.raises(UserError) as caught:
+        read(write(tmp_path, {**job, "apiVersion": "v1"}))
+    assert sorted(line.split(": ")[0] for line in caught.value.message.splitlines()) == [
+        "DPOJob", "metadata.lables", "metadata.name", "spec.dpo.beta", "spec.resources", "spec.storage",
+        "spec.training.lerningRate", "spec.training.maxSteps",
+    ]  # fmt: skip
 
 
 def test_a_user_error_exits_10_and_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -294,16 +306,17 @@ def test_a_reward_model_from_a_job_is_the_newest_that_was_made_here(tmp_path: Pa
 def test_variables_of_the_file_reach_the_run_and_those_of_secrets_must_be_exported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    secret = {"name": "JUDGE_TOKEN", "valueFrom": {"secretKeyRef": {"name": "judge"}}}
-    resource = read(write(tmp_path, changed(env=[{"name": "TRL_LOG", "value": "$HOME"}, secret])))
+    secret = {"name": "JUDGE_TOKEN", "valueFrom": {"secretKeyRef": {"name": "judge", "key": "token"}}}
+    resource = read(write(tmp_path, changed(env=[{"name": "MY_LOG", "value": "$HOME"}, secret])))
     with pytest.raises(UserError, match=r"spec.env: from Secrets, not set here: JUDGE_TOKEN; export first"):
         user_variables(resource)
     monkeypatch.setenv("JUDGE_TOKEN", "x")
-    assert user_variables(resource) == {"TRL_LOG": "$HOME"}
+    assert user_variables(resource) == {"MY_LOG": "$HOME"}
 
 
 def test_groups_must_fit_the_processes_of_this_machine(tmp_path: Path) -> None:
-    spec = {**GRPO_SPEC, "training": {"perDeviceBatchSize": 3, "gradientAccumulationSteps": 1}}
+    training = {"perDeviceBatchSize": 3, "gradientAccumulationSteps": 1}
+    spec = {**GRPO_SPEC, "training": training, "resources": {"limits": {"nvidia.com/gpu": 4}}}
     resource = read(write(tmp_path, {**JOB, "kind": "GRPOJob", "spec": spec}))
     with pytest.raises(UserError, match=r"3 x 1 processes x gradientAccumulationSteps 1 = 3 must be a multiple of"):
         local.here(resource, Places(tmp_path), gpus=0)
@@ -311,6 +324,7 @@ def test_groups_must_fit_the_processes_of_this_machine(tmp_path: Path) -> None:
 
 
 def test_qlora_needs_a_gpu_here_too(tmp_path: Path) -> None:
-    resource = read(write(tmp_path, changed(peft={"method": "qlora"})))
+    spec = {"peft": {"method": "qlora"}, "resources": {"limits": {"nvidia.com/gpu": 1}}}
+    resource = read(write(tmp_path, changed(**spec)))
     with pytest.raises(UserError, match=r"spec.peft.method: qlora needs a GPU"):
         local.here(resource, Places(tmp_path), gpus=0)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from shown import UNSCHEDULABLE, reason, running
 
-from trl_operator.api.cluster import RunPolicy
+from trl_contract.cluster import RunPolicy
 from trl_operator.api.status import JobStatus
 from trl_operator.api.stored import read_status
 from trl_operator.plan.acceptance import Blocker

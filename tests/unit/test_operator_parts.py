@@ -100,7 +100,7 @@ RETAINED = {
         ({"size": 10 * 2**30 + 1}, 1, "storage.size is 10737418241"),
         ({"size": "1Gi", "storageClassName": "slow"}, 1, "storage.storageClassName is slow"),
         ({"size": "1Gi", "retain": False}, 1, "storage.retain is false"),
-        ({"size": "1Gi"}, 2, "access modes ReadWriteOnce, but numNodes is 2"),
+        ({"size": "1Gi", "accessModes": ["ReadWriteMany"]}, 2, "access modes ReadWriteOnce, but numNodes is 2"),
     ],
 )
 def test_a_claim_that_an_earlier_job_has_left_must_fit_too(

@@ -329,7 +329,7 @@ def counting(world: World, verb: str) -> list[Any]:
 def test_a_gang_that_ends_is_listed_once_and_told_in_few_writes(
     job_object: Objects, child_object: Objects, pod_object: Objects, now: datetime
 ) -> None:
-    world = World(job_object(numNodes=64), now)
+    world = World(job_object(numNodes=64, storage={"claimName": "shared"}), now)
     running = {"attempt": 0, "restarts": 0, "workload": WORKLOAD}
     job = world.kube.objects["dpojobs", "team", "tune"]
     world.store.put_job(world.kube.put("dpojobs", {**job, "status": running}))

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trl_contract.cluster import EnvVar
 from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
-from trl_operator.api.cluster import EnvVar
 from trl_operator.api.kinds import KINDS
 from trl_operator.backend.pytorchjob import manifest
 from trl_operator.render.environment import _user, report_path

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from shown import SUCCEEDED, reason, running
 
-from trl_operator.api.cluster import RunPolicy
+from trl_contract.cluster import RunPolicy
 from trl_operator.api.status import JobStatus
 from trl_operator.plan.observation import format_time
 from trl_operator.plan.view import View

@@ -1,14 +1,43 @@
 """The base class of every model here, and the small types that many fields share."""
 
-from typing import Annotated, Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, JsonValue, model_validator
 from pydantic.alias_generators import to_camel
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
 
 CONTRACT_VERSION: Literal[1] = 1
 
 Kind = Literal["SFTJob", "RewardJob", "DPOJob", "GRPOJob"]
 KINDS: tuple[Kind, ...] = ("SFTJob", "RewardJob", "DPOJob", "GRPOJob")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What must hold between fields, for the API server and for Python."""
+
+    cel: str
+    message: str
+    """What to change."""
+    holds: Callable[[Any], bool]
+    """The same as `cel`, of a model."""
+    field: str = ""
+    """The field that the API server names, below that of the model; the model itself if empty."""
+
+    def entry(self) -> dict[str, JsonValue]:
+        """Return the entry of x-kubernetes-validations."""
+        return cel(self.cel, self.message) | ({"fieldPath": f".{self.field}"} if self.field else {})
+
+
+class Broken(ValueError):
+    """Rules do not hold; `rules` are all of them."""
+
+    def __init__(self, rules: list[Rule]) -> None:
+        super().__init__("; ".join(f"{rule.field}: {rule.message}" if rule.field else rule.message for rule in rules))
+        self.rules = rules
 
 
 class Model(BaseModel):
@@ -21,6 +50,22 @@ class Model(BaseModel):
         populate_by_name=True,
         use_attribute_docstrings=True,
     )
+
+    rules: ClassVar[tuple[Rule, ...]] = ()
+    """All hold of every instance."""
+
+    @model_validator(mode="after")
+    def _rules_hold(self) -> Self:
+        if broken := [rule for rule in self.rules if not rule.holds(self)]:
+            raise Broken(broken)
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        found = handler(schema)
+        if cls.rules:
+            handler.resolve_ref_schema(found)["x-kubernetes-validations"] = [rule.entry() for rule in cls.rules]
+        return found
 
     def to_wire(self) -> dict[str, Any]:
         """Return the JSON form: camelCase, without the fields that are unset (None)."""

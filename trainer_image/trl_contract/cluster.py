@@ -1,71 +1,305 @@
-"""What one must know of the cluster's part of a spec to run a resource without a cluster."""
+"""The part of a spec that the cluster needs; of it the trainer's job file has processes and times only."""
 
 import re
-from typing import Annotated
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field, PlainValidator
 
-from trl_contract.base import Int32, Model, Name, RelativePath
+from trl_contract.base import Int32, Key, Model, Name, RelativePath, Rule
+from trl_contract.quantity import amount
 
-API_VERSION = "trl-operator.io/v1alpha1"
+GPU_PATTERN = r"^(nvidia\.com/gpu|amd\.com/gpu|nvidia\.com/mig-[a-z0-9.]+)$"
+"""Resource names that count as GPUs: those that PyTorch calls cuda, AMD's (ROCm) included."""
+MAX_CPU_PROCESSES_PER_NODE = 8
 
-CLUSTER_FIELDS = frozenset(
-    {
-        "numNodes", "numProcPerNode", "resources", "storage", "sharedMemory", "nodeSelector", "tolerations",
-        "priorityClassName", "image", "imagePullSecrets", "env", "runPolicy",
-    }
-)  # fmt: skip
-"""Fields of a spec that are the cluster's and not the trainer's; tests compare them with the operator's models."""
-
-NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
-MAX_NAME_LENGTH = 40
-
-_GPU = re.compile(r"^(nvidia\.com/gpu|amd\.com/gpu|nvidia\.com/mig-[a-z0-9.]+)$")
+QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
+MAX_QUANTITY_LENGTH = 32
 
 
-class _Part(Model):
-    """A part of a section: the operator's models check the rest."""
-
-    model_config = ConfigDict(extra="ignore")
-
-
-class Resources(_Part):
-    limits: dict[str, Annotated[int, Field(ge=0)] | str] = {}
+def _quantity(value: object) -> int | str:
+    if isinstance(value, str) and len(value) <= MAX_QUANTITY_LENGTH and re.fullmatch(QUANTITY, value):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    raise ValueError("must be a quantity greater than or equal to 0, like 2, 500m or 16Gi")
 
 
-class Storage(_Part):
-    claim_name: Name | None = None
-    sub_path: RelativePath | None = None
+Quantity = Annotated[
+    int | str,
+    PlainValidator(_quantity, json_schema_input_type=int | str),
+    Field(
+        json_schema_extra={
+            "x-kubernetes-int-or-string": True,
+            "pattern": QUANTITY,
+            "maxLength": MAX_QUANTITY_LENGTH,
+            # Pattern and length hold for strings, this for integers.
+            "minimum": 0,
+        },
+    ),
+]
+"""A Kubernetes quantity that is not negative, like 2, 500m or 16Gi."""
+
+ResourceMap = Annotated[dict[str, Quantity], Field(max_length=8)]
+LabelValue = Annotated[str, Field(max_length=63)]
+QualifiedName = Annotated[str, Field(min_length=1, max_length=316)]
+
+_GPU = GPU_PATTERN.replace("\\", "\\\\")
+NAMED = {"cpu", "memory", "ephemeral-storage"}
 
 
-class RunPolicy(_Part):
-    stall_timeout_seconds: Annotated[Int32, Field(ge=1)] = 1800
-    termination_grace_period_seconds: Annotated[Int32, Field(ge=1)] = 300
+def _is_gpu(name: str) -> bool:
+    return re.fullmatch(GPU_PATTERN, name) is not None
 
 
-class Variable(_Part):
-    name: str
-    value: str | None = None
-    """None: it comes from a Secret."""
+class Resources(Model):
+    """Resources of each node's container. GPUs go into limits; their number is the number of processes per node."""
 
+    rules: ClassVar = (
+        Rule(
+            f"!has(self.limits) || self.limits.all(k, k in ['cpu', 'memory', 'ephemeral-storage']"
+            f" || k.matches('{_GPU}'))",
+            "limits may name cpu, memory, ephemeral-storage and GPUs (nvidia.com/gpu, nvidia.com/mig-*, amd.com/gpu)",
+            lambda self: all(name in NAMED or _is_gpu(name) for name in self.limits or {}),
+        ),
+        Rule(
+            "!has(self.requests) || self.requests.all(k, k in ['cpu', 'memory', 'ephemeral-storage'])",
+            "requests may name cpu, memory and ephemeral-storage; GPUs go into limits",
+            lambda self: set(self.requests or {}) <= NAMED,
+        ),
+        Rule(
+            f"!has(self.limits) || self.limits.filter(k, k.matches('{_GPU}')).size() <= 1",
+            "limits may name one kind of GPU only: split the work into several jobs",
+            lambda self: len(self.gpus) <= 1,
+        ),
+        Rule(
+            f"!has(self.limits) || self.limits.all(k, !k.matches('{_GPU}')"
+            " || string(self.limits[k]).matches('^([1-9]|[1-5][0-9]|6[0-4])$'))",
+            "the number of GPUs must be a whole number from 1 to 64",
+            lambda self: all(re.fullmatch("[1-9]|[1-5][0-9]|6[0-4]", str(count)) for count in self.gpus.values()),
+        ),
+        Rule(
+            "!has(self.limits) || !has(self.requests) || self.requests.all(k, !(k in self.limits)"
+            " || quantity(string(self.requests[k])).compareTo(quantity(string(self.limits[k]))) <= 0)",
+            "requests must not be above limits",
+            lambda self: all(
+                amount(count) <= amount((self.limits or {}).get(name, count))
+                for name, count in (self.requests or {}).items()
+            ),
+        ),
+    )
 
-class Cluster(_Part):
-    """The few cluster fields that mean something on one machine too."""
-
-    num_nodes: Annotated[Int32, Field(ge=1, le=1024)] = 1
-    num_proc_per_node: Annotated[Int32, Field(ge=1, le=64)] | None = None
-    resources: Resources = Resources()
-    storage: Storage = Storage()
-    run_policy: RunPolicy = RunPolicy()
-    env: list[Variable] = []
+    limits: ResourceMap | None = None
+    """What a node's container may use at most: cpu, memory, ephemeral-storage and GPUs."""
+    requests: ResourceMap | None = None
+    """What the scheduler sets aside: cpu, memory, ephemeral-storage; as limits if unset."""
 
     @property
-    def num_gpus(self) -> int:
-        """GPUs per node."""
-        counts = [str(count) for name, count in self.resources.limits.items() if _GPU.match(name)]
-        return sum(int(count) for count in counts if count.isdecimal())
+    def gpus(self) -> dict[str, int | str]:
+        """The GPUs in limits, by name."""
+        return {name: count for name, count in (self.limits or {}).items() if _is_gpu(name)}
+
+
+class Storage(Model):
+    """Where checkpoints and the model go: an existing claim, or one that the operator creates."""
+
+    rules: ClassVar = (
+        Rule(
+            "has(self.claimName) != has(self.size)",
+            "give exactly one of claimName, size",
+            lambda self: (self.claim_name is None) != (self.size is None),
+        ),
+        Rule(
+            "!has(self.subPath) || has(self.claimName)",
+            "subPath goes with claimName: remove it",
+            lambda self: self.sub_path is None or self.claim_name is not None,
+        ),
+        Rule(
+            "has(self.size) || !(has(self.storageClassName) || has(self.accessModes) || has(self.retain))",
+            "storageClassName, accessModes and retain go with size: remove them",
+            lambda self: (
+                self.size is not None
+                or (self.storage_class_name is None and self.access_modes is None and self.retain is None)
+            ),
+        ),
+        Rule(
+            "!has(self.size) || quantity(string(self.size)).isGreaterThan(quantity('0'))",
+            "size must be above 0, like 100Gi",
+            lambda self: self.size is None or amount(self.size) > 0,
+        ),
+        Rule(
+            "!has(self.accessModes) || !('ReadWriteOncePod' in self.accessModes) || self.accessModes.size() == 1",
+            "accessModes: ReadWriteOncePod must stand alone: remove the others",
+            lambda self: "ReadWriteOncePod" not in (self.access_modes or []) or len(self.access_modes) == 1,
+        ),
+    )
+
+    claim_name: Name | None = None
+    """An existing PersistentVolumeClaim in the job's namespace; several nodes need ReadWriteMany."""
+    sub_path: RelativePath | None = None
+    """Folder in that claim."""
+    size: Quantity | None = None
+    """Size of a claim that the operator creates."""
+    storage_class_name: Name | None = None
+    """Its StorageClass; the cluster's default if unset."""
+    access_modes: (
+        Annotated[
+            list[Literal["ReadWriteOnce", "ReadWriteOncePod", "ReadWriteMany"]], Field(min_length=1, max_length=3)
+        ]
+        | None
+    ) = None
+    """Its access modes; [ReadWriteOnce] if unset. Several nodes need ReadWriteMany."""
+    retain: bool | None = None
+    """Keep that claim when the job is deleted; true if unset."""
+
+
+class Toleration(Model):
+    rules: ClassVar = (
+        Rule(
+            "self.operator != 'Exists' || !has(self.value)",
+            "value has no meaning with operator Exists",
+            lambda self: self.operator != "Exists" or self.value is None,
+        ),
+        Rule(
+            "has(self.key) || self.operator == 'Exists'",
+            "without key, operator must be Exists",
+            lambda self: self.key is not None or self.operator == "Exists",
+        ),
+        Rule(
+            "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+            "tolerationSeconds goes with effect NoExecute",
+            lambda self: self.toleration_seconds is None or self.effect == "NoExecute",
+        ),
+    )
+
+    key: QualifiedName | None = None
+    """Taint key; every key if unset (with operator Exists)."""
+    operator: Literal["Equal", "Exists"] = "Equal"
+    """How value is compared."""
+    value: LabelValue | None = None
+    """Taint value."""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
+    """Taint effect; every effect if unset."""
+    toleration_seconds: Annotated[Int32, Field(ge=0)] | None = None
+    """How long a NoExecute taint is tolerated."""
+
+
+class LocalObjectReference(Model):
+    name: Name
+    """Name of a Secret in the job's namespace."""
+
+
+class SecretKeySelector(Model):
+    name: Name
+    """Name of a Secret in the job's namespace."""
+    key: Key
+    """Key in that Secret."""
+
+
+class EnvVarSource(Model):
+    secret_key_ref: SecretKeySelector
+    """A key of a Secret in the job's namespace."""
+
+
+RESERVED_ENV = (
+    r"^(LD_.*|PYTHON.*|PATH|KUBERNETES_.*|KUBEFLOW_.*|TRL_.*|RANK|LOCAL_RANK|WORLD_SIZE|MASTER_.*|PET_.*"
+    r"|TORCHELASTIC_.*|CUDA_VISIBLE_DEVICES|HOME|DISABLE_KUBEFLOW_INTEGRATION)$"
+)
+SECRET_ENV = r"^.*(_TOKEN|_KEY|_SECRET|_PASSWORD)$"
+
+
+class EnvVar(Model):
+    rules: ClassVar = (
+        Rule(
+            "has(self.value) != has(self.valueFrom)",
+            "give exactly one of value, valueFrom",
+            lambda self: (self.value is None) != (self.value_from is None),
+        ),
+        Rule(
+            f"!self.name.matches('{RESERVED_ENV}')",
+            "this variable is set by the operator or changes how the trainer starts: remove it",
+            lambda self: re.fullmatch(RESERVED_ENV, self.name) is None,
+        ),
+        Rule(
+            f"!has(self.value) || !self.name.matches('{SECRET_ENV}') || self.name == 'HF_HUB_DISABLE_IMPLICIT_TOKEN'",
+            "a variable that holds a secret must not have a literal value: use valueFrom.secretKeyRef",
+            lambda self: (
+                self.value is None
+                or re.fullmatch(SECRET_ENV, self.name) is None
+                or self.name == "HF_HUB_DISABLE_IMPLICIT_TOKEN"
+            ),
+        ),
+    )
+
+    name: Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+    """Name of the variable."""
+    value: Annotated[str, Field(max_length=4096)] | None = None
+    """Its value, taken literally."""
+    value_from: EnvVarSource | None = None
+    """Where its value comes from."""
+
+
+class RunPolicy(Model):
+    """How the job runs. The only part of a spec that may be edited."""
+
+    suspend: bool = False
+    """Stop the job, with a checkpoint, and keep it; false lets it go on from there at no cost."""
+    cancel: bool = False
+    """Stop the job for good, with a checkpoint."""
+    max_restarts: Annotated[Int32, Field(ge=0, le=100)] = 3
+    """How often a failed attempt is followed by another one; preemption and lost nodes are not counted."""
+    start_timeout_seconds: Annotated[Int32, Field(ge=30, le=604800)] = 900
+    """An attempt of which some pods have a node and others find none gives its nodes back after so long, and starts
+    again later; the oldest of the jobs in this state waits twice as long. Pulling an image counts as having a node."""
+    active_deadline_seconds: Annotated[Int32, Field(ge=1)] | None = None
+    """The job fails when it is not done so long after its start; the clock stands still while it is suspended."""
+    ttl_seconds_after_finished: Annotated[Int32, Field(ge=0)] | None = None
+    """The finished job is deleted after so long; it stays if unset."""
+    stall_timeout_seconds: Annotated[Int32, Field(ge=30, le=604800)] = 1800
+    """A rank that makes no step for so long ends its attempt; so does one whose reports say for so long that it trains
+    at the same step."""
+    termination_grace_period_seconds: Annotated[Int32, Field(ge=30, le=86400)] = 300
+    """Time to publish a checkpoint when the attempt is stopped."""
+
+
+class ClusterSpec(Model):
+    """What all four kinds have in common beside their training part."""
+
+    num_nodes: Annotated[Int32, Field(ge=1, le=1024)] = 1
+    """Number of pods, one per node."""
+    num_proc_per_node: Annotated[Int32, Field(ge=1, le=64)] | None = None
+    """Processes per pod: the number of GPUs in resources (and equal to it if given); without GPUs 1, at most 8."""
+    resources: Resources = Resources()
+    """Resources of each pod."""
+    storage: Storage
+    """Where checkpoints and the model go."""
+    shared_memory: Quantity | None = None
+    """Size of /dev/shm; it counts against the memory limit, and is bounded by it if unset."""
+    node_selector: Annotated[dict[str, LabelValue], Field(max_length=16)] | None = None
+    """Node labels that the pods need."""
+    tolerations: Annotated[list[Toleration], Field(max_length=16)] | None = None
+    """Node taints that the pods tolerate."""
+    priority_class_name: Name | None = None
+    """PriorityClass of the pods."""
+    image: Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[!-~]+$")] | None = None
+    """Trainer image; the operator's own trainer image if unset."""
+    image_pull_secrets: Annotated[list[LocalObjectReference], Field(max_length=8)] | None = None
+    """Secrets for pulling the image."""
+    env: Annotated[list[EnvVar], Field(max_length=64)] | None = None
+    """More environment variables of the trainer."""
+    run_policy: RunPolicy = RunPolicy()
+    """How the job runs."""
+
+    @property
+    def gpus_per_node(self) -> int:
+        """The number of GPUs in resources.limits; 0 without."""
+        return sum(int(count) for count in self.resources.gpus.values())
 
     @property
     def processes_per_node(self) -> int:
-        """As given, else the number of GPUs, else 1."""
-        return self.num_proc_per_node or self.num_gpus or 1
+        """numProcPerNode: as given, else the number of GPUs, else 1."""
+        return self.num_proc_per_node or self.gpus_per_node or 1
+
+    @property
+    def world_size(self) -> int:
+        """The number of processes of all nodes."""
+        return self.num_nodes * self.processes_per_node

@@ -147,7 +147,7 @@ class HttpReward(Model):
         Field(
             min_length=1,
             max_length=2048,
-            pattern=r"^(https://[^@\s]+|http://[a-z0-9.-]+\.svc(\.cluster\.local)?(:[0-9]+)?(/[^@\s]*)?)$",
+            pattern=r"^(https://[!-?A-~]+|http://[a-z0-9.-]+\.svc(\.cluster\.local)?(:[0-9]+)?(/[!-?A-~]*)?)$",
         ),
     ]
     """https, or http inside the cluster. It gets {prompts, completions, columns} and answers {rewards: [...]}."""

@@ -22,7 +22,7 @@ class SecretKeyRef(Model):
 
 
 class HubModel(Model):
-    repo: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\w.-]+(/[\w.-]+)?$")]
+    repo: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?$")]
     """Repository of the model, like Qwen/Qwen2.5-0.5B-Instruct."""
     revision: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     """Branch, tag or commit; the default branch if unset."""
@@ -81,7 +81,7 @@ class ModelSource(Model):
 
 
 class HubDataset(Model):
-    repo: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[\w.-]+(/[\w.-]+)?$")]
+    repo: Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[A-Za-z0-9_.-]+(/[A-Za-z0-9_.-]+)?$")]
     """Repository of the data set, like trl-lib/ultrafeedback_binarized."""
     revision: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     """Branch, tag or commit; the default branch if unset."""

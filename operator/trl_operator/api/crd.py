@@ -6,8 +6,9 @@ from typing import Any
 
 import yaml
 
+from trl_contract.jobs import NAME_RULE
 from trl_operator.api.kinds import KINDS, KindInfo
-from trl_operator.api.rules import NAME_RULE, spec_rules
+from trl_operator.api.rules import spec_rules
 from trl_operator.api.schema import Schema, structural_schema
 from trl_operator.api.status import JobStatus
 from trl_operator.constants import GROUP, VERSION
@@ -78,7 +79,7 @@ def _schema(info: KindInfo) -> Schema:
             "spec": spec,
             "status": structural_schema(JobStatus),
         },
-        "x-kubernetes-validations": [NAME_RULE],
+        "x-kubernetes-validations": [NAME_RULE.entry()],
     }
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from trl_contract.cluster import ClusterSpec
 from trl_contract.training import TrainingSpec
-from trl_operator.api.cluster import ClusterSpec
 from trl_operator.api.kinds import KINDS, KindInfo
 from trl_operator.constants import API_VERSION, GROUP, VERSION
 

@@ -3,24 +3,8 @@
 from dataclasses import dataclass
 
 from trl_contract.base import Kind
+from trl_contract.jobs import DPOJobSpec, GRPOJobSpec, JobSpec, RewardJobSpec, SFTJobSpec
 from trl_contract.training import DPOSpec, GRPOSpec, RewardSpec, SFTSpec, TrainingSpec
-from trl_operator.api.cluster import ClusterSpec
-
-
-class SFTJobSpec(SFTSpec, ClusterSpec):
-    """Supervised fine-tuning with TRL's SFTTrainer."""
-
-
-class RewardJobSpec(RewardSpec, ClusterSpec):
-    """A reward model with TRL's RewardTrainer."""
-
-
-class DPOJobSpec(DPOSpec, ClusterSpec):
-    """Direct preference optimization with TRL's DPOTrainer."""
-
-
-class GRPOJobSpec(GRPOSpec, ClusterSpec):
-    """Group relative policy optimization with TRL's GRPOTrainer."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +26,7 @@ class KindInfo:
     short_names: tuple[str, ...]
     suffix: str
     """Part of the names of children: `<name>-<suffix>-<attempt>`."""
-    spec: type[ClusterSpec]
+    spec: type[JobSpec]
     training: type[TrainingSpec]
     columns: tuple[Column, ...]
 

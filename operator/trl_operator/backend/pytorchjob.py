@@ -9,7 +9,6 @@ from typing import Any, Final, Literal
 from trl_operator.api.job import Job
 from trl_operator.constants import LABEL_ATTEMPT
 from trl_operator.plan.observation import Child, Owner, controller, job_owner, number
-from trl_operator.plan.topology import processes_per_node
 from trl_operator.render.manifests import Installation, child_metadata, pod_template
 from trl_operator.resource import Resource
 
@@ -34,7 +33,7 @@ def manifest(job: Job, attempt: int, installation: Installation) -> Obj:
         "kind": KIND,
         "metadata": child_metadata(job, attempt),
         "spec": {
-            "nprocPerNode": str(processes_per_node(job.cluster)),
+            "nprocPerNode": str(job.cluster.processes_per_node),
             # Retries, deadline and TTL are ours: its own backoffLimit 0 deletes every pod, evidence included.
             "runPolicy": {"cleanPodPolicy": "Running"},
             "pytorchReplicaSpecs": {

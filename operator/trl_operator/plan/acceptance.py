@@ -4,12 +4,12 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from trl_contract.cluster import Storage
+from trl_contract.quantity import amount
 from trl_contract.sources import ConfigMapKey, HubDataset, HubModel, SecretKeyRef, Volume
-from trl_operator.api.cluster import Storage
 from trl_operator.api.job import Job
 from trl_operator.constants import MAX_CONFIG_MAP_BYTES, MAX_INLINE_BYTES
 from trl_operator.plan.bindings import bindings
-from trl_operator.plan.quantity import amount
 
 SHARED = {"ReadWriteMany", "ReadOnlyMany"}
 FIRST_LOOK_SECONDS = 2.0

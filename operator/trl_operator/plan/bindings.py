@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from trl_contract.cluster import Storage
 from trl_contract.rewards import RewardFunction, RewardModelReward
 from trl_contract.sources import ConfigMapKey, DataSource, HubDataset, HubModel, ModelSource, SecretKeyRef, Volume
-from trl_operator.api.cluster import Storage
 from trl_operator.api.job import Job
 
 Rows = list[dict[str, Any]]

@@ -7,7 +7,7 @@ waits for its peers without end, since an image pull may take long.
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
 
-from trl_operator.api.cluster import ClusterSpec
+from trl_contract.cluster import ClusterSpec
 from trl_operator.plan.observation import Pod
 
 START_TIMEOUT = "StartTimeout"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
 
-from trl_operator.api.cluster import RunPolicy
+from trl_contract.cluster import RunPolicy
 from trl_operator.api.status import JobStatus
 from trl_operator.policy import deadline
 

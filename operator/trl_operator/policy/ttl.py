@@ -2,7 +2,7 @@
 
 from datetime import datetime, timedelta
 
-from trl_operator.api.cluster import RunPolicy
+from trl_contract.cluster import RunPolicy
 from trl_operator.api.status import JobStatus
 from trl_operator.plan.observation import parse_time
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
+from trl_contract.cluster import EnvVar
 from trl_contract.report import SECRET_VARIABLES
 from trl_contract.sources import SecretKeyRef
-from trl_operator.api.cluster import EnvVar
 from trl_operator.api.job import Job
 from trl_operator.constants import GROUP, VERSION
 from trl_operator.plan.acceptance import hub_secrets, hub_sources

@@ -12,7 +12,6 @@ from trl_operator.constants import (
     LABEL_JOB_NAME,
     LABEL_JOB_UID,
 )
-from trl_operator.plan.topology import gpus_per_node, processes_per_node
 from trl_operator.render.environment import environment
 from trl_operator.render.volumes import mounts
 
@@ -83,8 +82,8 @@ def job_file(job: Job) -> JobFile:
         name=job.name,
         uid=job.uid,
         num_nodes=job.cluster.num_nodes,
-        num_proc_per_node=processes_per_node(job.cluster),
-        has_gpus=gpus_per_node(job.cluster) > 0,
+        num_proc_per_node=job.cluster.processes_per_node,
+        has_gpus=job.cluster.gpus_per_node > 0,
         stall_timeout_seconds=policy.stall_timeout_seconds,
         termination_grace_period_seconds=policy.termination_grace_period_seconds,
         paths=paths,

@@ -4,7 +4,7 @@ from datetime import datetime
 
 from trl_operator.api.job import Job
 from trl_operator.api.status import Effective, JobStatus
-from trl_operator.plan.topology import batch_size, world_size
+from trl_operator.plan.topology import batch_size
 from trl_operator.status.conditions import set_condition
 
 
@@ -13,7 +13,7 @@ def describe(job: Job, status: JobStatus, now: datetime) -> None:
     status.observed_generation = job.generation
     effective = status.effective or Effective()
     effective.batch_size = batch_size(job)
-    effective.world_size = world_size(job.cluster)
+    effective.world_size = job.cluster.world_size
     effective.model = _model_name(job)
     status.effective = effective
     for kind, reason, message in _warnings(job):

@@ -11,7 +11,6 @@ from trl_operator.plan.acceptance import Blocker, seconds_to_next_look
 from trl_operator.plan.observation import Child, format_time, parse_time
 from trl_operator.plan.outcome import Cause, classify
 from trl_operator.plan.starting import REFUSAL_REASONS, refusal, waiting_reason
-from trl_operator.plan.topology import processes_per_node
 from trl_operator.plan.upstream import upstreams
 from trl_operator.plan.view import View
 from trl_operator.policy import deadline, restart, stall, start, stop, suspend, ttl
@@ -181,7 +180,7 @@ class _Machine:
         cluster, progress = self.job.cluster, self.status.progress
         # Pods that are gone say nothing: a report of the attempt does, and so does what the condition said.
         ran = self._ran or (progress is not None and progress.attempt == self.status.attempt)
-        return classify(self.view.pods, cluster.num_nodes, processes_per_node(cluster), ran=ran)
+        return classify(self.view.pods, cluster.num_nodes, cluster.processes_per_node, ran=ran)
 
     def _given_up(self) -> Cause | None:
         """Return why we end the attempt ourselves; None if it may go on."""

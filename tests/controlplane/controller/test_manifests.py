@@ -2,13 +2,21 @@
 
 import copy
 import json
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import chaos
 import pytest
+import yaml
 from kubernetes import client, config
+from test_upstream import grpo_job, reward_job
 
 from devcluster.controlplane import ControlPlane
+from devcluster.paths import REPOSITORY
+from trl_trainer.errors import UserError
+from trl_trainer.local.resource import read
 
 GROUP, VERSION = "trl-operator.io", "v1alpha1"
 PLURALS = {"DPOJob": "dpojobs", "GRPOJob": "grpojobs", "SFTJob": "sftjobs", "RewardJob": "rewardjobs"}
@@ -19,7 +27,8 @@ STOPPING = {"metric": "loss", "mode": "min"}
 SHARED = {"size": "1Gi", "accessModes": ["ReadWriteMany"]}
 
 Change = dict[str, Any]
-"""Dotted paths of fields and their values; None removes a field."""
+"""Dotted paths of fields and their values; None removes a field, NULL sets it to null."""
+NULL = object()
 
 # kind, change, what the refusal must say: the field first
 BAD: list[tuple[str, Change, tuple[str, ...]]] = [
@@ -395,7 +404,7 @@ def manifest(kind: str, change: Change) -> dict[str, Any]:
         if value is None:
             del place[last]
         else:
-            place[last] = value
+            place[last] = None if value is NULL else value
     return obj
 
 
@@ -421,13 +430,130 @@ def create(control_plane: ControlPlane) -> Iterator[Apply]:
     api.close()
 
 
-@pytest.mark.parametrize(("kind", "change", "says"), BAD, ids=[f"{k}-{','.join(c)}"[:80] for k, c, _ in BAD])
+BAD_IDS = [f"{kind}-{','.join(change)}"[:80] for kind, change, _ in BAD]
+
+
+@pytest.mark.parametrize(("kind", "change", "says"), BAD, ids=BAD_IDS)
 def test_a_bad_manifest_is_refused_and_the_field_named(
     create: Apply, kind: str, change: Change, says: tuple[str, ...]
 ) -> None:
     answer = create(manifest(kind, change))
     for part in says:
         assert part in answer
+
+
+def refusal(obj: dict[str, Any], folder: Path) -> str:
+    """Why `run` and `explain` refuse an object; "" if they take it."""
+    (folder / "job.yaml").write_text(json.dumps(obj))
+    try:
+        read(folder / "job.yaml")
+    except UserError as error:
+        return error.message
+    return ""
+
+
+@pytest.mark.parametrize(("kind", "change", "says"), BAD, ids=BAD_IDS)
+def test_run_and_explain_refuse_a_bad_manifest_and_name_the_same_field(
+    kind: str, change: Change, says: tuple[str, ...], tmp_path: Path
+) -> None:
+    named = re.search(r"(spec|metadata)\b[\w.\[\]]*", says[0])
+    assert (named[0] if named else says[0]) in refusal(manifest(kind, change), tmp_path)
+
+
+SPELLINGS: list[tuple[str, Change]] = [
+    # names, and fields that are null
+    ("DPOJob", {"spec.training": {"learning_rate": 0.1}}),
+    ("DPOJob", {"spec.model": {"volume": {"claim_name": "c", "path": "p"}}}),
+    ("DPOJob", {"spec.training": {"perDeviceBatchSize": None, "maxSteps": None}, "spec.tolerations": NULL}),
+    ("DPOJob", {"spec.dpo": NULL, "spec.runPolicy": NULL}),
+    ("DPOJob", {"spec.model": NULL}),
+    ("DPOJob", {"spec.training": {"unknown": None}}),
+    ("DPOJob", {"spec.resources": {"limits": {"cpu": None}}, "spec.dataset.columns": {"chosen": None}}),
+    ("DPOJob", {"spec.evaluation": {"samplePrompts": [None]}}),
+    ("DPOJob", {"spec.env": [{"name": "A", "value": "x", "valueFrom": None}]}),
+    ("DPOJob", {"spec.dataset.train": {"inline": [{"a": None, "b": {"c": None}}]}}),
+    ("DPOJob", {"spec.dataset.train": {"inline": [None]}}),
+    # types
+    ("DPOJob", {"spec.training": {"maxSteps": 1.0}}),
+    ("DPOJob", {"spec.training": {"maxSteps": 1.5}}),
+    ("DPOJob", {"spec.training": {"maxSteps": 2**31}}),
+    ("DPOJob", {"spec.training": {"maxSteps": 2**70}}),
+    ("DPOJob", {"spec.training": {"maxSteps": "6"}}),
+    ("DPOJob", {"spec.training": {"learningRate": 1}}),
+    ("DPOJob", {"spec.training": {"learningRate": True}}),
+    ("DPOJob", {"spec.training": {"torchCompile": "true"}}),
+    ("DPOJob", {"spec.training": {"torchCompile": 1}}),
+    ("DPOJob", {"spec.training": []}),
+    ("DPOJob", {"spec.model": {"hub": {"repo": 7}}}),
+    ("DPOJob", {"spec.storage": {"size": 1.5}}),
+    ("DPOJob", {"spec.storage": {"size": True}}),
+    ("DPOJob", {"spec.storage": {"size": "1" * 33}}),
+    ("DPOJob", {"spec.storage": {"size": "1Gi\n"}}),
+    # characters
+    ("DPOJob", {"spec.model": {"hub": {"repo": "модель/a"}}}),
+    ("DPOJob", {"spec.model": {"hub": {"repo": "a/b\n"}}}),
+    ("DPOJob", {"spec.storage": {"claimName": "c\n"}}),
+    ("DPOJob", {"spec.image": "a\u00a0b"}),
+    ("DPOJob", {"spec.image": "ab\n"}),
+    ("DPOJob", {"spec.env": [{"name": "MY_TOKEN\n", "value": "x"}]}),
+    ("DPOJob", {"spec.env": [{"name": "LD_\n", "value": "x"}]}),
+    ("DPOJob", {"spec.model": {"volume": {"claimName": "c", "path": "a\n"}}}),
+    ("DPOJob", {"spec.evaluation": {"samplePrompts": ["\U0001f600" * 2048]}}),
+    ("DPOJob", {"spec.evaluation": {"samplePrompts": ["\U0001f600" * 2049]}}),
+    ("DPOJob", {"metadata.name": "job\n"}),
+    ("GRPOJob", {"spec.grpo.rewards": [{"name": "h", "http": {"url": "https://a.example/\u00a0"}}]}),
+    ("GRPOJob", {"spec.grpo.rewards": [{"name": "r", "regex": {"pattern": "("}}]}),
+    ("DPOJob", {"spec.resources": {"limits": {"nvidia.com/gpu": "02"}}}),
+    ("DPOJob", {"spec.resources": {"limits": {"nvidia.com/gpu": "2Ki"}}}),
+    # around the spec
+    ("DPOJob", {"metadata.nmae": "x"}),
+    ("DPOJob", {"metadata.labels": {"a": 1}}),
+    ("DPOJob", {"metadata.labels": {"a b": "x"}}),
+    ("DPOJob", {"metadata.labels": {"example.com/a": "x y"}}),
+    ("DPOJob", {"metadata.labels": {"example.com/a": "x-1", "b": None}, "metadata.annotations": {"c": "x y\n"}}),
+    ("DPOJob", {"metadata.annotations": {"a": 1}}),
+    ("DPOJob", {"metadata.annotations": {"a b": "1"}}),
+    ("DPOJob", {"specs": {}}),
+    ("DPOJob", {"apiVersion": "trl-operator.io/v1"}),
+]
+
+FILES = sorted(path for folder in ("tests/trainer/cases", "examples") for path in (REPOSITORY / folder).rglob("*.yaml"))
+
+
+def every_manifest() -> Iterator[Any]:
+    """All jobs that a test here or of the trainer, or an example, gives to somebody; each with its name."""
+    for kind, change, *_ in (*BAD, *GOOD, *SPELLINGS):
+        yield pytest.param(manifest(kind, change), id=f"{kind}-{','.join(change)}"[:80])
+    for obj in (reward_job(), grpo_job(), *(chaos.manifest(kind, "job") for kind in PLURALS)):
+        yield pytest.param(obj, id=f"{obj['kind']}-of-a-test")
+    for path in FILES:
+        for obj in yaml.safe_load_all(path.read_text()):
+            if obj is not None and obj.get("kind") in PLURALS:
+                yield pytest.param(obj, id=str(path.relative_to(REPOSITORY)))
+
+
+@pytest.mark.parametrize("obj", list(every_manifest()))
+def test_run_and_explain_take_what_the_api_server_takes_and_refuse_the_rest(
+    create: Apply, obj: dict[str, Any], tmp_path: Path
+) -> None:
+    there, here = create(obj), refusal(obj, tmp_path)
+    assert bool(there) == bool(here), there or here
+
+
+def test_run_and_explain_read_numbers_as_kubectl_reads_them(control_plane: ControlPlane, tmp_path: Path) -> None:
+    said = {
+        "maxSteps": ["0x10", "010", "0b11", "1_000", "1e3", "2.0", "+7"],
+        "weightDecay": ["1e-6", ".5", "5E-1", "0"],
+    }
+    for field, values in said.items():
+        for value in values:
+            text = yaml.safe_dump(manifest("DPOJob", {"spec.training": {field: "VALUE"}})).replace("VALUE", value)
+            (tmp_path / "job.yaml").write_text(text)
+            answer = control_plane.kubectl(
+                "create", "--dry-run=server", "--output=json", f"--filename={tmp_path / 'job.yaml'}"
+            )
+            here = read(tmp_path / "job.yaml").training.training.to_wire()
+            assert here[field] == json.loads(answer)["spec"]["training"][field], value
 
 
 @pytest.mark.parametrize(("kind", "change"), GOOD, ids=[f"{k}-{','.join(c)}"[:80] for k, c in GOOD])

@@ -58,7 +58,7 @@ def as_written(job: JobFile, resource: Resource) -> JobFile:
         update={
             "num_nodes": cluster.num_nodes,
             "num_proc_per_node": cluster.processes_per_node,
-            "has_gpus": cluster.num_gpus > 0,
+            "has_gpus": cluster.gpus_per_node > 0,
         }
     )
 

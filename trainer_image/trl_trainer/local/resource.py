@@ -1,4 +1,4 @@
-"""Reads the file that one would `kubectl apply`, and refuses in its training part what the API server would refuse."""
+"""Reads the file that one would `kubectl apply`, and refuses what the API server would refuse."""
 
 import base64
 import difflib
@@ -6,19 +6,28 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from trl_contract.base import KINDS, Kind, Model
-from trl_contract.cluster import API_VERSION, CLUSTER_FIELDS, MAX_NAME_LENGTH, NAME_PATTERN, Cluster
+from trl_contract.base import KINDS, Broken, Kind, Model
+from trl_contract.cluster import ClusterSpec
+from trl_contract.jobs import API_VERSION, JOB_SPECS, NAME_RULE, JobSpec
 from trl_contract.training import SPECS, TrainingSpec
 from trl_trainer.errors import UserError
 
-T = TypeVar("T", bound=Model)
-MAX_ERRORS = 10
+METADATA = {
+    "name", "namespace", "labels", "annotations", "generateName", "finalizers", "ownerReferences", "uid",
+    "resourceVersion", "generation", "creationTimestamp", "deletionTimestamp", "deletionGracePeriodSeconds",
+    "managedFields", "selfLink",
+}  # fmt: skip
+"""The fields that Kubernetes knows."""
+LABEL = r"([A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?)?"
+QUALIFIED = r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?"
+"""A label's value, and the name of a label or an annotation."""
 
 
 @dataclass(frozen=True)
@@ -29,14 +38,14 @@ class Resource:
     namespace: str
     name: str
     training: TrainingSpec
-    cluster: Cluster
-    """What means something without a cluster too; of all else that is the cluster's, only the names are checked."""
+    cluster: ClusterSpec
     config_maps: dict[str, dict[str, bytes]]
     """Content of each key, by the ConfigMap's name."""
 
 
 def read(path: Path) -> Resource:
-    """Return the job of a YAML (or JSON) file. UserError names the field, the value and the remedy."""
+    """Return the job of a YAML (or JSON) file. UserError has a line for each field that is wrong: its value and the
+    remedy."""
     documents = [document for document in _documents(path) if document is not None]
     for document in documents:
         if not isinstance(document, dict) or not isinstance(document.get("kind"), str):
@@ -78,12 +87,23 @@ class _Loader(yaml.SafeLoader):
         return dict(super().construct_mapping(node, deep))
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(0|[1-9][0-9]*)$"), list("-+0123456789"))
+def _number(loader: yaml.SafeLoader, node: Any) -> int | float:
+    """kubectl sends 1.0 and 1e3 as 1 and 1000."""
+    value = loader.construct_yaml_float(node)
+    return int(value) if value.is_integer() and abs(value) < 1e21 else value
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:int",
+    re.compile(r"^[-+]?(0|[1-9][0-9_]*|0b[01_]+|0[0-7_]+|0x[0-9a-fA-F_]+)$"),
+    list("-+0123456789"),
+)
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
     re.compile(r"^[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?$"),
     list("-+0123456789."),
 )
+_Loader.add_constructor("tag:yaml.org,2002:float", _number)
 
 
 def _name(document: dict[str, Any]) -> str:
@@ -100,56 +120,108 @@ def _data(config_map: dict[str, Any]) -> dict[str, bytes]:
 
 
 def _resource(document: dict[str, Any], config_maps: dict[str, dict[str, bytes]]) -> Resource:
-    kind, name, spec = document["kind"], _name(document), document.get("spec")
-    if document.get("apiVersion") != API_VERSION:
-        raise UserError(
-            "InvalidSpec", f"{kind}: apiVersion is {document.get('apiVersion')!r}; it must be {API_VERSION}"
-        )
-    if len(name) > MAX_NAME_LENGTH or not re.fullmatch(NAME_PATTERN, name):
-        raise UserError(
-            "InvalidSpec",
-            f"metadata.name: {name!r} must be at most {MAX_NAME_LENGTH} characters, lower-case letters, digits and -,"
-            " start with a letter and end with a letter or digit",
-        )
-    unknown = sorted(document.keys() - {"apiVersion", "kind", "metadata", "spec", "status"})
-    if unknown or not isinstance(spec, dict):
-        raise UserError("InvalidSpec", f"{kind} {name}: {'unknown field ' + unknown[0] if unknown else 'has no spec'}")
-    return Resource(
-        kind=kind,
-        namespace=(document["metadata"]).get("namespace", "default"),
-        name=name,
-        training=_checked(SPECS[kind], {key: value for key, value in spec.items() if key not in CLUSTER_FIELDS}, kind),
-        cluster=_checked(Cluster, {key: value for key, value in spec.items() if key in CLUSTER_FIELDS}, kind),
-        config_maps=config_maps,
-    )
+    kind, metadata, given = document["kind"], document.get("metadata") or {}, document.get("spec")
+    wrong = [*_wrong_frame(document), *_wrong_metadata(metadata)]
+    spec = None
+    if isinstance(given, dict):
+        spec, found = _parsed(kind, given)
+        wrong += found
+    if wrong or spec is None:
+        raise UserError("InvalidSpec", "\n".join(wrong))
+    training = SPECS[kind].model_validate({name: getattr(spec, name) for name in SPECS[kind].model_fields})
+    return Resource(kind, metadata.get("namespace", "default"), metadata["name"], training, spec, config_maps)
 
 
-def _checked(model: type[T], spec: dict[str, Any], kind: Kind) -> T:
+def _wrong_frame(document: dict[str, Any]) -> list[str]:
+    """Return what is wrong around metadata and spec, a line for each."""
+    kind, version = document["kind"], document.get("apiVersion")
+    wrong = [] if version == API_VERSION else [f"{kind}: apiVersion is {version!r}; it must be {API_VERSION}"]
+    unknown = document.keys() - {"apiVersion", "kind", "metadata", "spec", "status"}
+    wrong += [f"{kind}: unknown field {name}" for name in sorted(unknown)]
+    return wrong + ([] if isinstance(document.get("spec"), dict) else [f"{kind}: has no spec"])
+
+
+def _wrong_metadata(metadata: Any) -> list[str]:
+    """Return what the API server refuses of metadata, a line for each."""
+    if not isinstance(metadata, dict):
+        return ["metadata: must be an object"]
+    name, namespace = metadata.get("name"), metadata.get("namespace", "default")
+    wrong = [f"metadata.{field}: there is no such field" for field in sorted(metadata.keys() - METADATA)]
+    if not isinstance(name, str):
+        wrong.append("metadata.name: is missing" if name is None else f"metadata.name: {name!r} is not text")
+    elif not NAME_RULE.holds(name):
+        wrong.append(f"{NAME_RULE.message}; got {name!r}")
+    if not isinstance(namespace, str) or not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", namespace):
+        wrong.append(f"metadata.namespace: {namespace!r} is no name of a namespace")
+    for field, form in (("labels", LABEL), ("annotations", ".*")):
+        for key, value in (metadata.get(field) or {}).items():
+            if not re.fullmatch(QUALIFIED, str(key)):
+                wrong.append(f"metadata.{field}: {key!r} is no name of Kubernetes, like app or example.com/app")
+            if value is not None and not (isinstance(value, str) and re.fullmatch(form, value, re.DOTALL)):
+                wrong.append(f"metadata.{field}.{key}: {value!r} must be text{' of a label' * (field == 'labels')}")
+    return wrong
+
+
+def _parsed(kind: Kind, spec: dict[str, Any]) -> tuple[JobSpec | None, list[str]]:
+    """Return the typed spec, or what is wrong with it: a line for each field."""
     try:
-        # As JSON and strict: the API server takes no "4" for a number either.
-        return model.model_validate_json(json.dumps(spec), strict=True)
+        # As JSON and strict: the API server takes no "4" for a number either, and no other spelling of a name.
+        model, schema = JOB_SPECS[kind], _schema(kind)
+        given = json.dumps(_without_nulls(spec, schema, schema["$defs"]))
+        return model.model_validate_json(given, strict=True, by_alias=True, by_name=False), []
     except ValidationError as error:
-        lines = [_explain(kind, found) for found in error.errors(include_url=False)]
-        more = [f"and {len(lines) - MAX_ERRORS} more"] if len(lines) > MAX_ERRORS else []
-        raise UserError("InvalidSpec", "\n".join([*lines[:MAX_ERRORS], *more])) from None
+        return None, [line for found in error.errors(include_url=False) for line in _explain(kind, found)]
     except (TypeError, ValueError) as error:
-        raise UserError("InvalidSpec", f"spec: {error}") from None
+        return None, [f"spec: {error}"]
 
 
-def _explain(kind: Kind, error: Any) -> str:
-    where = ".".join(["spec", *(str(part) for part in error["loc"])])
+@cache
+def _schema(kind: Kind) -> dict[str, Any]:
+    return JOB_SPECS[kind].model_json_schema()
+
+
+def _without_nulls(value: Any, schema: dict[str, Any], definitions: dict[str, Any]) -> Any:
+    """Return `value` as the API server takes it: a known field that is null is one that is not given."""
+    options = [schema, *schema.get("anyOf", [])]
+    options += [definitions[option["$ref"].removeprefix("#/$defs/")] for option in options if "$ref" in option]
+    if isinstance(value, list):
+        items: dict[str, Any] = next((option["items"] for option in options if "items" in option), {})
+        return [_without_nulls(item, items, definitions) for item in value]
+    if not isinstance(value, dict):
+        return value
+    fields = {name: field for option in options for name, field in option.get("properties", {}).items()}
+    each = next((more for option in options if isinstance(more := option.get("additionalProperties"), dict)), None)
+    taken = {}
+    for name, item in value.items():
+        field = fields.get(name, each)
+        if field is None:
+            taken[name] = item
+        elif item is not None:
+            taken[name] = _without_nulls(item, field, definitions)
+    return taken
+
+
+def _explain(kind: Kind, error: Any) -> list[str]:
+    where = "spec" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"])
+    broken = error.get("ctx", {}).get("error")
+    if isinstance(broken, Broken):
+        return [f"{where}.{rule.field}: {rule.message}" if rule.field else f"{where}: {rule.message}"
+                for rule in broken.rules]  # fmt: skip
     if error["type"] == "extra_forbidden":
         close = difflib.get_close_matches(str(error["loc"][-1]), _field_names(), 1)
-        return f"{where}: {kind} has no such field" + (f"; did you mean {close[0]}?" if close else "")
+        return [f"{where}: {kind} has no such field" + (f"; did you mean {close[0]}?" if close else "")]
     if error["type"] == "missing":
-        return f"{where}: is missing"
+        return [f"{where}: is missing"]
+    if not error["loc"]:
+        # What is wrong between sections begins with the field.
+        return [f"{where}.{error['msg'].removeprefix('Value error, ')}"]
     value = json.dumps(error["input"], default=str)
-    return f"{where}: {error['msg'].removeprefix('Value error, ')}; got {value[:80]}"
+    return [f"{where}: {error['msg'].removeprefix('Value error, ')}; got {value[:80]}"]
 
 
 def _field_names() -> set[str]:
     """Return the names of all fields of all kinds."""
-    found: set[str] = set(CLUSTER_FIELDS)
+    found: set[str] = set()
     classes = list(Model.__subclasses__())
     while classes:
         model = classes.pop()

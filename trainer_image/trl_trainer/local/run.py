@@ -63,7 +63,7 @@ def _start(work: Path, variables: dict[str, str]) -> subprocess.Popen[bytes]:
 
 def user_variables(resource: Resource) -> dict[str, str]:
     """Return the variables of spec.env; UserError for one that comes from a Secret and is not exported here."""
-    given = resource.cluster.env
+    given = resource.cluster.env or []
     missing = [variable.name for variable in given if variable.value is None and variable.name not in os.environ]
     if missing:
         raise UserError("InvalidSpec", f"spec.env: from Secrets, not set here: {', '.join(missing)}; export first")

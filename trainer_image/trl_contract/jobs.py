@@ -1,0 +1,133 @@
+"""The whole spec of each kind, training and cluster, and the rules between both."""
+
+import re
+from typing import ClassVar, Self
+
+from pydantic import model_validator
+
+from trl_contract.base import Kind, Rule
+from trl_contract.cluster import GPU_PATTERN, MAX_CPU_PROCESSES_PER_NODE, ClusterSpec
+from trl_contract.training import BITSANDBYTES_OPTIMIZERS, DPOSpec, GRPOSpec, RewardSpec, SFTSpec, TrainingSpec
+
+API_VERSION = "trl-operator.io/v1alpha1"
+NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
+MAX_NAME_LENGTH = 40
+
+NAME_RULE = Rule(
+    f"self.metadata.name.size() <= {MAX_NAME_LENGTH} && self.metadata.name.matches('{NAME_PATTERN}')",
+    "metadata.name: at most 40 characters, lower-case letters, digits and -, starting with a letter and ending"
+    " with a letter or digit; choose a shorter or simpler name",
+    lambda name: len(name) <= MAX_NAME_LENGTH and re.fullmatch(NAME_PATTERN, name) is not None,
+)
+
+_GPU = GPU_PATTERN.replace("\\", "\\\\")
+_GPU_KEYS = f"(has(self.resources.limits) ? self.resources.limits.filter(k, k.matches('{_GPU}')) : [])"
+PROCESSES = (
+    f"(has(self.numProcPerNode) ? self.numProcPerNode"
+    f" : ({_GPU_KEYS}.size() == 1 ? int(string(self.resources.limits[{_GPU_KEYS}[0]])) : 1))"
+)
+"""ClusterSpec.processes_per_node in CEL."""
+
+
+class JobSpec(TrainingSpec, ClusterSpec):
+    """What all kinds have in common."""
+
+    rules: ClassVar = (
+        Rule(
+            f"!has(self.numProcPerNode) || {_GPU_KEYS}.size() != 1"
+            f" || string(self.numProcPerNode) == string(self.resources.limits[{_GPU_KEYS}[0]])",
+            "numProcPerNode must equal the number of GPUs in resources.limits: remove it, or change one of the two",
+            lambda self: self.num_proc_per_node in (None, self.gpus_per_node or self.num_proc_per_node),
+            "numProcPerNode",
+        ),
+        Rule(
+            f"!has(self.numProcPerNode) || {_GPU_KEYS}.size() == 1"
+            f" || self.numProcPerNode <= {MAX_CPU_PROCESSES_PER_NODE}",
+            f"numProcPerNode is at most {MAX_CPU_PROCESSES_PER_NODE} without GPUs: name GPUs in resources.limits",
+            lambda self: self.gpus_per_node > 0 or self.processes_per_node <= MAX_CPU_PROCESSES_PER_NODE,
+            "numProcPerNode",
+        ),
+        Rule(
+            "self.numNodes == 1 || !has(self.storage.size)"
+            " || (has(self.storage.accessModes) && 'ReadWriteMany' in self.storage.accessModes)",
+            "several nodes need storage.accessModes with ReadWriteMany",
+            lambda self: (
+                self.num_nodes == 1 or self.storage.size is None or "ReadWriteMany" in (self.storage.access_modes or [])
+            ),
+            "storage",
+        ),
+        Rule(
+            f"self.peft.method != 'qlora' || {_GPU_KEYS}.size() == 1",
+            "peft.method qlora needs GPUs: name them in resources.limits, or use lora",
+            lambda self: self.peft.method != "qlora" or self.gpus_per_node > 0,
+            "peft",
+        ),
+        Rule(
+            f"!(self.training.optimizer in {sorted(BITSANDBYTES_OPTIMIZERS)})"
+            f" || {_GPU_KEYS}.size() == 1 && self.numNodes * {PROCESSES} == 1",
+            "training.optimizer: adamw_bnb_8bit and paged_adamw_8bit need one GPU and one process: use"
+            " adamw_torch_fused, whose state is sharded, or adafactor",
+            lambda self: (
+                self.training.optimizer not in BITSANDBYTES_OPTIMIZERS
+                or (self.gpus_per_node > 0 and self.world_size == 1)
+            ),
+            "training",
+        ),
+        Rule(
+            f"!self.fsdp.hybrid || self.numNodes > 1 && {PROCESSES} > 1",
+            "fsdp.hybrid shards inside each node and copies between nodes: it needs numNodes and numProcPerNode of at"
+            " least 2; remove it",
+            lambda self: not self.fsdp.hybrid or (self.num_nodes > 1 and self.processes_per_node > 1),
+            "fsdp",
+        ),
+        Rule(
+            f"!self.fsdp.cpuOffload || self.peft.method != 'qlora' && {_GPU_KEYS}.size() == 1"
+            f" && self.numNodes * {PROCESSES} > 1",
+            "fsdp.cpuOffload needs GPUs, several processes, and another peft.method than qlora: remove it",
+            lambda self: (
+                not self.fsdp.cpu_offload
+                or (self.peft.method != "qlora" and self.gpus_per_node > 0 and self.world_size > 1)
+            ),
+            "fsdp",
+        ),
+        Rule(
+            "!has(self.model.attnImplementation) || !self.model.attnImplementation.startsWith('flash')"
+            f" || {_GPU_KEYS}.size() == 1 && !(has(self.training.precision) && self.training.precision == 'fp32')",
+            "model.attnImplementation: flash_attention_2 and flash_attention_3 need GPUs and training.precision bf16:"
+            " remove it, and PyTorch's own kernels are used",
+            lambda self: (
+                not (self.model.attn_implementation or "").startswith("flash")
+                or (self.gpus_per_node > 0 and self.training.precision != "fp32")
+            ),
+            "model",
+        ),
+    )
+
+    @model_validator(mode="after")
+    def _world_fits(self) -> Self:
+        self.check_world(self.world_size)
+        return self
+
+
+class SFTJobSpec(SFTSpec, JobSpec):
+    """Supervised fine-tuning with TRL's SFTTrainer."""
+
+
+class RewardJobSpec(RewardSpec, JobSpec):
+    """A reward model with TRL's RewardTrainer."""
+
+
+class DPOJobSpec(DPOSpec, JobSpec):
+    """Direct preference optimization with TRL's DPOTrainer."""
+
+
+class GRPOJobSpec(GRPOSpec, JobSpec):
+    """Group relative policy optimization with TRL's GRPOTrainer."""
+
+
+JOB_SPECS: dict[Kind, type[JobSpec]] = {
+    "SFTJob": SFTJobSpec,
+    "RewardJob": RewardJobSpec,
+    "DPOJob": DPOJobSpec,
+    "GRPOJob": GRPOJobSpec,
+}
