@@ -290,6 +290,14 @@ def test_what_is_surely_unwanted_is_said(case: Case, finding: str, opened: Open,
     assert re.search(finding, said.split("# Worth a look")[1]), said
 
 
+def test_the_answers_of_held_out_rows_are_looked_at_too(opened: Open, tmp_path: Path) -> None:
+    rewards = [{"name": "half", "accuracy": {"column": "n", "latex": True}}]
+    held = {"eval": {"volume": {"claimName": "data", "path": "held.jsonl"}}}
+    write_jsonl(tmp_path / "held.jsonl", [{"prompt": "Hello", "n": r"\frac{1}{2}"}, {"prompt": "Hello", "n": " "}])
+    with pytest.raises(UserError, match=r"held.jsonl, row 2: grpo.rewards.half: column n has no formula"):
+        explain(*opened(grpo({"prompt": "Hello", "n": r"\sqrt{2}"}, rewards=rewards, dataset=held)))
+
+
 def trained(opened: Open, warm: Warm, case: Case) -> tuple[ExitRecord, list[dict[str, Any]]]:
     """Return how a run of one process ended, and what it logged."""
     path, places = opened(case)

@@ -3,7 +3,6 @@
 import json
 import threading
 import time
-from decimal import Decimal
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -161,38 +160,16 @@ def test_similarity_is_the_f1_of_shared_words(text, reference, value):
 
 
 @pytest.mark.parametrize(
-    ("text", "answer", "numeric", "value"),
-    [
-        (" Paris\n", "Paris", False, 1.0),
-        ("paris", "Paris", False, 0.0),
-        ("4", 4, False, 1.0),
-        ("So it is 72.", "#### 72", True, 1.0),
-        ("3 + 4 = 7 apples, 7.0 in all", 7, True, 1.0),
-        ("1,234.50 dollars", "1234.5", True, 1.0),
-        ("10-3", "3", True, 1.0),
-        ("minus: -3", "-3", True, 1.0),
-        ("1e3", 1000, True, 1.0),
-        ("7 of 8", "7", True, 0.0),
-        ("no idea", "7", True, 0.0),
-        ("0.1", 0.1, True, 1.0),
-    ],
+    ("text", "answer", "value"), [(" Paris\n", "Paris", 1.0), ("paris", "Paris", 0.0), ("4", 4, 1.0)]
 )
-def test_accuracy(text, answer, numeric, value):
-    assert builtin.accuracy(given.AccuracyReward(column="answer", numeric=numeric))(text, answer) == value
+def test_accuracy(text, answer, value):
+    assert builtin.accuracy(given.AccuracyReward(column="answer"))(text, answer) == value
 
 
-@pytest.mark.parametrize(
-    ("text", "number"),
-    [("-1,234.50", "-1234.5"), ("12,34", "34"), ("v2", "2"), (".5", "0.5"), ("3.", "3"), ("2-1", "1"), ("none", None)],
-)
-def test_the_last_number_of_a_text(text, number):
-    assert builtin.last_number(text) == (None if number is None else Decimal(number))
-
-
-@pytest.mark.parametrize(("answer", "why"), [("seven", "has no number: 'seven'"), (None, "is None"), (True, "is True")])
+@pytest.mark.parametrize(("answer", "why"), [(None, "is None"), (True, "is True"), (["7"], "is \\['7'\\]")])
 def test_a_row_without_a_usable_answer_is_an_error_and_not_a_zero(answer, why):
     with pytest.raises(ValueError, match=f"column answer {why}"):
-        builtin.accuracy(given.AccuracyReward(column="answer", numeric=True))("7", answer)
+        builtin.accuracy(given.AccuracyReward(column="answer"))("7", answer)
 
 
 @pytest.mark.parametrize(

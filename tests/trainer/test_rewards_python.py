@@ -2,12 +2,12 @@
 
 import multiprocessing
 import os
+import re
 import time
 from pathlib import Path
 
 import pytest
 
-from trl_contract.rewards import PythonReward
 from trl_trainer.errors import TrainerError
 from trl_trainer.rewards import python
 from trl_trainer.rewards.python import PythonScorer
@@ -21,8 +21,7 @@ def scorer(tmp_path):
 
     def make(source, seconds=20, file="reward"):
         (tmp_path / file).write_text(source)
-        given = PythonReward(config_map={"name": "rewards", "key": "f.py"}, function="f", timeout_seconds=seconds)
-        made.append(PythonScorer(given, str(tmp_path / file)))
+        made.append(PythonScorer(str(tmp_path / file), "f", seconds))
         return made[-1]
 
     yield make
@@ -67,7 +66,7 @@ def test_none_has_a_reason(scorer):
     [
         ("raise ZeroDivisionError('by hand')", r"line 3, in f\n.*\nZeroDivisionError: by hand"),
         ("return 3", "'int' object is not iterable"),
-        ("return ['x']", "could not convert string to float: 'x'"),
+        ("return ['x']", "TypeError: it returned 'x', which is no number"),
         ("import sys; sys.exit(3)", "SystemExit: 3"),
         ("import os; os._exit(7)", "its process died with exit code 7"),
         ("import ctypes; ctypes.string_at(0)", "its process died with exit code -11"),
@@ -79,6 +78,18 @@ def test_what_goes_wrong_is_told_and_the_next_call_is_served(scorer, body, why):
     with pytest.raises(TrainerError, match=why):
         score(batch("bad"))
     assert score(batch("good")) == [1.0]
+
+
+def test_the_traceback_is_the_users_alone(scorer, tmp_path):
+    score = scorer(
+        "import json\ndef f(completions, **_):\n    return g(completions)\ndef g(texts):\n    json.loads(texts[0])"
+    )
+    with pytest.raises(TrainerError) as caught:
+        score(batch("no JSON"))
+    frames = re.findall(r'File "(.*)", line \d+, in (\w+)', caught.value.log)
+    assert frames[:2] == [(str(tmp_path / "reward"), "f"), (str(tmp_path / "reward"), "g")]
+    assert not any("trl_trainer" in file for file, _ in frames)
+    assert caught.value.log.endswith("JSONDecodeError: Expecting value: line 1 column 1 (char 0)")
 
 
 def test_a_call_that_hangs_is_ended_with_all_it_started_and_replaced(scorer, tmp_path):
@@ -137,9 +148,8 @@ def test_the_process_dies_with_the_trainer(tmp_path):
         f"import os\nopen('{tmp_path}/pid', 'w').write(str(os.getpid()))\n"
         "def f(**_):\n    while True: pass\n"
     )  # fmt: skip
-    given = PythonReward(config_map={"name": "a", "key": "b"}, function="f")
     trainer = multiprocessing.get_context("fork").Process(
-        target=lambda: PythonScorer(given, str(tmp_path / "f.py"))(batch("c"))
+        target=lambda: PythonScorer(str(tmp_path / "f.py"), "f", 60)(batch("c"))
     )
     trainer.start()
     deadline = time.monotonic() + 30

@@ -74,7 +74,11 @@ class AccuracyReward(Model):
     column: Annotated[str, Field(min_length=1, max_length=200)]
     """Column with the right answer; 1 if the stripped completion is the stripped answer, else 0."""
     numeric: bool = False
-    """Compare the last number in the completion with the last one in the answer, instead of the stripped text."""
+    """Compare numbers instead, by math-verify: the one that is announced as the answer, else the last one; 1/2 is 0.5,
+    and 50% is both 50 and 0.5."""
+    latex: bool = False
+    """Compare formulas instead, by math-verify: the completion's is in \\boxed{} or announced as the answer (the answer
+    is $x$), the answer's may be bare. With numeric too, a formula comes first, then a number."""
 
 
 class PythonReward(Model):
@@ -150,7 +154,8 @@ class HttpReward(Model):
             pattern=r"^(https://[!-?A-~]+|http://[a-z0-9.-]+\.svc(\.cluster\.local)?(:[0-9]+)?(/[!-?A-~]*)?)$",
         ),
     ]
-    """https, or http inside the cluster. It gets {prompts, completions, columns} and answers {rewards: [...]}."""
+    """https, or http inside the cluster. It gets {prompts, completions, columns} and answers {rewards: [...]}:
+    for each completion a number, or null where it does not judge it."""
     timeout_seconds: Annotated[Int32, Field(ge=1, le=600)] = 30
     """Time limit of one request; without an answer, or with 429 or 5xx, it is tried three times."""
     secret_ref: SecretKeyRef | None = None

@@ -16,9 +16,10 @@ from trl_contract.rewards import RewardFunction
 from trl_trainer.errors import TrainerError, UserError
 from trl_trainer.rewards import builtin
 from trl_trainer.rewards.http import HttpScorer
+from trl_trainer.rewards.mathematics import MathScorer
 from trl_trainer.rewards.python import PythonScorer
 from trl_trainer.rewards.reward_model import RewardModelScorer
-from trl_trainer.rewards.score import Batch, Completion, Score, Scorer
+from trl_trainer.rewards.score import Batch, Completion, Score, Scorer, in_column
 
 NOT_COLUMNS = {"completion_ids", "trainer_state", "log_extra", "log_metric", "environments"}
 """What TRL passes to reward functions beside the columns of the data."""
@@ -73,7 +74,7 @@ def build(job: JobFile) -> Rewards:
 def _scorer(job: JobFile, given: RewardFunction) -> Scorer:
     field = f"grpo.rewards.{given.name}"
     if given.python is not None:
-        return PythonScorer(given.python, job.paths.rewards[given.name])
+        return PythonScorer(job.paths.rewards[given.name], given.python.function, given.python.timeout_seconds)
     if given.http is not None:
         token = os.environ.get(f"TRL_REWARD_{given.name.upper().replace('-', '_')}_TOKEN")
         if given.http.secret_ref is not None and token is None:
@@ -95,9 +96,12 @@ def _built_in(given: RewardFunction) -> Scorer:
         return _of_text(builtin.format_(given.format))
     if given.json_schema is not None:
         return _of_text(builtin.json_schema(given.json_schema))
-    compared = given.similarity or given.accuracy
-    assert compared is not None, "a reward has exactly one type"
-    return _compared(builtin.comparing(compared), compared.column)
+    if given.similarity is not None:
+        return _compared(builtin.similarity(given.similarity), given.similarity.column)
+    assert given.accuracy is not None, "a reward has exactly one type"
+    if given.accuracy.numeric or given.accuracy.latex:
+        return MathScorer(given.accuracy)
+    return _compared(builtin.accuracy(given.accuracy), given.accuracy.column)
 
 
 def _of_text(score: builtin.Text) -> Scorer:
@@ -105,12 +109,7 @@ def _of_text(score: builtin.Text) -> Scorer:
 
 
 def _compared(score: builtin.Compare, column: str) -> Scorer:
-    def of(batch: Batch) -> list[Score]:
-        if column not in batch.columns:
-            raise ValueError(f"the data have no column {column}; they have {', '.join(batch.columns) or 'none'}")
-        return [_attempt(score, *pair) for pair in zip(batch.texts, batch.columns[column], strict=True)]
-
-    return of
+    return lambda batch: [_attempt(score, *pair) for pair in zip(batch.texts, in_column(batch, column), strict=True)]
 
 
 def _attempt(score: Any, *arguments: Any) -> Score:

@@ -7,7 +7,6 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable
-from decimal import Decimal
 from typing import Any
 
 import jsonschema
@@ -30,9 +29,6 @@ MATCH_SECONDS = 2
 
 Text = Callable[[str], float]
 Compare = Callable[[str, Any], float]
-
-# A minus after a word or a bracket is an operator: `10-3` ends with 3. Commas group thousands.
-NUMBER = re.compile(r"(?:(?<![\w).])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?(?:[eE][+-]?\d{1,3})?|(?<!\d)\.\d+")
 
 
 def length(given: LengthReward) -> Text:
@@ -126,17 +122,12 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def comparing(given: SimilarityReward | AccuracyReward) -> Compare:
-    """Return the function of a reward that compares with a column."""
-    return similarity(given) if isinstance(given, SimilarityReward) else accuracy(given)
-
-
 def similarity(given: SimilarityReward) -> Compare:
     """F1 of the words (runs of letters and digits, whatever their case) that completion and reference share, each as
     often as it is in both; 1 if both have none."""
 
     def score(text: str, reference: Any) -> float:
-        ours, theirs = _words(text), _words(_answer(reference, given.column))
+        ours, theirs = _words(text), _words(answer(given, reference))
         if not ours or not theirs:
             return float(ours == theirs)
         # 2PR / (P + R), with precision and recall over the same shared count.
@@ -146,32 +137,28 @@ def similarity(given: SimilarityReward) -> Compare:
 
 
 def accuracy(given: AccuracyReward) -> Compare:
-    """1 if the completion is the answer (both stripped) or, with numeric, if the last number in the completion equals
-    the last one in the answer; else 0."""
+    """1 if the completion is the answer, both stripped, else 0. Numbers and formulas are mathematics.py's."""
 
-    def score(text: str, answer: Any) -> float:
-        wanted = _answer(answer, given.column)
-        if not given.numeric:
-            return float(text.strip() == wanted.strip())
-        number = last_number(wanted)
-        if number is None:
-            raise ValueError(f"column {given.column} has no number: {wanted[:80]!r}")
-        return float(last_number(text) == number)
+    def score(text: str, wanted: Any) -> float:
+        return float(text.strip() == answer(given, wanted).strip())
 
     return score
 
 
-def last_number(text: str) -> Decimal | None:
-    """Return the last decimal number of the text, None if there is none: `-1,234.50` is -1234.5."""
-    found = NUMBER.findall(text)
-    return Decimal(found[-1].replace(",", "")) if found else None
+def answer(given: SimilarityReward | AccuracyReward, value: Any) -> str:
+    """Return the text of a row's right answer; ValueError if nothing can be compared with it."""
+    if value is None or isinstance(value, bool | list | dict):
+        raise ValueError(f"column {given.column} is {value!r}: it must be text or a number")
+    text = str(value)
+    if isinstance(given, AccuracyReward) and (given.numeric or given.latex):
+        # Only here: sympy takes over a second, and few jobs need it.
+        from trl_trainer.rewards import formulas
+
+        if not formulas.in_answer(text, given.numeric, given.latex):
+            what = " and no ".join(["number"] * given.numeric + ["formula"] * given.latex)
+            raise ValueError(f"column {given.column} has no {what}: {text[:80]!r}")
+    return text
 
 
 def _words(text: str) -> Counter[str]:
     return Counter(re.findall(r"\w+", text.casefold()))
-
-
-def _answer(value: Any, column: str) -> str:
-    if value is None or isinstance(value, bool | list | dict):
-        raise ValueError(f"column {column} is {value!r}: it must be text or a number")
-    return str(value)

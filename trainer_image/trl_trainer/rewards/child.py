@@ -70,9 +70,18 @@ def call(
         result = function(prompts=prompts, completions=completions, **columns)
         if inspect.isawaitable(result):
             result = asyncio.run(wait(result))
-        return {"rewards": [None if value is None else float(value) for value in result]}
+        return {"rewards": [number(value) for value in result]}
     except BaseException as error:
         return failure(error)
+
+
+def number(value: Any) -> float | None:
+    if value is None:
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"it returned {value!r:.200}, which is no number") from None
 
 
 async def wait(result: Awaitable[Any]) -> Any:
@@ -80,9 +89,13 @@ async def wait(result: Awaitable[Any]) -> Any:
 
 
 def failure(error: BaseException) -> dict[str, Any]:
-    """Return {"error": what was raised, in one line, "log": the end of the traceback: the user's own code}."""
+    """Return {"error": what was raised, in one line, "log": the end of the user's part of the traceback}."""
     said = traceback.format_exception_only(error)[-1].strip().splitlines() or [type(error).__name__]
-    return {"error": said[0][:500], "log": "".join(traceback.format_exception(error)).strip()[-1500:]}
+    theirs = error.__traceback__
+    while theirs is not None and theirs.tb_frame.f_code.co_filename != sys.argv[1]:
+        theirs = theirs.tb_next
+    log = "".join(traceback.format_exception(type(error), error, theirs)).strip()
+    return {"error": said[0][:500], "log": log[-1500:]}
 
 
 def answer(answers: BinaryIO, value: dict[str, Any]) -> None:

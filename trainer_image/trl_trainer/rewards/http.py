@@ -25,7 +25,7 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 
 
 class HttpScorer:
-    """Posts {prompts, completions, columns} and expects {rewards: [one number per completion]}.
+    """Posts {prompts, completions, columns} and expects {rewards: [one number, or null, per completion]}.
 
     What may pass (no connection, a time-out, 429, 5xx) is tried three times, then TrainerError(RewardUnavailable);
     anything else the service answers is raised at once.
@@ -45,8 +45,10 @@ class HttpScorer:
         ).encode()
         rewards = self._post(body).get("rewards")
         if not isinstance(rewards, list):
-            raise ValueError(f"{self._url} answered without a list of rewards")
-        return [value if _is_number(value) else f"{self._url} answered {value!r}" for value in rewards]
+            raise TrainerError("RewardError", f"{self._url} answered without a list of rewards")
+        return [
+            value if value is None or _is_number(value) else f"{self._url} answered {value!r:.200}" for value in rewards
+        ]
 
     def _post(self, body: bytes) -> dict[str, Any]:
         failure = ""
@@ -58,7 +60,7 @@ class HttpScorer:
                     answer = self._once(body)
             except urllib.error.HTTPError as error:
                 if error.code != 429 and error.code < 500:
-                    raise ValueError(f"{self._url} answered {error.code} {error.reason}") from error
+                    raise TrainerError("RewardError", f"{self._url} answered {error.code} {error.reason}") from error
                 failure = f"{error.code} {error.reason}"
             except (OSError, HTTPException) as error:  # TimeoutError is an OSError
                 failure = str(getattr(error, "reason", error)) or type(error).__name__
@@ -75,7 +77,7 @@ class HttpScorer:
         except ValueError:
             answer = None
         if not isinstance(answer, dict):
-            raise ValueError(f"{self._url} answered no JSON object")
+            raise TrainerError("RewardError", f"{self._url} answered no JSON object")
         return answer
 
 

@@ -9,7 +9,6 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from trl_contract.rewards import PythonReward
 from trl_trainer.errors import TrainerError
 from trl_trainer.rewards.limits import time_limit
 from trl_trainer.rewards.score import Batch, Score
@@ -21,15 +20,15 @@ IMPORT_SECONDS = 300
 
 
 class PythonScorer:
-    """Calls `function` of the file at `path` as f(prompts=..., completions=..., **columns).
+    """Calls `function` of the file at `path` as f(prompts=..., completions=..., **columns), `seconds` long at most.
 
     The process is no sandbox: it runs as the same user. It has none of our environment (so no tokens), limited memory,
     and dies with us. One that hangs or dies is replaced at the next call.
     """
 
-    def __init__(self, given: PythonReward, path: str) -> None:
-        self._command = [sys.executable, "-I", str(CHILD), path, given.function]
-        self._seconds = given.timeout_seconds
+    def __init__(self, path: str, function: str, seconds: int) -> None:
+        self._command = [sys.executable, "-I", str(CHILD), path, function]
+        self._seconds = seconds
         self._process: subprocess.Popen[bytes] | None = None
         self._is_ready = False
         self._start()

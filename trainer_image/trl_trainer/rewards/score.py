@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from trl_trainer.errors import TrainerError
+
 Completion = str | list[dict[str, Any]]
 Score = float | str | None
 """A number, why there is none, or nothing: this reward does not judge this completion."""
@@ -32,3 +34,12 @@ def text_of(completion: Completion) -> str:
     if isinstance(completion, str):
         return completion
     return "\n".join(message.get("content") or "" for message in completion if message["role"] == "assistant")
+
+
+def in_column(batch: Batch, name: str) -> list[Any]:
+    """Return the values of a column; TrainerError (RewardError) if the data have no such column."""
+    if name not in batch.columns:
+        raise TrainerError(
+            "RewardError", f"the data have no column {name}; they have {', '.join(batch.columns) or 'none'}"
+        )
+    return batch.columns[name]

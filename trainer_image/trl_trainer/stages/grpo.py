@@ -75,7 +75,7 @@ def check_row(job: JobFile[GRPOSpec], row: Row) -> None:
                 " dataset.columns can rename one"
             )
         try:
-            builtin.comparing(compared)("", row[compared.column])
+            builtin.answer(compared, row[compared.column])
         except ValueError as error:
             raise BadRow(f"grpo.rewards.{reward.name}: {error}") from error
 
