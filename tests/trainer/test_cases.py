@@ -256,7 +256,10 @@ NOTED = [
         "aol-genout",
         r"- sft.assistantOnlyLoss: the chat template ends turns in <\|im_end\|> outside of {% generation %}",
     ),
-    ("alpaca", r"- prompts are plain text, and the chat template of the model is not used: if it is for chats, give"),
+    (
+        "alpaca",
+        r"- prompts are plain text, and the chat template of the model is not used: .*, set dataset.asConversation",
+    ),
     ("alpaca", r"- in 7 of 7 rows that were looked at no space divides prompt and answer: put one, or a line break"),
     (dpo({"prompt": "a", "chosen": "b", "rejected": "c"}), r"- in 2 of 2 rows .* no space divides prompt and answer"),
     ("llama-bos-text", r"- 7 of 7 sequences that were looked at begin with <\|bos\|> twice: the text has it, and the"),
@@ -274,10 +277,10 @@ NOTED = [
         sft({"text": "a"}, training={"warmupSteps": 5}),
         r"- training.warmupSteps 5: the job has 2 steps, so the learning rate never gets to its peak: lower it",
     ),
-    ("orca-columns", r"columns that are not read: system"),
+    ("orca-columns", r"columns that are not read: system \(8 rows\)"),
     (
         sft({"prompt": "a", "completion": "b", "system": "Be kind.", "images": ["a.png"]}),
-        r"columns that are not read: images, system",
+        r"columns that are not read: images \(3 rows\), system \(3 rows\)",
     ),
 ]
 
@@ -463,6 +466,8 @@ PARTS = {"role": "user", "content": [{"type": "text", "text": "Where is "}, {"ty
 TOLD = {"messages": [USER, {**CURT, "weight": 0}, USER, {**SAID, "weight": 1}]}
 COMPLETED = {"prompt": [USER], "completion": [{**CURT, "weight": 0}, USER, SAID]}
 SAYS = '"arguments": {"q": "Where is my parcel?", "n": 1}}'
+ALPACA = {"instruction": USER["content"], "input": "", "output": "It leaves the depot today."}
+OPENAI = {"input": {"messages": [USER]}, "preferred_output": [SAID], "non_preferred_output": [CURT]}
 LEARNT: list[tuple[Case, str, str]] = [
     ("sharegpt", CHAT, CHAT),
     (
@@ -471,6 +476,9 @@ LEARNT: list[tuple[Case, str, str]] = [
         "",
     ),
     (dpo({"prompt": SHARED[:1], "chosen": SHARED[1:], "rejected": [CURT], "system": "Be kind."}), KIND + CHAT, ""),
+    (sft(ALPACA, dataset={"asConversation": True}), CHAT, "It leaves the depot today.<|im_end|>"),
+    (grpo(ALPACA, dataset={"asConversation": True}), CHAT.partition("It leaves")[0], ""),
+    (dpo(OPENAI), "user\nWhere is my parcel?<|im_end|>", SAID["content"]),
     ("parts", CHAT, CHAT),
     (dpo({"prompt": [PARTS], "chosen": [SAID], "rejected": [CURT]}), "user\nWhere is my parcel?<|im_end|>", ""),
     ("tools-tojson", SAYS, SAYS),

@@ -94,7 +94,8 @@ OWN: dict[Kind, dict[str, tuple[Any, str, Any]]] = {
 ELSEWHERE = {
     "model.hub", "model.volume", "model.chatTemplate", "model.eosToken", "model.padToken",  # models/
     "dataset.train", "dataset.eval", "dataset.evalSplit", "dataset.maxExamples", "dataset.columns",  # data/
-    "dataset.systemPrompt", "dataset.maxBadRows", "dataset.maxPromptLength",
+    "dataset.systemPrompt", "dataset.maxBadRows", "dataset.maxPromptLength", "dataset.format",
+    "dataset.asConversation",
     "evaluation.atStart", "evaluation.earlyStopping.metric", "evaluation.earlyStopping.mode",  # evaluation.py,
     "evaluation.earlyStopping.patience",  # early_stopping.py
     "evaluation.enabled", "evaluation.maxExamples",  # data/: how many rows are held out

@@ -6,7 +6,8 @@ import pytest
 
 from trl_contract.base import Kind
 from trl_trainer.data import rows
-from trl_trainer.data.rows import BadRow, answers, conversational, is_blank
+from trl_trainer.data.rows import answers, conversational, is_blank
+from trl_trainer.data.turns import BadRow
 from trl_trainer.stages import STAGES
 
 USER, HI, NO = (
@@ -19,8 +20,11 @@ SYSTEM = {"role": "system", "content": "Be kind."}
 PAIR = {"prompt": [USER], "chosen": [HI], "rejected": [NO]}
 
 
-def shape(kind: Kind, *arguments: Any, **more: Any) -> dict[str, Any]:
-    return rows.shape(STAGES[kind].shape, *arguments, **more)
+def shape(
+    kind: Kind, row: dict[str, Any], columns: dict[str, str] | None = None, format: Any = "auto", **more: Any
+) -> dict[str, Any]:
+    _, row = rows.read(row, columns, format)
+    return rows.shape(STAGES[kind].shape, row, **more)
 
 
 @pytest.mark.parametrize(
@@ -108,12 +112,12 @@ def test_the_system_prompt_goes_before_conversations_that_have_none():
 
 def test_a_system_column_becomes_the_system_turn_of_a_conversation_without_one():
     assert shape("DPOJob", {**PAIR, "system": "Be kind."}) == {**PAIR, "prompt": [SYSTEM, USER]}
-    assert rows.unread({**PAIR, "system": "Be kind."}, PAIR, {}) == set()
+    assert rows.unread({**PAIR, "system": "Be kind."}, PAIR, {}) == []
     own = {**PAIR, "prompt": [{**SYSTEM, "content": "Be brief."}, USER]}
     assert shape("DPOJob", {**own, "system": "Be kind."}, system_prompt="Be quick.") == own
     plain = {"prompt": "Q", "completion": "A"}
     assert shape("SFTJob", {**plain, "system": "Be kind."}) == plain
-    assert rows.unread({**plain, "system": "Be kind."}, plain, {}) == {"system"}
+    assert rows.unread({**plain, "system": "Be kind."}, plain, {}) == ["system"]
 
 
 def test_tools_and_tool_calls_are_kept():

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pyarrow import Table, parquet
 
 from trl_trainer.data import jsonlist, sources
-from trl_trainer.data.rows import BadRow
+from trl_trainer.data.turns import BadRow
 from trl_trainer.errors import UserError
 
 ROWS = [{"prompt": "Ünï?", "answer": "4"}, {"prompt": 'a "b"\nc', "answer": "x,y"}]

@@ -128,6 +128,9 @@ class DataSource(Model):
         return self
 
 
+Format = Literal["auto", "messages", "text", "sharegpt", "alpaca", "openai-dpo"]
+
+
 class Dataset(Model):
     train: DataSource
     """Rows to train on."""
@@ -143,6 +146,12 @@ class Dataset(Model):
     """Use only so many training rows (the first ones)."""
     columns: Annotated[dict[str, Annotated[str, Field(max_length=200)]], Field(max_length=20)] | None = None
     """What TRL expects: the name in the data. For example {chosen: good_answer}."""
+    format: Format = "auto"
+    """What the rows are. auto: what the columns of each look like; the report says so. messages, text: TRL's own
+    columns, of conversations or of plain text. sharegpt: conversations of from and value. alpaca: instruction, input
+    and output. openai-dpo: input, preferred_output and non_preferred_output."""
+    as_conversation: bool = False
+    """Make turns of plain prompts and answers, for a model with a chat template."""
     system_prompt: Text | None = None
     """System message put before every conversation that has none."""
     max_bad_rows: Annotated[Int32, Field(ge=0)] = 0

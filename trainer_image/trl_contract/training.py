@@ -514,8 +514,7 @@ class TrainingSpec(Model):
 
 class SFTSpec(TrainingSpec):
     dataset: Dataset
-    """Conversations (messages, or ShareGPT's conversations), prompt and completion, or text. An assistant turn of
-    weight 0 is read and not learnt."""
+    """Conversations, prompt and completion, or text. An assistant turn of weight 0 is read and not learnt."""
     training: Training = Training()
     """Hyper-parameters of the loop."""
     sft: Sft = Sft()

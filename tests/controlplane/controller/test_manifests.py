@@ -80,6 +80,8 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ("DPOJob", {"spec.dataset.evalSplit": 0.6}, ("spec.dataset.evalSplit", "less than or equal to 0.5")),
     ("DPOJob", {"spec.dataset.evalSplit": -0.1}, ("spec.dataset.evalSplit",)),
     ("DPOJob", {"spec.dataset.maxBadRows": -1}, ("spec.dataset.maxBadRows",)),
+    ("SFTJob", {"spec.dataset.format": "ShareGPT"}, ("spec.dataset.format", "Unsupported value", "openai-dpo")),
+    ("DPOJob", {"spec.dataset.asConversation": "yes"}, ("spec.dataset.asConversation", "boolean")),
     # training
     ("DPOJob", {"spec.training": {"epochs": 1, "maxSteps": 2}}, ("spec.training", "epochs or maxSteps, not both")),
     ("DPOJob", {"spec.training": {"warmupSteps": 1, "warmupRatio": 0.1}}, ("spec.training", "not both")),

@@ -38,8 +38,10 @@ class DataReport(Model):
     """Held-out rows that are also training rows; they are kept."""
     empty_answers: int = 0
     """Rows with an answer without a visible character; they are kept."""
-    unread: list[str] = []
-    """Columns with values that nothing reads, by name; 20 at most."""
+    formats: dict[str, int] = {}
+    """What the rows were taken for, as dataset.format names it, and how many of them."""
+    unread: dict[str, int] = {}
+    """Columns that nothing reads, by name, and in how many rows they have a value; 20 at most."""
     train_file: WrittenFile
     """The training rows as they are trained on."""
     eval_file: WrittenFile
@@ -62,7 +64,11 @@ class DataReport(Model):
             (self.duplicates, f"{self.duplicates} of {self.train} training rows are duplicates"),
             (self.shared, f"{self.shared} of {self.eval} held-out rows are also training rows"),
             (self.empty_answers, f"{self.empty_answers} of {total} rows have an empty answer"),
-            (len(self.unread), f"columns that are not read: {', '.join(self.unread)}"),
+            (len(self.unread), f"columns that are not read: {_counted(self.unread)}"),
             (self.changed, "the training data differ from those of the attempt before: the runs are not comparable"),
         ]
         return [text for count, text in lines if count]
+
+
+def _counted(rows: dict[str, int]) -> str:
+    return ", ".join(f"{name} ({count} {'row' if count == 1 else 'rows'})" for name, count in rows.items())

@@ -4,35 +4,53 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from trl_contract.sources import Format
+from trl_trainer.data import formats, turns
+from trl_trainer.data.turns import BadRow, Messages
 from trl_trainer.stage import Row
 
-Messages = list[dict[str, Any]]
 
-
-class BadRow(ValueError):
-    """Why this row cannot be used."""
+def read(row: Row, columns: dict[str, str] | None, format: Format) -> tuple[str, Row]:
+    """Return what the row was taken for, and the row in TRL's own columns (formats.read): renamed before, and without
+    empty cells. Raises BadRow."""
+    # pandas writes NaN where a cell is empty.
+    row = {name: value for name, value in _rename(row, columns or {}).items() if value is not None and value == value}
+    return formats.read(row, format)
 
 
 def shape(
-    form: Callable[[Row], Row], row: Row, columns: dict[str, str] | None = None, system_prompt: str | None = None
+    form: Callable[[Row], Row],
+    row: Row,
+    system_prompt: str | None = None,
+    as_conversation: bool = False,
 ) -> Row:
-    """Return the row as `form` (sft, pair, prompted_pair or prompt) makes it, with its columns renamed before, and the
-    system prompt and the tools of a conversation added after. Raises BadRow."""
-    # pandas writes NaN where a cell is empty.
-    row = {name: value for name, value in _rename(row, columns or {}).items() if value is not None and value == value}
-    if "conversations" in row and "messages" not in row:
-        row["messages"] = row.pop("conversations")
+    """Return the row (of `read`) as `form` (sft, pair, prompted_pair or prompt) makes it; then, if it is to be a
+    conversation, its prompt and answers as turns; then the system prompt, and the tools. Raises BadRow."""
     shaped = form(row)
+    if as_conversation and not conversational(shaped):
+        shaped = _as_conversation(row, shaped)
     if conversational(shaped) and isinstance(row.get("system"), str) and row["system"].strip():
         _add_system_prompt(shaped, row["system"])
     if system_prompt is not None:
         _add_system_prompt(shaped, system_prompt)
     if conversational(shaped):
         if "tools" in row and "tools" not in shaped:
-            shaped["tools"] = _tools(row["tools"])
+            shaped["tools"] = turns.tools(row["tools"])
         if "chat_template_kwargs" in row and "chat_template_kwargs" not in shaped:
-            shaped["chat_template_kwargs"] = _template_kwargs(row["chat_template_kwargs"])
+            shaped["chat_template_kwargs"] = turns.template_kwargs(row["chat_template_kwargs"])
     return shaped
+
+
+def _as_conversation(row: Row, shaped: Row) -> Row:
+    """Return a shaped row of plain text with its prompt as the user's turn, and each answer as the assistant's."""
+    if "prompt" not in row or "prompt" not in shaped:
+        raise BadRow(
+            f"dataset.asConversation needs a prompt, and the row has {_names(row)}; name it in dataset.columns"
+        )
+    _check_prompt(shaped["prompt"])
+    roles = {"prompt": "user", "completion": "assistant", "chosen": "assistant", "rejected": "assistant"}
+    return {name: [{"role": roles[name], "content": value}] if name in roles else value
+            for name, value in shaped.items()}  # fmt: skip
 
 
 TALK = ("messages", "prompt", "completion", "chosen", "rejected")
@@ -42,7 +60,7 @@ TALK = ("messages", "prompt", "completion", "chosen", "rejected")
 def without_nulls(row: Row, columns: dict[str, str] | None) -> Row:
     """Return a row that Arrow made, without the fields of messages and tools that it has added because other rows have
     them: a template would render them."""
-    names = {(columns or {}).get(name, name) for name in (*TALK, "tools")}
+    names = {(columns or {}).get(name, name) for name in (*TALK, *formats.TALK, "tools")}
     return {name: _pruned(value) if name in names else value for name, value in row.items()}
 
 
@@ -52,15 +70,29 @@ def _pruned(value: Any) -> Any:
     return [_pruned(item) for item in value] if isinstance(value, list) else value
 
 
-def unread(row: Row, shaped: Row, columns: dict[str, str]) -> set[str]:
-    """Return the names of the row's columns that have a value and that nothing of the shaped row comes from."""
-    read = {columns.get(name, name) for name in shaped}
-    if "chosen" not in shaped and columns.get("prompt", "prompt") not in row:
+def unread(row: Row, shaped: Row, columns: dict[str, str]) -> list[str]:
+    """Return the names, in the data, of the columns of a row (of `read`) that nothing of the shaped row comes from."""
+    used = set(shaped)
+    if "chosen" not in shaped and "prompt" not in row:
         # A prompt may be what they begin with.
-        read.add("messages" if "messages" in row else "conversations")
+        used.add("messages")
+    if "messages" in shaped and _begins(shaped["messages"], row.get("prompt")):
+        used.add("prompt")
     if conversational(shaped):
-        read.add("system")
-    return {name for name, value in row.items() if value is not None and name not in read}
+        used.add("system")
+    if row.get("output") == row.get("completion") and not used.isdisjoint(("output", "completion")):
+        # Alpaca's answer, under both names.
+        used |= {"output", "completion"}
+    return [columns.get(name, name) for name in row if name not in used]
+
+
+def _begins(messages: Messages, prompt: Any) -> bool:
+    """Return whether the prompt, text or turns, is in the conversation already."""
+    said = [message["content"] for message in messages]
+    wanted = (
+        [turn.get("content") for turn in prompt if isinstance(turn, dict)] if isinstance(prompt, list) else [prompt]
+    )
+    return all(content in said for content in wanted)
 
 
 def conversational(row: Row) -> bool:
@@ -112,7 +144,7 @@ def _missing(row: Row, needed: str) -> BadRow:
 def sft(row: Row) -> Row:
     """Return messages | prompt and completion | text."""
     if "messages" in row:
-        messages = _messages(row["messages"], "messages")
+        messages = _with_prompt(row, turns.messages(row["messages"], "messages"))
         _check_taught(messages, "messages")
         return {"messages": messages}
     if "prompt" in row and "completion" in row:
@@ -126,6 +158,14 @@ def sft(row: Row) -> Row:
     raise _missing(row, "messages, or prompt and completion, or text")
 
 
+def _with_prompt(row: Row, messages: Messages) -> Messages:
+    """Return the messages, after the row's prompt where they begin with the answer to it."""
+    if "prompt" not in row or messages[0]["role"] != "assistant":
+        return messages
+    given = _content(row["prompt"], "prompt")
+    return [*([{"role": "user", "content": given}] if isinstance(given, str) else given), *messages]
+
+
 def prompt(row: Row) -> Row:
     """Return the prompt, and every other column for the rewards."""
     if row.get("chat_template_kwargs"):
@@ -133,7 +173,7 @@ def prompt(row: Row) -> Row:
     if "prompt" in row:
         asked = _content(row["prompt"], "prompt")
     elif "messages" in row:
-        messages = _messages(row["messages"], "messages")
+        messages = turns.messages(row["messages"], "messages")
         last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=len(messages))
         asked = messages[:last]
     else:
@@ -190,7 +230,7 @@ def _conversational_pair(row: Row, chosen: Messages, rejected: Messages) -> Row:
     if isinstance(given, str) and chosen[0]["role"] == "assistant":
         prompt: Messages = [{"role": "user", "content": given}]
     elif isinstance(given, list):
-        prompt = _messages(given, "prompt")
+        prompt = turns.messages(given, "prompt")
         # Many data sets repeat the prompt at the start of both conversations; TRL would train on it twice.
         if chosen[: len(prompt)] == prompt and rejected[: len(prompt)] == prompt:
             chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
@@ -240,10 +280,10 @@ def is_masked(message: dict[str, Any]) -> bool:
 
 def _check_taught(messages: Messages, name: str) -> None:
     """Raise BadRow unless some assistant turn is there to be learnt."""
-    turns = [message for message in messages if message["role"] == "assistant"]
-    if not turns:
+    answered = [message for message in messages if message["role"] == "assistant"]
+    if not answered:
         raise BadRow(f"{name} has no assistant turn, so there is nothing to learn; {_roles(messages)}")
-    if all(is_masked(turn) for turn in turns):
+    if all(is_masked(turn) for turn in answered):
         raise BadRow(f"{name} has weight 0 on every assistant turn, so there is nothing to learn")
 
 
@@ -272,69 +312,19 @@ def _alike(row: Row, first: str, second: str) -> tuple[Any, Any]:
 
 
 def _content(value: Any, name: str) -> str | Messages:
-    return _messages(value, name) if isinstance(value, list) else _text(value, name)
+    return turns.messages(value, name) if isinstance(value, list) else _text(value, name)
 
 
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str):
-        raise BadRow(f"{name} is {_type(value)}; it must be text or a list of messages")
+        raise BadRow(f"{name} is {turns.type_of(value)}; it must be text or a list of messages")
     return value
 
 
 def _number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise BadRow(f"{name} is {_type(value)}; it must be a number")
+        raise BadRow(f"{name} is {turns.type_of(value)}; it must be a number")
     return float(value)
-
-
-def _messages(value: Any, name: str) -> Messages:
-    if not isinstance(value, list) or not value:
-        raise BadRow(f"{name} is {_type(value) if value != [] else 'an empty list'}; it must be a list of messages")
-    return [_message(message, f"{name}[{i}]") for i, message in enumerate(value)]
-
-
-SHAREGPT = {
-    "system": "system", "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
-    "observation": "tool", "tool": "tool",
-}  # fmt: skip
-"""Its roles, and ours."""
-
-
-def _message(message: Any, name: str) -> dict[str, Any]:
-    if not isinstance(message, dict):
-        raise BadRow(f"{name} is {_type(message)}; a message is an object with role and content")
-    if {"from", "value"} <= message.keys():
-        message = _of_sharegpt(message, name)
-    role, content = message.get("role"), _joined(message.get("content"), f"{name}.content")
-    if not isinstance(role, str) or not role:
-        raise BadRow(f"{name} has no role")
-    if not isinstance(content, str) and not (content is None and message.get("tool_calls")):
-        raise BadRow(f"{name}.content is {_type(content)}; it must be text")
-    if message.get("weight") not in (None, 0, 1):
-        raise BadRow(f"{name}.weight is {message['weight']!r}; it must be 0 (not learnt) or 1")
-    more = {key: item for key, item in message.items() if key not in ("role", "content") and item is not None}
-    if "tool_calls" in more:
-        more["tool_calls"] = _calls(more["tool_calls"], f"{name}.tool_calls")
-    return {"role": role, "content": content, **more}
-
-
-def _of_sharegpt(message: Row, name: str) -> Row:
-    role = SHAREGPT.get(message["from"]) if isinstance(message["from"], str) else None
-    if role is None:
-        raise BadRow(f"{name}.from is {message['from']!r}; it must be one of {', '.join(SHAREGPT)}")
-    more = {key: value for key, value in message.items() if key not in ("from", "value")}
-    return {"role": role, "content": message["value"], **more}
-
-
-def _joined(content: Any, name: str) -> Any:
-    """Return the text of content that is a list of parts; other content as it is."""
-    if not isinstance(content, list):
-        return content
-    for i, part in enumerate(content):
-        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-            found = f"a part of type {part.get('type')}" if isinstance(part, dict) else _type(part)
-            raise BadRow(f"{name}[{i}] is {found}; only parts of type text are read")
-    return "".join(part["text"] for part in content)
 
 
 def has_calls(row: Row) -> bool:
@@ -358,53 +348,3 @@ def _encoded(message: Row) -> Row:
         text = {**function, "arguments": json.dumps(function.get("arguments", {}), ensure_ascii=False)}
         calls.append({**call, "function": text} if "function" in call else text)
     return {**message, "tool_calls": calls}
-
-
-def _calls(value: Any, name: str) -> list[Row]:
-    """Return tool calls with their arguments as objects, which is what chat templates take: OpenAI's API writes them as
-    JSON text, and a template would encode that a second time."""
-    if not isinstance(value, list) or not all(isinstance(call, dict) for call in value):
-        raise BadRow(f"{name} is {_type(value)}; it must be a list of objects")
-    found = []
-    for i, call in enumerate(value):
-        if isinstance(call.get("function"), dict):
-            found.append({**call, "function": _decoded(call["function"], f"{name}[{i}].function")})
-        else:
-            found.append(_decoded(call, f"{name}[{i}]"))
-    return found
-
-
-def _decoded(function: Row, name: str) -> Row:
-    given = function.get("arguments")
-    if not isinstance(given, str):
-        return function
-    try:
-        arguments = json.loads(given or "{}")
-    except json.JSONDecodeError as error:
-        raise BadRow(f"{name}.arguments is text that is not JSON: {error.msg}") from error
-    if not isinstance(arguments, dict):
-        raise BadRow(f"{name}.arguments is {_type(arguments)} as JSON; it must be an object")
-    return {**function, "arguments": arguments}
-
-
-def _tools(value: Any) -> list[Any]:
-    """Return the tools of a row, which may be a list or, as TRL allows, one in a JSON string."""
-    try:
-        tools = json.loads(value) if isinstance(value, str) else value
-    except json.JSONDecodeError as error:
-        raise BadRow(f"tools is text that is not JSON: {error.msg}") from error
-    if not isinstance(tools, list):
-        raise BadRow(f"tools is {_type(tools)}; it must be a list of tool descriptions")
-    return tools
-
-
-def _template_kwargs(value: Any) -> Row:
-    """Return what a row tells the chat template; fields that Arrow has added for other rows are null."""
-    if not isinstance(value, dict):
-        raise BadRow(f"chat_template_kwargs is {_type(value)}; it must be an object")
-    return {name: item for name, item in value.items() if item is not None}
-
-
-def _type(value: Any) -> str:
-    names = {dict: "an object", list: "a list", str: "text", bool: "a truth value", type(None): "null"}
-    return names.get(type(value), "a number" if isinstance(value, int | float) else type(value).__name__)

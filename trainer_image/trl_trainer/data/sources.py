@@ -17,7 +17,7 @@ from pyarrow import ArrowInvalid, parquet  # type: ignore[import-untyped]
 from trl_contract.report import FailureReason
 from trl_contract.sources import DataSource, HubDataset
 from trl_trainer.data.jsonlist import elements
-from trl_trainer.data.rows import BadRow
+from trl_trainer.data.turns import BadRow
 from trl_trainer.errors import UserError
 from trl_trainer.stage import Row
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from trl_trainer.data.rows import TALK, BadRow, conversational, has_calls, is_masked, num_common
+from trl_trainer.data.rows import TALK, conversational, has_calls, is_masked, num_common
+from trl_trainer.data.turns import BadRow
 from trl_trainer.errors import UserError
 from trl_trainer.stage import Row
 

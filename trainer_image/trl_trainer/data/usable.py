@@ -1,6 +1,7 @@
 """The usable rows of a source, checked and shaped, as JSON lines; what is left out is counted."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import islice
@@ -11,7 +12,7 @@ from trl_contract.jobfile import JobFile
 from trl_trainer.data import rows, sources, template
 from trl_trainer.data.preparation import Tell
 from trl_trainer.data.report import ColumnType
-from trl_trainer.data.rows import BadRow
+from trl_trainer.data.turns import BadRow
 from trl_trainer.errors import UserError
 from trl_trainer.stage import Row, Stage
 
@@ -35,7 +36,8 @@ class UsableRows:
         self._first_bad: str | None = None
         self._calls = False
         """Whether a row had tool calls, which the chat template renders."""
-        self._unread: set[str] = set()
+        self._unread: Counter[str] = Counter()
+        self._formats: Counter[str] = Counter()
 
     def counts(self) -> dict[str, Any]:
         return {
@@ -45,7 +47,8 @@ class UsableRows:
             "first_bad": self._first_bad,
             "long_prompts": self._long_prompts,
             "empty_answers": self._empty_answers,
-            "unread": sorted(self._unread)[:MAX_UNREAD],
+            "unread": dict(sorted(self._unread.items())[:MAX_UNREAD]),
+            "formats": dict(self._formats),
         }
 
     def train(self, folder: Path) -> Iterator[bytes]:
@@ -90,7 +93,9 @@ class UsableRows:
             raise row
         if isinstance(row, sources.ArrowRow):
             row = rows.without_nulls(row, self._dataset.columns)
-        shaped = rows.shape(self._stage.shape, row, self._dataset.columns, self._dataset.system_prompt)
+        dataset = self._dataset
+        taken_for, row = rows.read(row, dataset.columns, dataset.format)
+        shaped = rows.shape(self._stage.shape, row, dataset.system_prompt, dataset.as_conversation)
         if rows.has_calls(shaped) and self._takes_text_arguments:
             shaped = rows.with_text_arguments(shaped)
         self._stage.check_row(self._job, shaped)
@@ -105,8 +110,8 @@ class UsableRows:
             return None
         self._form = rows.form(shaped)
         self._empty_answers += any(rows.is_blank(answer) for answer in rows.answers(shaped))
-        if len(self._unread) < MAX_UNREAD:
-            self._unread |= rows.unread(row, shaped, self._dataset.columns or {})
+        self._formats[taken_for] += 1
+        self._unread.update(rows.unread(row, shaped, dataset.columns or {}))
         for column, value in shaped.items():
             merge_type(self._columns, column, value)
         return line

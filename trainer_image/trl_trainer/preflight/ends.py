@@ -48,8 +48,8 @@ def _plain(tokenizer: Any, looked_at: list[Row]) -> list[str]:
     found = []
     if tokenizer.chat_template:
         found.append(
-            "prompts are plain text, and the chat template of the model is not used: if it is for chats, give prompt"
-            " and answer as lists of messages"
+            "prompts are plain text, and the chat template of the model is not used: if it is for chats, set"
+            " dataset.asConversation, which makes turns of prompt and answer"
         )
     pairs = [(row["prompt"], row[name]) for row in prompted for name in ("completion", "chosen") if name in row]
     joined = sum(not (prompt[-1].isspace() or answer[:1].isspace()) for prompt, answer in pairs)

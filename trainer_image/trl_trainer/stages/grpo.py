@@ -8,7 +8,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl_contract.jobfile import JobFile
 from trl_contract.training import GRPOSpec
 from trl_trainer.data import Data, DataReport, rows
-from trl_trainer.data.rows import BadRow
+from trl_trainer.data.turns import BadRow
 from trl_trainer.distributed.world import Run
 from trl_trainer.errors import UserError
 from trl_trainer.models import adapter, base, reference
