@@ -167,11 +167,6 @@ REFUSED = [
         r"polynomial ends at learning rate 1e-7: raise learningRate above it, or use linear; got",
     ),
     (
-        dpo(PAIR, training={"maxSteps": 1, "warmupSteps": 5}),
-        "InvalidSpec",
-        r"training.warmupSteps: 5, but the job has one step, .* nothing would be learnt; remove it",
-    ),
-    (
         "lora-partly-wrong",
         "InvalidSpec",
         r"peft.targetModules: the model has no W_pack; the nearest names are",
@@ -275,7 +270,18 @@ NOTED = [
     ),
     (
         sft({"text": "a"}, training={"warmupSteps": 5}),
-        r"- training.warmupSteps 5: the job has 2 steps, so the learning rate never gets to its peak: lower it",
+        r"- training.warmupSteps 5: the job has 2 steps, so 1 of them warm up: lower it",
+    ),
+    (
+        sft({"text": "a"}, model="gptoss", peft={"method": "lora"}),
+        r"- peft.targetParameters: the experts of the model, \d+ % of its parameters, get no adapter: add"
+        r" mlp.experts.down_proj, mlp.experts.gate_up_proj\n",
+    ),
+    (
+        grpo(
+            {"prompt": "a"}, model="qwenmoe", peft={"method": "lora", "targetParameters": ["mlp.experts.gate_up_proj"]}
+        ),
+        r"- peft.targetParameters: the experts .* get no adapter: add mlp.experts.down_proj\n",
     ),
     ("orca-columns", r"columns that are not read: system \(8 rows\)"),
     (
@@ -315,8 +321,11 @@ def trained(opened: Open, warm: Warm, case: Case) -> tuple[ExitRecord, list[dict
     return ended.records[0], steps
 
 
-def test_a_single_step_learns(opened: Open, warm: Warm) -> None:
-    ended, lines = trained(opened, warm, "one-step")
+@pytest.mark.parametrize(
+    "case", ["one-step", dpo(PAIR, training={"maxSteps": 1, "warmupSteps": 5, "learningRate": 0.01})]
+)
+def test_a_single_step_learns(case: Case, opened: Open, warm: Warm) -> None:
+    ended, lines = trained(opened, warm, case)
     assert (ended.outcome, ended.step) == ("Succeeded", 1)
     assert [line["learning_rate"] for line in lines if "loss" in line] == [0.01]
 
@@ -425,6 +434,7 @@ def test_named_tokens_end_and_fill_up_what_is_trained_and_are_what_the_result_sa
     [
         sft({"messages": [USER, SAID]}, model="genin", sft={"assistantOnlyLoss": True}),
         sft({"messages": [USER, SAID]}, model="eosother", of_model={"eosToken": "<|im_end|>"}),
+        sft({"messages": [USER, SAID]}, model="gptoss", peft={"method": "lora", "modulesToSave": ["experts"]}),
     ],
 )
 def test_sound_ends_are_not_worth_a_word(case: Case, opened: Open, capsys: Any) -> None:

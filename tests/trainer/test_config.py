@@ -103,7 +103,7 @@ ELSEWHERE = {
     "checkpoint.everyMinutes", "checkpoint.everySteps", "checkpoint.keep",  # schedule.py, publisher.py
     "tracking.tensorboard", "tracking.wandb",  # tracking.py
     "peft.method", "peft.r", "peft.alpha", "peft.targetModules", "peft.targetParameters",  # below
-    "peft.modulesToSave", "peft.useDora",
+    "peft.modulesToSave", "peft.useDora", "peft.dropout",
     "peft.useRslora", "fsdp.reshardAfterForward", "fsdp.stateDictType", "fsdp.cpuOffload",
     "fsdp.hybrid",  # test_hybrid.py
    
@@ -222,7 +222,10 @@ def test_every_peft_field_is_found_in_the_adapter(tmp_path: Path) -> None:
         "peft.useDora": True, "peft.useRslora": True,
     }  # fmt: skip
     given = adapter.lora_arguments(resolved(tmp_path, "DPOJob", fields), "CAUSAL_LM")
+    dropping = adapter.lora_arguments(resolved(tmp_path, "GRPOJob", {"peft.dropout": 0.25}), "CAUSAL_LM")
     assert given is not None
+    assert dropping is not None
+    assert LoraConfig(**dropping).lora_dropout == 0.25
     lora = LoraConfig(**given)
     assert (lora.r, lora.lora_alpha, lora.lora_dropout) == (5, 7, 0)
     assert (lora.target_modules, lora.modules_to_save) == ({"q_proj"}, ["embed_tokens"])

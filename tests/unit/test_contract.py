@@ -67,6 +67,9 @@ def test_the_wire_form_reads_back_as_the_same_job(kind: str) -> None:
         ("DPOJob", {"peft": {"method": "none", "targetModules": ["q_proj"]}}, "method none"),
         ("DPOJob", {"peft": {"method": "none", "targetParameters": ["x"]}}, "method none"),
         ("DPOJob", {"peft": {"targetParameters": ["x"], "useDora": True}}, "do not go with useDora"),
+        ("DPOJob", {"peft": {"dropout": 0.1}}, "dropout"),
+        ("SFTJob", {"peft": {"method": "none", "dropout": 0.1}}, "dropout: goes with an adapter"),
+        ("GRPOJob", {"peft": {"targetParameters": ["x"], "dropout": 0.1}}, "and not with targetParameters"),
         ("DPOJob", {"evaluation": {"earlyStopping": STOPPING}}, "needs everySteps"),
         ("DPOJob", {"evaluation": {"enabled": False, "everySteps": 5}}, "everySteps: needs evaluation"),
         ("GRPOJob", {"training": {"lrScheduler": "polynomial", "learningRate": 1e-7}}, "learning rate 1e-7"),
@@ -95,6 +98,17 @@ def test_the_wire_form_reads_back_as_the_same_job(kind: str) -> None:
 def test_a_bad_spec_is_refused_with_the_field_named(kind: str, spec: dict[str, Any], says: str) -> None:
     with pytest.raises(ValidationError, match=says):
         job(kind, spec)
+
+
+def test_dropout_is_not_recomputed_by_several_processes() -> None:
+    dropping = {"peft": {"dropout": 0.1}}
+    spec = resolve(job("SFTJob", dropping, hasGpus=True, numNodes=2)).spec
+    assert spec.training.gradient_checkpointing is False
+    assert resolve(job("SFTJob", dropping, hasGpus=True)).spec.training.gradient_checkpointing is None
+    recomputing = job("SFTJob", {**dropping, "training": {"gradientCheckpointing": True}})
+    recomputing.spec.check_world(1)
+    with pytest.raises(ValueError, match=r"peft.dropout: 0.1 does not go with training.gradientCheckpointing and 2"):
+        recomputing.spec.check_world(2)
 
 
 @pytest.mark.parametrize("path", ["/abs", "../up", "a/../b", "a//b", "a/.", ".", "..", "a/", "a\nb", ""])

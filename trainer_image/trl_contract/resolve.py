@@ -33,6 +33,8 @@ def _training(job: JobFile, training: GrpoTraining) -> GrpoTraining:
     if training.learning_rate is None:
         full, adapter = job.spec.learning_rates
         changes["learning_rate"] = full if job.spec.peft.method == "none" else adapter
+    if job.world_size > 1 and job.spec.peft.lora_dropout > 0 and training.gradient_checkpointing is None:
+        changes["gradient_checkpointing"] = False
     if training.precision is None:
         changes["precision"] = "bf16" if job.has_gpus else "fp32"
     return training.model_copy(update=changes)

@@ -56,7 +56,7 @@ class GrpoTraining(Model):
     lr_scheduler: LrScheduler = "cosine"
     """Shape of the learning rate over the run."""
     warmup_steps: Annotated[Int32, Field(ge=0)] | None = None
-    """Steps of warm-up."""
+    """Steps of warm-up, but never all of them."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Share of the steps that warm up, but never all of them; 0.1 if neither is given."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
@@ -98,22 +98,20 @@ class Training(GrpoTraining):
     """Longest sequence in tokens; what happens to longer rows is counted in the report."""
 
 
+_ADAPTER_RULES = [
+    cel(
+        "self.method != 'none' || !(has(self.targetModules) || has(self.targetParameters) || has(self.modulesToSave))",
+        "targetModules, targetParameters and modulesToSave have no meaning with method none: remove them",
+    ),
+    cel(
+        "!has(self.targetParameters) || !has(self.useDora) || !self.useDora",
+        "targetParameters do not go with useDora: remove one",
+    ),
+]
+
+
 class Peft(Model):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                cel(
-                    "self.method != 'none'"
-                    " || !(has(self.targetModules) || has(self.targetParameters) || has(self.modulesToSave))",
-                    "targetModules, targetParameters and modulesToSave have no meaning with method none: remove them",
-                ),
-                cel(
-                    "!has(self.targetParameters) || !has(self.useDora) || !self.useDora",
-                    "targetParameters do not go with useDora: remove one",
-                ),
-            ]
-        }
-    )
+    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": [*_ADAPTER_RULES]})
 
     method: Literal["lora", "qlora", "none"] = "lora"
     """lora and qlora train an adapter, none trains all weights. qlora needs a GPU."""
@@ -149,6 +147,41 @@ class Peft(Model):
         if self.target_parameters and self.use_dora:
             raise ValueError("peft: targetParameters do not go with useDora: remove one")
         return self
+
+    @property
+    def lora_dropout(self) -> float:
+        """peft's lora_dropout; 0 for a kind in which TRL switches dropout off."""
+        return 0.0
+
+
+class PeftWithDropout(Peft):
+    """Of a kind in which TRL leaves dropout on."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                *_ADAPTER_RULES,
+                cel(
+                    "!has(self.dropout) || self.dropout == 0.0 || self.method != 'none' && !has(self.targetParameters)",
+                    "dropout goes with an adapter, and not with targetParameters: remove it",
+                ),
+            ]
+        }
+    )
+
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of an adapter's inputs that are left out in training. With several processes gradientCheckpointing is off
+    then: it would recompute with another share left out."""
+
+    @model_validator(mode="after")
+    def _dropout_has_an_adapter(self) -> Self:
+        if self.dropout > 0 and (self.method == "none" or self.target_parameters):
+            raise ValueError("peft.dropout: goes with an adapter, and not with targetParameters: remove it")
+        return self
+
+    @property
+    def lora_dropout(self) -> float:
+        return self.dropout
 
 
 DpoLoss = Literal[
@@ -476,6 +509,11 @@ class TrainingSpec(Model):
 
     def check_world(self, world: int) -> None:
         """Raise ValueError, from the field on, if so many processes cannot train this."""
+        if world > 1 and self.peft.lora_dropout > 0 and self.training.gradient_checkpointing:
+            raise ValueError(
+                f"peft.dropout: {self.peft.lora_dropout} does not go with training.gradientCheckpointing and {world}"
+                " processes, which recompute with other values left out: remove one"
+            )
 
     @property
     def reference(self) -> Literal["none", "base", "precompute", "explicit"]:
@@ -517,6 +555,8 @@ class SFTSpec(TrainingSpec):
     """Conversations, prompt and completion, or text. An assistant turn of weight 0 is read and not learnt."""
     training: Training = Training()
     """Hyper-parameters of the loop."""
+    peft: PeftWithDropout = PeftWithDropout()
+    """Adapter or full fine-tuning."""
     sft: Sft = Sft()
     """What the loss is computed on."""
     evaluation: Evaluation = Evaluation()
@@ -591,6 +631,8 @@ class GRPOSpec(TrainingSpec):
     """Prompts; other columns reach the rewards."""
     training: GrpoTraining = GrpoTraining()
     """Hyper-parameters of the loop."""
+    peft: PeftWithDropout = PeftWithDropout()
+    """Adapter or full fine-tuning."""
     grpo: Grpo
     """Generation, rewards and loss."""
     evaluation: GrpoEvaluation = GrpoEvaluation()
@@ -607,6 +649,7 @@ class GRPOSpec(TrainingSpec):
         return -(-self.training.per_device_batch_size // step) * step
 
     def check_world(self, world: int) -> None:
+        super().check_world(world)
         training, groups, size = self.training, self.grpo.num_generations, self.evaluation.per_device_batch_size
         batch = training.per_device_batch_size * world * training.gradient_accumulation_steps
         if batch % groups:

@@ -4,6 +4,7 @@ from pydantic import JsonValue
 
 from trl_contract.base import Kind, cel
 from trl_contract.jobs import PROCESSES, JobSpec
+from trl_contract.training import PeftWithDropout
 
 Rule = dict[str, JsonValue]
 
@@ -13,6 +14,8 @@ def spec_rules(kind: Kind, spec: type[JobSpec]) -> list[Rule]:
     fixed = [_immutable(field.alias or name, field.is_required() or field.default is not None)
              for name, field in spec.model_fields.items() if name != "run_policy"]  # fmt: skip
     rules = [*fixed, *(rule.entry() for rule in spec.rules)]
+    if spec.model_fields["peft"].annotation is PeftWithDropout:
+        rules.append(_nothing_left_out_anew())
     if kind == "GRPOJob":
         rules += _whole_groups()
     return rules
@@ -24,6 +27,15 @@ def _immutable(field: str, always_there: bool) -> Rule:
         same = f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || {same})"
     message = f"{field} cannot be changed: create a new job, or edit runPolicy"
     return cel(same, message) | {"fieldPath": f".{field}"}
+
+
+def _nothing_left_out_anew() -> Rule:
+    return cel(
+        "self.peft.dropout == 0.0 || !has(self.training.gradientCheckpointing)"
+        f" || !self.training.gradientCheckpointing || self.numNodes * {PROCESSES} == 1",
+        "peft.dropout does not go with training.gradientCheckpointing and several processes, which recompute with other"
+        " values left out: remove one",
+    ) | {"fieldPath": ".peft"}
 
 
 def _whole_groups() -> list[Rule]:

@@ -118,6 +118,15 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ("DPOJob", {"spec.peft.method": "qlora"}, ("spec.peft", "qlora needs GPUs")),
     ("DPOJob", {"spec.peft.r": 0}, ("spec.peft.r",)),
     ("DPOJob", {"spec.peft.dropout": 0.1}, ('unknown field "spec.peft.dropout"',)),
+    ("SFTJob", {"spec.peft.dropout": 1}, ("spec.peft.dropout", "less than 1")),
+    ("SFTJob", {"spec.peft": {"method": "none", "dropout": 0.1}}, ("spec.peft", "dropout goes with an adapter")),
+    ("GRPOJob", {"spec.peft": {"targetParameters": ["w"], "dropout": 0.1}}, ("spec.peft", "not with targetParameters")),
+    ("GRPOJob", {"spec.peft": {"targetParameters": ["w"], "useDora": True}}, ("spec.peft", "useDora: remove one")),
+    (
+        "SFTJob",
+        {"spec.peft.dropout": 0.1, "spec.training.gradientCheckpointing": True, "spec.resources": GPUS},
+        ("spec.peft", "dropout does not go with training.gradientCheckpointing and several processes"),
+    ),
     # fsdp
     ("DPOJob", {"spec.fsdp.hybrid": True}, ("spec.fsdp", "numNodes and numProcPerNode of at least 2")),
     (
@@ -342,6 +351,8 @@ GOOD: list[tuple[str, Change]] = [
         {"spec.fsdp.hybrid": True, "spec.numNodes": 2, "spec.resources": GPUS, "spec.storage": SHARED},
     ),
     ("DPOJob", {"spec.fsdp.cpuOffload": True, "spec.resources": GPUS}),
+    ("SFTJob", {"spec.peft.dropout": 0.1, "spec.training.gradientCheckpointing": True}),
+    ("GRPOJob", {"spec.peft": {"method": "lora", "dropout": 0.1}, "spec.resources": GPUS}),
     ("DPOJob", {"spec.peft": {"targetModules": ["q_proj"], "targetParameters": ["mlp.experts.gate_up_proj"]}}),
     ("RewardJob", {"spec.evaluation": {"everySteps": 5, "earlyStopping": STOPPING, "atStart": False}}),
     ("DPOJob", {"spec.dpo": {"lossType": ["sigmoid", "sft"], "lossWeights": [1, 0.5]}}),

@@ -18,6 +18,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 SPECIAL = ("<|pad|>", "<|bos|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -101,6 +103,11 @@ def gpt_oss() -> Any:
     )
 
 
+def qwen_moe() -> Any:
+    experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**WIDTHS, **experts, head_dim=8, eos_token_id=4))
+
+
 def llama() -> Any:
     return LlamaForCausalLM(LlamaConfig(**WIDTHS, bos_token_id=1, eos_token_id=4))
 
@@ -120,6 +127,7 @@ MODELS = {
     "genin": lambda: (qwen(), tokenizer(END_INSIDE)),
     "gpt2": lambda: (gpt2(), tokenizer(None, eos_token="<|endoftext|>", bos_token="<|endoftext|>")),
     "gptoss": lambda: (gpt_oss(), tokenizer()),
+    "qwenmoe": lambda: (qwen_moe(), tokenizer()),
 }
 
 

@@ -32,7 +32,7 @@ def lora_arguments(job: JobFile, task_type: str) -> dict[str, Any] | None:
         "task_type": task_type,
         "r": peft.r,
         "lora_alpha": peft.alpha,
-        "lora_dropout": 0.0,
+        "lora_dropout": peft.lora_dropout,
         # peft knows the word alone, not in a list.
         "target_modules": ALL_LINEAR if targets == [ALL_LINEAR] else targets,
         "target_parameters": peft.target_parameters,

@@ -69,8 +69,6 @@ def inspect(
     _check_positions(job, base, seen)
     _check_held_out(job, rows.report, seen)
     total_steps = stage.total_steps(job, seen.kept)
-    if total_steps is not None:
-        steps.warmup(job, total_steps)
     numbers = sizes(job, base, seen)
     needs = memory.estimate(job, numbers, available(job, device), device)
     checkpoint, free = checkpoint_bytes(job, base), shutil.disk_usage(work).free
@@ -81,6 +79,7 @@ def inspect(
         *_length_findings(job, base, seen),
         *_held_out_findings(job, rows.report, seen),
         *_warmup_findings(job, total_steps),
+        *_expert_findings(base),
         *ends.findings(job, stage, tokenizer, base, rows),
         *stage.findings(job, tokenizer, rows.report),
     ]
@@ -160,8 +159,17 @@ def _warmup_findings(job: JobFile, total: int | None) -> list[str]:
     if warmup is None or total is None or warmup < total:
         return []
     return [
-        f"training.warmupSteps {warmup}: the job has {total} steps, so the learning rate never gets to its peak: lower"
-        " it"
+        f"training.warmupSteps {warmup}: the job has {total} steps, so {steps.warmup(job, total)} of them warm up:"
+        " lower it"
+    ]
+
+
+def _expert_findings(base: Architecture) -> list[str]:
+    if not base.bare_experts:
+        return []
+    return [
+        f"peft.targetParameters: the experts of the model, {100 * base.in_bare_experts / base.parameters:.0f} % of its"
+        f" parameters, get no adapter: add {', '.join(base.bare_experts)}"
     ]
 
 

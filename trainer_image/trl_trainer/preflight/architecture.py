@@ -49,6 +49,10 @@ class Architecture:
     """Tokens at which the model stops to generate."""
     targets: list[str] | None
     """Modules that get the job's adapter; None where it has none."""
+    bare_experts: list[str]
+    """Parameters of experts that get nothing of the job's adapter, as peft.targetParameters would name them."""
+    in_bare_experts: int
+    """In those."""
     embedding: int
     """In the input embedding."""
     head: int
@@ -99,7 +103,7 @@ def of_model(job: JobFile, stage: Stage, model: Any, *, converted: bool = False)
     positions = getattr(text, "max_position_embeddings", None)
     looks_up = _looks_up_positions(model, positions)
     job = targets.resolved(job, stage, model)
-    adapter = _adapter(job, stage, model)
+    adapter, bare = _adapter(job, stage, model)
     return Architecture(
         name=type(model).__name__,
         parameters=parameters,
@@ -113,6 +117,8 @@ def of_model(job: JobFile, stage: Stage, model: Any, *, converted: bool = False)
         looks_up_positions=looks_up,
         stops=stops(model),
         targets=job.spec.peft.target_modules,
+        bare_experts=sorted({name[len(skeleton.block(name)) + 1 :] for name in bare}),
+        in_bare_experts=sum(counts[name] for name in bare),
         stored=stored,
         largest=max(counts.values()),
         unit=max(units.values()),
@@ -257,8 +263,11 @@ def _linear(model: Any) -> int:
     return sum(layer.weight.numel() for layer in layers)
 
 
-def _adapter(job: JobFile, stage: Stage, model: Any) -> int:
-    """Return the number of parameters of the adapter, made by peft itself; UserError if it cannot be put on."""
+def _adapter(job: JobFile, stage: Stage, model: Any) -> tuple[int, list[str]]:
+    """Return the number of parameters of the adapter, made by peft itself, and the experts that get nothing of the
+    job's; UserError if it cannot be put on."""
+    # peft finds layers, and the weights of all experts are one parameter.
+    experts = [name for name, value in model.named_parameters() if ".experts." in name and value.ndim == 3]
     task = stage.task_type
     config = adapter.lora(job, task) or LoraConfig(r=job.spec.peft.r, target_modules="all-linear", task_type=task)
     try:
@@ -269,4 +278,9 @@ def _adapter(job: JobFile, stage: Stage, model: Any) -> int:
         raise UserError(
             "InvalidSpec", f"peft.targetModules: {job.kind} trains no adapter on the output head: remove it"
         )
-    return int(adapted.get_nb_trainable_parameters()[0])
+    number = int(adapted.get_nb_trainable_parameters()[0])
+    if job.spec.peft.method == "none":
+        return number, []
+    trained = [name for name, value in adapted.base_model.model.named_parameters() if value.requires_grad]
+    whole = {name.replace(".modules_to_save.default.", ".") for name in trained}
+    return number, [name for name in experts if name not in {*whole, *adapted.base_model.targeted_parameter_names}]

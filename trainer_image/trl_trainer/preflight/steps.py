@@ -36,19 +36,14 @@ def of_prompts(job: JobFile[GRPOSpec], number: int) -> int:
 
 
 def warmup(job: JobFile, total: int) -> int:
-    """Return how many of a resolved job's `total` optimizer steps warm up; a share never takes all of them. UserError
-    if the learning rate would be 0 at the only step."""
+    """Return how many of a resolved job's `total` optimizer steps warm up: never all of them, or nothing would be
+    trained at the peak of the learning rate, and nothing learnt in a single step, which begins at 0."""
     training = job.spec.training
-    if training.warmup_steps is None:
+    wanted = training.warmup_steps
+    if wanted is None:
         assert training.warmup_ratio is not None, "the job is resolved"
-        return min(math.ceil(training.warmup_ratio * total), total - 1)
-    if training.warmup_steps > 0 and total == 1:
-        raise UserError(
-            "InvalidSpec",
-            f"training.warmupSteps: {training.warmup_steps}, but the job has one step, and warm-up begins with learning"
-            " rate 0: nothing would be learnt; remove it, or train more steps",
-        )
-    return training.warmup_steps
+        wanted = math.ceil(training.warmup_ratio * total)
+    return min(wanted, total - 1)
 
 
 def _steps(job: JobFile, per_epoch: int) -> int:
