@@ -216,7 +216,9 @@ def test_all_errors_of_a_file_are_shown_at_once(tmp_path: Path) -> None:
 def test_a_user_error_exits_10_and_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path, JOB)
     assert main(["run", str(path), "--storage", str(tmp_path / "out")]) == 10
-    assert "spec.model: say where claim models is on this machine: --volume models=DIR" in capsys.readouterr().err
+    assert (
+        "spec.model.volume: say where claim models is on this machine: --volume models=DIR" in capsys.readouterr().err
+    )
     assert not (tmp_path / "out").exists()
     with pytest.raises(SystemExit, match="10"):
         main(["run", str(path), "--volume", "models"])
@@ -237,19 +239,47 @@ def test_yaml_is_read_as_kubectl_reads_it(tmp_path: Path) -> None:
 def test_a_changed_file_is_another_job_and_the_same_file_is_the_next_attempt(tmp_path: Path) -> None:
     claim = tmp_path / "models"
     (claim / "base").mkdir(parents=True)
+    (claim / "base" / "config.json").write_text("{}")
+    (claim / "base" / "model.safetensors").write_text("weights")
+    (claim / "rows.jsonl").write_text("{}")
     places = Places(tmp_path / "out", {"models": claim})
 
-    def here(job: dict[str, Any]) -> Any:
-        return local.here(read(write(tmp_path, job)), places, gpus=0)
+    def here(job: dict[str, Any], rows: int = 40) -> Any:
+        return local.here(read(write(tmp_path, job, rows)), places, gpus=0)
 
     first = here(JOB)
     (tmp_path / "out" / first.uid / "attempt").mkdir(parents=True)
     (tmp_path / "out" / first.uid / "attempt" / "0").touch()
     assert (here(JOB).uid, here(JOB).attempt) == (first.uid, 1)
-    other = here(changed(dpo={"beta": 0.2}))
-    assert other.uid != first.uid
-    assert other.attempt == 0
     assert here(changed(priorityClassName="high")).uid == first.uid
+    rows = {"train": {"volume": {"claimName": "models", "path": "rows.jsonl"}}}
+    others = [here(changed(dpo={"beta": 0.2})), here(JOB, rows=41), here(changed(env=[{"name": "A", "value": "1"}]))]
+    others.append(here(changed(dataset=rows)))
+    times = os.stat(claim / "rows.jsonl")
+    (claim / "rows.jsonl").write_text("[]")
+    os.utime(claim / "rows.jsonl", ns=(times.st_atime_ns, times.st_mtime_ns))
+    others.append(here(changed(dataset=rows)))
+    (claim / "base" / "config.json").write_text("[]")
+    others.append(here(JOB))
+    (claim / "base" / "model.safetensors").write_text("other weights")
+    others.append(here(JOB))
+    assert len({first.uid, *(other.uid for other in others)}) == 1 + len(others)
+    assert {other.attempt for other in others} == {0}
+
+
+def test_a_changed_reward_is_another_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    reward = {"name": "mine", "python": {"configMap": {"name": "code", "key": "r.py"}, "function": "score"}}
+    path = write(tmp_path, {**JOB, "kind": "GRPOJob", "spec": {**GRPO_SPEC, "grpo": {"rewards": [reward]}}})
+    (tmp_path / "code").mkdir()
+
+    def uid(code: str) -> str:
+        (tmp_path / "code" / "r.py").write_text(code)
+        return local.here(read(path), Places(tmp_path / "out", {}, {"code": tmp_path / "code"}), gpus=0).uid
+
+    first = uid("score = 1")
+    assert (uid("score = 2") == first, uid("score = 1") == first) == (False, True)
+    monkeypatch.setattr("trl_trainer.local.sources.version", lambda name: "0")
+    assert uid("score = 1") != first, "another version of the libraries"
 
 
 def test_a_gpu_machine_uses_all_its_gpus_and_a_cpu_machine_what_the_file_says(tmp_path: Path) -> None:
@@ -279,8 +309,16 @@ def test_places_come_from_claims_config_maps_and_the_file(tmp_path: Path) -> Non
     assert job.paths.rewards == {"mine": str(tmp_path / "maps" / "mine.py"), "judge": str(tmp_path / "models/judge")}
     assert job.paths.train is not None
     assert Path(job.paths.train).read_text() == '{"prompt": "ü"}\n'
-    with pytest.raises(UserError, match=r"ConfigMap rewards is not in the file.*--config-map rewards=DIR"):
+    with pytest.raises(
+        UserError, match=r"rewards\[0\].*ConfigMap rewards is not in the file.*--config-map rewards=DIR"
+    ):
         local.here(read(path), Places(None, claims), gpus=0)
+    with pytest.raises(UserError) as caught:
+        local.here(read(path), Places(tmp_path), gpus=0)
+    assert [line.split(": ")[0] for line in caught.value.message.splitlines()] == [
+        "spec.grpo.rewards[0].python.configMap",
+        "spec.grpo.rewards[1].rewardModel.source.volume",
+    ]
 
 
 def test_a_reward_model_from_a_job_is_the_newest_that_was_made_here(tmp_path: Path) -> None:
@@ -301,6 +339,9 @@ def test_a_reward_model_from_a_job_is_the_newest_that_was_made_here(tmp_path: Pa
     metrics.write_text('{"eval_accuracy": 0.5}\n{"loss": 1.0}\n{"eval_accuracy": 0.6}\n')
     job = local.here(read(path), places, gpus=0)
     assert job.paths.rewards == {"judge": str(tmp_path / "out" / "judge-0000000a" / "final")}
+    scratch = local.here(read(path), places, gpus=0, scratch=tmp_path / "scratch")
+    assert scratch.paths.rewards == job.paths.rewards
+    assert scratch.paths.storage == str(tmp_path / "scratch")
 
 
 def test_variables_of_the_file_reach_the_run_and_those_of_secrets_must_be_exported(

@@ -1,6 +1,5 @@
 """`python -m trl_trainer explain`: what a job would do, in the cluster and here, without training."""
 
-import dataclasses
 import sys
 import tempfile
 from pathlib import Path
@@ -15,6 +14,7 @@ from trl_contract.resolve import resolve
 from trl_trainer import data, local, preflight, rewards, stages
 from trl_trainer.data import Written
 from trl_trainer.local.resource import read
+from trl_trainer.local.sources import storage_folder
 from trl_trainer.models import adapter, arguments
 from trl_trainer.models.tokenizer import load_tokenizer
 from trl_trainer.preflight import Preflight, architecture, lengths, memory
@@ -39,7 +39,7 @@ def explain(path: Path, places: local.Places) -> int:
     resource = read(path)
     datasets.disable_progress_bars()
     with tempfile.TemporaryDirectory(prefix="trl-") as folder:
-        given = local.here(resource, dataclasses.replace(places, storage=Path(folder)), local.num_gpus())
+        given = local.here(resource, places, local.num_gpus(), scratch=Path(folder))
         here, there = resolve(given), resolve(local.as_written(given, resource))
         tokenizer, stage = load_tokenizer(here), stages.of(here)
         _print_config(there, here)
@@ -48,7 +48,7 @@ def explain(path: Path, places: local.Places) -> int:
         tokenize = stages.tokenizing(here, stage, tokenizer)
         seen = lengths.measure(here, stage, rows, tokenizer, tokenize)
         _print_plan(there, here, stage, rows, base, seen)
-        storage = _nearest(local.storage_folder(resource, places))
+        storage = _nearest(storage_folder(resource, places))
         known = preflight.inspect(here, stage, tokenizer, tokenize, rows, storage, _device(here))
         _print_findings(known, _try_rewards(here, rows))
     return 0

@@ -1,0 +1,222 @@
+"""Finds on this machine what a spec names, and says by its content which job it is."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import trl_contract
+import trl_trainer
+from trl_contract.jobfile import Paths
+from trl_contract.rewards import RewardFunction
+from trl_contract.sources import ConfigMapKey, DataSource, ModelSource, Volume
+from trl_trainer.errors import UserError
+from trl_trainer.local.resource import Resource
+
+WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
+LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "tokenizers")
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where the user keeps on this machine what the cluster keeps in claims and ConfigMaps."""
+
+    storage: Path | None = None
+    volumes: Mapping[str, Path] = field(default_factory=dict)
+    config_maps: Mapping[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Content:
+    """A file that is not there yet: its path below the job's folder, and what is in it."""
+
+    path: Path
+    content: bytes
+
+
+Source = Path | Content
+"""A file or folder that is there, or a file to be written."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What each field of Paths stands for."""
+
+    fields: dict[str, Source]
+    rewards: dict[str, Source]
+
+    def write(self, storage: Path, work: Path) -> Paths:
+        """Return the paths of a job in `work`, after writing what is to be written there."""
+        rewards = {name: _written(source, work) for name, source in self.rewards.items()}
+        return Paths(
+            storage=str(storage), rewards=rewards, **{name: _written(s, work) for name, s in self.fields.items()}
+        )
+
+    def digests(self) -> list[dict[str, str]]:
+        """Return what the content of each is known by."""
+        return [{name: _digest(source) for name, source in found.items()} for found in (self.fields, self.rewards)]
+
+
+def storage_folder(resource: Resource, places: Places) -> Path:
+    """Return the folder in which the job makes its own: as given, else that of its claim, else the current one."""
+    if places.storage is not None:
+        return places.storage
+    storage = resource.cluster.storage
+    if storage.claim_name is not None and storage.claim_name in places.volumes:
+        return places.volumes[storage.claim_name] / (storage.sub_path or ".")
+    return Path()
+
+
+def find(resource: Resource, places: Places) -> Sources:
+    """Return all that the spec names; UserError with a line for each that is not there."""
+    spec, finder = resource.training, _Finder(resource, places)
+    fields = {
+        "model": finder.model(spec.model, "model"),
+        "reference_model": finder.model(spec.explicit_reference, "dpo.referenceModel.source"),
+        "train": finder.rows(spec.dataset.train, "train"),
+        "eval": finder.rows(spec.dataset.eval, "eval"),
+    }
+    rewards = {reward.name: finder.reward(reward, f"grpo.rewards[{i}]") for i, reward in enumerate(spec.rewards)}
+    if finder.missing:
+        raise UserError("InvalidSpec", "\n".join(f"spec.{line}" for line in finder.missing))
+    return Sources(_there(fields), _there(rewards))
+
+
+def code() -> str:
+    """Return a digest of the trainer's code and of the versions of the libraries under it."""
+    sha = hashlib.sha256()
+    for package in (trl_contract, trl_trainer):
+        assert package.__file__ is not None, "a package of files"
+        for path in sorted(Path(package.__file__).parent.rglob("*.py")):
+            sha.update(path.read_bytes())
+    sha.update(json.dumps([version(name) for name in LIBRARIES]).encode())
+    return sha.hexdigest()
+
+
+def _there(found: dict[str, Source | None]) -> dict[str, Source]:
+    return {name: source for name, source in found.items() if source is not None}
+
+
+class _Finder:
+    """Finds what the spec names, and gathers what is not there."""
+
+    def __init__(self, resource: Resource, places: Places) -> None:
+        self.missing: list[str] = []
+        self._resource = resource
+        self._places = places
+
+    def model(self, source: ModelSource | None, field: str) -> Source | None:
+        return None if source is None or source.volume is None else self._place(source.volume, f"{field}.volume")
+
+    def rows(self, source: DataSource | None, name: str) -> Source | None:
+        if source is None or source.hub is not None:
+            return None
+        if source.inline is not None:
+            lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in source.inline)
+            return Content(Path(f"{name}.jsonl"), lines.encode())
+        if source.volume is not None:
+            return self._place(source.volume, f"dataset.{name}.volume")
+        assert source.config_map is not None, "the schema allows exactly one source"
+        return self._place(source.config_map, f"dataset.{name}.configMap")
+
+    def reward(self, reward: RewardFunction, field: str) -> Source | None:
+        """Return a reward's file or folder; None if it has none."""
+        if reward.python is not None:
+            return self._place(reward.python.config_map, f"{field}.python.configMap")
+        if reward.reward_model is None:
+            return None
+        if reward.reward_model.source is not None:
+            return self._place(reward.reward_model.source.volume, f"{field}.rewardModel.source.volume")
+        assert reward.reward_model.from_job is not None, "the schema allows exactly one source"
+        least = reward.reward_model.least_accuracy
+        return self._result(reward.reward_model.from_job.name, f"{field}.rewardModel", least)
+
+    def _result(self, name: str, field: str, least: float | None) -> Source | None:
+        """Return the newest model that `run` has made of the RewardJob of this name, in the same storage."""
+        storage = storage_folder(self._resource, self._places).absolute()
+        made = [path for path in storage.glob(f"{name}-{'[0-9a-f]' * 8}/final") if path.is_dir()]
+        if not made:
+            remedy = "run its file first, with the same --storage"
+            return self._is_missing(f"{field}.fromJob: RewardJob {name} has no model in {storage}: {remedy}")
+        newest = max(made, key=lambda path: path.stat().st_mtime)
+        accuracy = _accuracy(newest.parent / "metrics.jsonl")
+        if least is not None and (accuracy is None or accuracy < least):
+            return self._is_missing(
+                f"{field}.minAccuracy: {newest} has accuracy {accuracy} on its held-out pairs, wanted is"
+                f" {least:g}: train a better one, lower it, or set acknowledgeUnvalidated"
+            )
+        return newest
+
+    def _place(self, source: Volume | ConfigMapKey, field: str) -> Source | None:
+        if isinstance(source, Volume):
+            folder = self._places.volumes.get(source.claim_name)
+            if folder is None:
+                wanted = f"say where claim {source.claim_name} is on this machine"
+                return self._is_missing(f"{field}: {wanted}: --volume {source.claim_name}=DIR")
+            return self._existing(folder / source.path, f"{field}: claim {source.claim_name}")
+        if source.name in self._places.config_maps:
+            folder = self._places.config_maps[source.name]
+            return self._existing(folder / source.key, f"{field}: ConfigMap {source.name}")
+        return self._content(source, field)
+
+    def _content(self, source: ConfigMapKey, field: str) -> Source | None:
+        data = self._resource.config_maps.get(source.name)
+        if data is None:
+            remedy = f"add it, or say where its keys are as files: --config-map {source.name}=DIR"
+            return self._is_missing(f"{field}: ConfigMap {source.name} is not in the file: {remedy}")
+        if source.key not in data:
+            keys = ", ".join(data) or "none"
+            return self._is_missing(f"{field}: ConfigMap {source.name} has no key {source.key}; it has {keys}")
+        return Content(Path(source.name) / source.key, data[source.key])
+
+    def _existing(self, path: Path, what: str) -> Source | None:
+        return path.resolve() if path.exists() else self._is_missing(f"{what}: {path} does not exist")
+
+    def _is_missing(self, line: str) -> Source | None:
+        self.missing.append(line)
+        return None
+
+
+def _accuracy(metrics: Path) -> float | None:
+    """Return the accuracy of the last evaluation; None without one."""
+    lines = metrics.read_text().splitlines() if metrics.exists() else []
+    found = [float(entry["eval_accuracy"]) for entry in map(json.loads, lines) if "eval_accuracy" in entry]
+    return found[-1] if found else None
+
+
+def _written(source: Source, work: Path) -> str:
+    """Return the path of a source, written unless it is there already: rows whose file is untouched need not be read
+    again."""
+    if isinstance(source, Path):
+        return str(source)
+    path = work / "sources" / source.path
+    if not path.exists() or path.read_bytes() != source.content:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(source.content)
+    return str(path)
+
+
+def _digest(source: Source) -> str:
+    sha = hashlib.sha256()
+    if isinstance(source, Content):
+        sha.update(source.content)
+    else:
+        for part in _parts(source):
+            sha.update(part)
+    return sha.hexdigest()
+
+
+def _parts(path: Path) -> Iterator[bytes]:
+    """Yield what a file or a folder is known by: content; of weights, which take minutes to read, size and time."""
+    files = [path] if path.is_file() else sorted(found for found in path.rglob("*") if found.is_file())
+    for file in files:
+        yield str(file.relative_to(path)).encode()
+        if path != file and file.suffix in WEIGHTS:
+            known: tuple[Any, ...] = (file.stat().st_size, file.stat().st_mtime_ns)
+            yield str(known).encode()
+            continue
+        with file.open("rb") as opened:
+            yield hashlib.file_digest(opened, "sha256").digest()
