@@ -128,6 +128,7 @@ CALLED = {"messages": [USER, CALL, FOUND, SAID]}
 
 PAIR = {"prompt": [USER], "chosen": [SAID], "rejected": [CURT]}
 STOPPING = {"metric": "loss", "mode": "min"}
+SWITCHED = {"dataset": {"chatTemplateKwargs": {"enable_thinking": False}}}
 
 REFUSED = [
     ("tools-untold", "InvalidSpec", r"model.chatTemplate: the rows have tool_calls, and the chat template does not"),
@@ -214,7 +215,17 @@ REFUSED = [
     (
         grpo({"prompt": [USER], "chat_template_kwargs": {"enable_thinking": False}}),
         "DataFormatError",
-        r"row 1: chat_template_kwargs of a prompt never reaches the chat template: remove the column",
+        r"row 1: chat_template_kwargs of a prompt never .*: remove the column, .* in dataset.chatTemplateKwargs",
+    ),
+    (
+        sft({"messages": [USER, SAID]}, dataset={"chatTemplateKwargs": {"add_generation_prompt": True}}),
+        "InvalidSpec",
+        r"dataset.chatTemplateKwargs.add_generation_prompt: the trainer says that itself: remove it",
+    ),
+    (
+        sft({"messages": [USER, SAID], "chat_template_kwargs": {"enable_thinking": True}}, model="switch", **SWITCHED),
+        "DataFormatError",
+        r"row 1: the chat template refuses it: it thinks",
     ),
     (
         sft({"messages": [USER, SAID]}, of_model={"eosToken": "<|im_ends|>"}),
@@ -282,6 +293,14 @@ NOTED = [
             {"prompt": "a"}, model="qwenmoe", peft={"method": "lora", "targetParameters": ["mlp.experts.gate_up_proj"]}
         ),
         r"- peft.targetParameters: the experts .* get no adapter: add mlp.experts.down_proj\n",
+    ),
+    (
+        dpo(PAIR, dataset={"chatTemplateKwargs": {"thinking": False}}),
+        r"- dataset.chatTemplateKwargs: the chat template knows no thinking",
+    ),
+    (
+        sft({"text": "Hello"}, dataset={"chatTemplateKwargs": {"thinking": False}}),
+        r"- dataset.chatTemplateKwargs: the rows are plain text, and no chat template is used",
     ),
     ("orca-columns", r"columns that are not read: system \(8 rows\)"),
     (
@@ -370,6 +389,21 @@ def test_rewards_that_abstain_are_left_out_and_ones_that_tell_nothing_apart_are_
     else:
         assert ended.progress.warnings[0].startswith("RewardConstant: for 3 steps all completions of each prompt got")
         assert all(line["frac_reward_zero_std"] == 1 for line in lines if "loss" in line)
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        grpo({"prompt": [USER]}, model="switch", **SWITCHED, evaluation={"samplePrompts": ["Hello"]}),
+        reward(PAIR, model="switch", **SWITCHED),
+    ],
+)
+def test_what_the_job_tells_the_chat_template_is_known_wherever_it_is_used(
+    case: Case, opened: Open, warm: Warm
+) -> None:
+    """The template raises without it."""
+    ended, _ = trained(opened, warm, case)
+    assert (ended.outcome, ended.step) == ("Succeeded", 2), ended.message
 
 
 def test_constant_rewards_are_said_once_and_after_a_while() -> None:
@@ -489,6 +523,12 @@ LEARNT: list[tuple[Case, str, str]] = [
     (sft(ALPACA, dataset={"asConversation": True}), CHAT, "It leaves the depot today.<|im_end|>"),
     (grpo(ALPACA, dataset={"asConversation": True}), CHAT.partition("It leaves")[0], ""),
     (dpo(OPENAI), "user\nWhere is my parcel?<|im_end|>", SAID["content"]),
+    (sft({"messages": [USER, SAID]}, model="switch", **SWITCHED), "It leaves", "It leaves"),
+    (
+        sft({"prompt": [USER], "completion": [SAID], "chat_template_kwargs": {"enable_thinking": False}},
+            model="switch"), "It leaves", "It leaves"),
+    (dpo(PAIR, model="switch", **SWITCHED), "It leaves", "It leaves"),
+    (sft(TOLD, model="switch", **SWITCHED), "No idea.", "It leaves"),
     ("parts", CHAT, CHAT),
     (dpo({"prompt": [PARTS], "chosen": [SAID], "rejected": [CURT]}), "user\nWhere is my parcel?<|im_end|>", ""),
     ("tools-tojson", SAYS, SAYS),

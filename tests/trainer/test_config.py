@@ -67,6 +67,7 @@ OWN: dict[Kind, dict[str, tuple[Any, str, Any]]] = {
         "dpo.referenceModel.mode": ("precompute", "precompute_ref_log_probs", True),
     },
     "GRPOJob": {
+        "dataset.chatTemplateKwargs": ({"enable_thinking": False}, "chat_template_kwargs", {"enable_thinking": False}),
         "dataset.shuffle": (False, "shuffle_dataset", False),
         "grpo.beta": (0.3, "beta", 0.3),
         "grpo.numGenerations": (2, "num_generations", 2),
@@ -95,7 +96,7 @@ ELSEWHERE = {
     "model.hub", "model.volume", "model.chatTemplate", "model.eosToken", "model.padToken",  # models/
     "dataset.train", "dataset.eval", "dataset.evalSplit", "dataset.maxExamples", "dataset.columns",  # data/
     "dataset.systemPrompt", "dataset.maxBadRows", "dataset.maxPromptLength", "dataset.format",
-    "dataset.asConversation",
+    "dataset.asConversation", "dataset.chatTemplateKwargs",
     "evaluation.atStart", "evaluation.earlyStopping.metric", "evaluation.earlyStopping.mode",  # evaluation.py,
     "evaluation.earlyStopping.patience",  # early_stopping.py
     "evaluation.enabled", "evaluation.maxExamples",  # data/: how many rows are held out

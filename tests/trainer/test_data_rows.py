@@ -41,6 +41,7 @@ def shape(
             PAIR | {"chat_template_kwargs": {"thinking": False, "effort": None}},
             PAIR | {"chat_template_kwargs": {"thinking": False}},
         ),
+        ("GRPOJob", {"prompt": [USER], "chat_template_kwargs": {}}, {"prompt": [USER]}),
         ("RewardJob", PAIR | {"margin": 2}, PAIR | {"margin": 2.0}),
         ("RewardJob", {"chosen": "Yes.", "rejected": "No."}, {"chosen": "Yes.", "rejected": "No."}),
         ("GRPOJob", {"prompt": [USER], "answer": 4}, {"prompt": [USER], "answer": 4}),
@@ -90,6 +91,14 @@ def test_grpo_takes_the_history_up_to_the_last_assistant_turn_of_messages():
         "prompt": [SYSTEM, USER, HI, THANKS],
         "id": "7",
     }
+
+
+def test_what_a_row_tells_the_chat_template_wins_over_what_the_job_does():
+    given = {"template_kwargs": {"thinking": False, "effort": 1}}
+    row = PAIR | {"chat_template_kwargs": {"effort": 2, "thinking": None}}
+    assert shape("DPOJob", row, **given)["chat_template_kwargs"] == {"thinking": False, "effort": 2}
+    assert shape("GRPOJob", {"prompt": [USER]}, **given)["chat_template_kwargs"] == given["template_kwargs"]
+    assert "chat_template_kwargs" not in shape("GRPOJob", {"prompt": "2+2="}, **given)
 
 
 def test_grpo_drops_columns_that_trl_would_take_for_its_own():

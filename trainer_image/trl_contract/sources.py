@@ -154,6 +154,11 @@ class Dataset(Model):
     """Make turns of plain prompts and answers, for a model with a chat template."""
     system_prompt: Text | None = None
     """System message put before every conversation that has none."""
+    chat_template_kwargs: (
+        Annotated[dict[str, Any], Field(json_schema_extra={"x-kubernetes-preserve-unknown-fields": True})] | None
+    ) = None
+    """What the chat template gets beside the messages, for example {enable_thinking: false}; what a row says in its own
+    chat_template_kwargs wins (not in grpo, whose rows may have none)."""
     max_bad_rows: Annotated[Int32, Field(ge=0)] = 0
     """So many malformed rows are dropped and counted; one more fails the job."""
 

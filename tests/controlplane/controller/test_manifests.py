@@ -81,6 +81,7 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ("DPOJob", {"spec.dataset.evalSplit": -0.1}, ("spec.dataset.evalSplit",)),
     ("DPOJob", {"spec.dataset.maxBadRows": -1}, ("spec.dataset.maxBadRows",)),
     ("SFTJob", {"spec.dataset.format": "ShareGPT"}, ("spec.dataset.format", "Unsupported value", "openai-dpo")),
+    ("DPOJob", {"spec.dataset.chatTemplateKwargs": "enable_thinking"}, ("spec.dataset.chatTemplateKwargs", "object")),
     ("DPOJob", {"spec.dataset.asConversation": "yes"}, ("spec.dataset.asConversation", "boolean")),
     # training
     ("DPOJob", {"spec.training": {"epochs": 1, "maxSteps": 2}}, ("spec.training", "epochs or maxSteps, not both")),
@@ -339,6 +340,7 @@ GOOD: list[tuple[str, Change]] = [
     ("DPOJob", {"spec.model": {"volume": {"claimName": "models", "path": "org/base..v2/.snap"}}}),
     ("DPOJob", {"spec.model": {"hub": {"repo": "gpt2", "revision": "main", "tokenSecretRef": {"name": "hf"}}}}),
     ("DPOJob", {"spec.dataset.train": {"inline": [{"prompt": "a", "any": {"thing": [1, None, 2.5]}}]}}),
+    ("GRPOJob", {"spec.dataset.chatTemplateKwargs": {"enable_thinking": False, "more": {"of": [1, "it"]}}}),
     ("DPOJob", {"spec.dataset.columns": {"chosen": "good answer", "rejected": "bad answer"}}),
     ("DPOJob", {"spec.dataset.evalSplit": 0}),
     ("DPOJob", {"spec.training": {"epochs": 0.5, "warmupSteps": 3}}),

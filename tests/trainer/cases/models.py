@@ -53,6 +53,8 @@ THINK = (
     "{% if m.role == 'assistant' and loop.index0 > ns.last %}<think>\n\n</think>\n\n{% endif %}{{ m.content }}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+# Renders nothing unless it is told not to think.
+SWITCH = "{% if enable_thinking is not defined or enable_thinking %}{{ raise_exception('it thinks') }}{% endif %}"
 END_OUTSIDE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}{% generation %}{{ m.content }}"
     "{% endgeneration %}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
@@ -123,6 +125,7 @@ MODELS = {
     "tools": lambda: (qwen(), tokenizer(TOOLS)),
     "texttools": lambda: (qwen(), tokenizer(TEXT_TOOLS)),
     "think": lambda: (qwen(), tokenizer(THINK)),
+    "switch": lambda: (qwen(), tokenizer(SWITCH + CHATML)),
     "genout": lambda: (qwen(), tokenizer(END_OUTSIDE)),
     "genin": lambda: (qwen(), tokenizer(END_INSIDE)),
     "gpt2": lambda: (gpt2(), tokenizer(None, eos_token="<|endoftext|>", bos_token="<|endoftext|>")),

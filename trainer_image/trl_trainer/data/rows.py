@@ -23,9 +23,11 @@ def shape(
     row: Row,
     system_prompt: str | None = None,
     as_conversation: bool = False,
+    template_kwargs: Row | None = None,
 ) -> Row:
     """Return the row (of `read`) as `form` (sft, pair, prompted_pair or prompt) makes it; then, if it is to be a
-    conversation, its prompt and answers as turns; then the system prompt, and the tools. Raises BadRow."""
+    conversation, its prompt and answers as turns; then the system prompt, the tools, and what the chat template gets:
+    `template_kwargs`, and the row's own. Raises BadRow."""
     shaped = form(row)
     if as_conversation and not conversational(shaped):
         shaped = _as_conversation(row, shaped)
@@ -36,8 +38,9 @@ def shape(
     if conversational(shaped):
         if "tools" in row and "tools" not in shaped:
             shaped["tools"] = turns.tools(row["tools"])
-        if "chat_template_kwargs" in row and "chat_template_kwargs" not in shaped:
-            shaped["chat_template_kwargs"] = turns.template_kwargs(row["chat_template_kwargs"])
+        given = {**(template_kwargs or {}), **turns.template_kwargs(row.get("chat_template_kwargs", {}))}
+        if given:
+            shaped["chat_template_kwargs"] = given
     return shaped
 
 
@@ -169,7 +172,10 @@ def _with_prompt(row: Row, messages: Messages) -> Messages:
 def prompt(row: Row) -> Row:
     """Return the prompt, and every other column for the rewards."""
     if row.get("chat_template_kwargs"):
-        raise BadRow("chat_template_kwargs of a prompt never reaches the chat template: remove the column")
+        raise BadRow(
+            "chat_template_kwargs of a prompt never reaches the chat template: remove the column, and say it for all"
+            " rows in dataset.chatTemplateKwargs"
+        )
     if "prompt" in row:
         asked = _content(row["prompt"], "prompt")
     elif "messages" in row:
@@ -182,6 +188,7 @@ def prompt(row: Row) -> Row:
     # TRL takes any of these names for its own input, whatever the row's prompt looks like.
     taken = {
         "messages", "chosen", "rejected", "prompts", "completion", "completions", "completion_ids", "image", "images",
+        "chat_template_kwargs",
     }  # fmt: skip
     return {"prompt": asked, **{name: value for name, value in row.items() if name not in taken and name != "prompt"}}
 

@@ -1,9 +1,11 @@
 """What the tokenizer's chat template makes of a shaped row."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
 from jinja2 import TemplateError
+from transformers import PreTrainedTokenizerBase
 
 from trl_trainer.data.rows import TALK, conversational, has_calls, is_masked, num_common
 from trl_trainer.data.turns import BadRow
@@ -150,10 +152,28 @@ def prompt_length(tokenizer: Any, row: Row) -> int:
 
 
 def options(row: Row) -> dict[str, Any]:
-    """Return what a row tells the chat template beside its messages. A prompt alone is grpo's, where TRL takes
-    chat_template_kwargs for a column of the rewards."""
-    has_answer = any(name in row for name in ("messages", "completion", "chosen"))
-    return {"tools": row.get("tools"), **(row.get("chat_template_kwargs", {}) if has_answer else {})}
+    """Return what a shaped row tells the chat template beside its messages."""
+    return {"tools": row.get("tools"), **row.get("chat_template_kwargs", {})}
+
+
+OURS = frozenset({"messages", *inspect.signature(PreTrainedTokenizerBase.apply_chat_template).parameters})
+"""What TRL and this trainer themselves tell the chat template, or transformers."""
+
+
+def check_options(given: Row | None) -> None:
+    """Raise UserError if dataset.chatTemplateKwargs has what is not the job's to say."""
+    for name in OURS & (given or {}).keys():
+        raise UserError("InvalidSpec", f"dataset.chatTemplateKwargs.{name}: the trainer says that itself: remove it")
+
+
+def unread_options(tokenizer: Any, given: Row | None, *, conversational: bool) -> list[str]:
+    """Return what to say of dataset.chatTemplateKwargs that change nothing."""
+    if not given:
+        return []
+    if not conversational:
+        return ["dataset.chatTemplateKwargs: the rows are plain text, and no chat template is used"]
+    unread = [name for name in given if name not in str(tokenizer.chat_template)]
+    return [f"dataset.chatTemplateKwargs: the chat template knows no {', '.join(unread)}"] if unread else []
 
 
 def render(tokenizer: Any, messages: Any, given: dict[str, Any], add_generation_prompt: bool) -> str:

@@ -30,6 +30,7 @@ class UsableRows:
         self._tokenizer = tokenizer
         self._tell = tell
         self._max_prompt_length: int | None = getattr(job.spec.dataset, "max_prompt_length", None)
+        template.check_options(self._dataset.chat_template_kwargs)
         self._columns: dict[str, ColumnType] = {}
         self._form: str | None = None
         self._bad = self._long_prompts = self._empty_answers = 0
@@ -95,7 +96,9 @@ class UsableRows:
             row = rows.without_nulls(row, self._dataset.columns)
         dataset = self._dataset
         taken_for, row = rows.read(row, dataset.columns, dataset.format)
-        shaped = rows.shape(self._stage.shape, row, dataset.system_prompt, dataset.as_conversation)
+        shaped = rows.shape(
+            self._stage.shape, row, dataset.system_prompt, dataset.as_conversation, dataset.chat_template_kwargs
+        )
         if rows.has_calls(shaped) and self._takes_text_arguments:
             shaped = rows.with_text_arguments(shaped)
         self._stage.check_row(self._job, shaped)
@@ -113,7 +116,9 @@ class UsableRows:
         self._formats[taken_for] += 1
         self._unread.update(rows.unread(row, shaped, dataset.columns or {}))
         for column, value in shaped.items():
-            merge_type(self._columns, column, value)
+            # That is for the chat template, and for no reward.
+            if column != "chat_template_kwargs":
+                merge_type(self._columns, column, value)
         return line
 
     @cached_property

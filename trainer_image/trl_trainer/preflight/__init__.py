@@ -11,7 +11,7 @@ from trl_contract.base import Model
 from trl_contract.jobfile import JobFile
 from trl_contract.report import FailureReason
 from trl_contract.training import GRPOSpec
-from trl_trainer.data import DataReport, Tokenize, Written
+from trl_trainer.data import DataReport, Tokenize, Written, template
 from trl_trainer.errors import UserError
 from trl_trainer.models import skeleton, source
 from trl_trainer.preflight import architecture, ends, lengths, memory, steps
@@ -81,6 +81,9 @@ def inspect(
         *_warmup_findings(job, total_steps),
         *_expert_findings(base),
         *ends.findings(job, stage, tokenizer, base, rows),
+        *template.unread_options(
+            tokenizer, job.spec.dataset.chat_template_kwargs, conversational=rows.report.conversational
+        ),
         *stage.findings(job, tokenizer, rows.report),
     ]
     if too_little is None:

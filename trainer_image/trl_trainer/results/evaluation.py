@@ -11,6 +11,7 @@ import numpy
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from trl_contract.sources import Dataset
 from trl_trainer.distributed.world import Run, broadcast
 from trl_trainer.files import write_whole
 from trl_trainer.launch import watchdog
@@ -70,7 +71,7 @@ def answers(run: Run, trainer: Trainer, tokenizer: Any, prompts: list[str], conv
     model.eval()
     found = []
     for prompt in prompts:
-        inputs = _encode(tokenizer, prompt, conversational, run.job.spec.dataset.system_prompt)
+        inputs = _encode(tokenizer, prompt, conversational, run.job.spec.dataset)
         inputs = {name: value.to(model.device) for name, value in inputs.items()}
         with torch.no_grad():
             output = model.generate(
@@ -90,12 +91,15 @@ def answers(run: Run, trainer: Trainer, tokenizer: Any, prompts: list[str], conv
     return found
 
 
-def _encode(tokenizer: Any, prompt: str, conversational: bool, system: str | None) -> dict[str, torch.Tensor]:
+def _encode(tokenizer: Any, prompt: str, conversational: bool, dataset: Dataset) -> dict[str, torch.Tensor]:
     if not conversational:
         return dict(tokenizer(prompt, return_tensors="pt", return_token_type_ids=False))
-    messages = [{"role": "system", "content": system}] if system else []
+    messages = [{"role": "system", "content": dataset.system_prompt}] if dataset.system_prompt else []
     messages.append({"role": "user", "content": prompt})
-    encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    given = dataset.chat_template_kwargs or {}
+    encoded = tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True, **given
+    )
     return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
 

@@ -162,7 +162,7 @@ class Reward:
                 prompts.append(row["prompt"])
                 talk = isinstance(row["prompt"], list)
                 completions.append([{"role": "assistant", "content": text}] if talk else text)
-        names = [name for name in rows[0] if name != "prompt"]
+        names = [name for name in rows[0] if name not in ("prompt", "chat_template_kwargs")]
         columns = {name: [row[name] for row in rows for _ in range(2)] for name in names}
         _, failure = self._score(Batch(prompts, completions, columns))
         if failure is not None and self.given.on_error == "fail":

@@ -23,6 +23,7 @@ def settings(job: JobFile[GRPOSpec]) -> dict[str, Any]:
     generation = grpo.generation
     return {
         "shuffle_dataset": job.spec.dataset.shuffle,
+        "chat_template_kwargs": job.spec.dataset.chat_template_kwargs,
         "beta": grpo.beta,
         "num_generations": grpo.num_generations,
         "num_iterations": grpo.num_iterations,
