@@ -4,6 +4,7 @@ cases/<name> holds the job and its rows; a sibling is the same mistake in anothe
 """
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable
@@ -58,10 +59,12 @@ def grpo(
     *rows: dict[str, Any],
     rewards: list[dict[str, Any]] | None = None,
     generation: dict[str, Any] | None = None,
+    of_grpo: dict[str, Any] | None = None,
     **more: Any,
 ) -> dict[str, Any]:
     given = rewards or [{"name": "short", "length": {"target": 3}}]
     section = {"numGenerations": 2, "rewards": given, "generation": generation or {"maxCompletionLength": 8}}
+    section |= of_grpo or {}
     return {**sft(*rows, grpo=section, **more), "kind": "GRPOJob"}
 
 
@@ -326,6 +329,15 @@ def test_the_answers_of_held_out_rows_are_looked_at_too(opened: Open, tmp_path: 
         explain(*opened(grpo({"prompt": "Hello", "n": r"\sqrt{2}"}, rewards=rewards, dataset=held)))
 
 
+@pytest.mark.parametrize(("strategy", "is_said"), [("bfd", True), ("bfd_split", False), ("wrapped", False)])
+def test_rows_that_packing_spreads_over_sequences_are_not_said_to_be_cut(
+    strategy: str, is_said: bool, opened: Open, capsys: Any
+) -> None:
+    packing = {"packing": True, "packingStrategy": strategy}
+    assert explain(*opened(sft({"text": "Hello " * 40}, sft=packing, training={"maxLength": 16}))) == 0
+    assert ("training rows are cut" in capsys.readouterr().out) == is_said
+
+
 def trained(opened: Open, warm: Warm, case: Case) -> tuple[ExitRecord, list[dict[str, Any]]]:
     """Return how a run of one process ended, and what it logged."""
     path, places = opened(case)
@@ -347,6 +359,50 @@ def test_a_single_step_learns(case: Case, opened: Open, warm: Warm) -> None:
     ended, lines = trained(opened, warm, case)
     assert (ended.outcome, ended.step) == ("Succeeded", 1)
     assert [line["learning_rate"] for line in lines if "loss" in line] == [0.01]
+
+
+@pytest.mark.parametrize(
+    ("training", "shares"),
+    [
+        # Two steps up, five that stay, three down by a half cosine.
+        (
+            {"lrScheduler": "warmup_stable_decay", "lrSchedulerArgs": {"decayRatio": 0.3, "minLrRate": 0.2}},
+            [0.2, 0.6, 1, 1, 1, 1, 1, 1, 0.8, 0.4],
+        ),
+        (
+            {"lrScheduler": "cosine_with_min_lr"},
+            [0, 0.5, *(0.1 + 0.9 * (1 + math.cos(math.pi * n / 8)) / 2 for n in range(8))],
+        ),
+    ],
+)
+def test_arguments_of_a_scheduler_are_shares_of_the_job(
+    training: dict[str, Any], shares: list[float], opened: Open, warm: Warm
+) -> None:
+    loop = {"maxSteps": 10, "warmupRatio": 0.2, "learningRate": 0.01, "loggingSteps": 1}
+    case = sft({"text": "Hello"}, training={**loop, **training}, evaluation={"enabled": False})
+    _, lines = trained(opened, warm, case)
+    assert [line["learning_rate"] for line in lines] == pytest.approx([0.01 * share for share in shares])
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        sft({"messages": [USER, SAID]}, sft={"packing": True, "packingStrategy": "wrapped", "lossType": "dft"}),
+        dpo(
+            PAIR,
+            dpo={
+                "fDivergenceType": "alpha_divergence", "ldAlpha": 0.5, "useWeighting": True,
+                "referenceModel": {"mode": "precompute"},
+            },
+        ),
+        grpo({"prompt": [USER]}, of_grpo={"delta": 2, "topEntropyQuantile": 0.5}),
+    ],
+    ids=["sft", "dpo", "grpo"],
+)  # fmt: skip
+def test_what_a_kind_has_beside_its_usual_loss_trains(case: Case, opened: Open, warm: Warm) -> None:
+    ended, lines = trained(opened, warm, case)
+    assert (ended.outcome, ended.step) == ("Succeeded", 2), ended.message
+    assert all(math.isfinite(line["loss"]) for line in lines if "loss" in line)
 
 
 def test_held_out_rows_that_are_all_dropped_are_said_and_evaluations_left_out(opened: Open, warm: Warm) -> None:

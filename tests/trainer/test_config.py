@@ -4,6 +4,7 @@ config that trains, or stands in the list of fields that another part uses."""
 import inspect
 import re
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -30,11 +31,17 @@ COMMON: dict[str, tuple[Any, str, Any]] = {
     "training.perDeviceBatchSize": (8, "per_device_train_batch_size", 8),
     "training.gradientAccumulationSteps": (3, "gradient_accumulation_steps", 3),
     "training.learningRate": (3e-4, "learning_rate", 3e-4),
-    "training.lrScheduler": ("polynomial", "lr_scheduler_type", "polynomial"),
+    "training.lrScheduler": ("warmup_stable_decay", "lr_scheduler_type", "warmup_stable_decay"),
+    "training.lrSchedulerArgs.minLrRate": (0.2, "lr_scheduler_kwargs.min_lr_ratio", 0.2),
+    "training.lrSchedulerArgs.decayRatio": (0.3, "lr_scheduler_kwargs.num_decay_steps", 0.3),
+    "training.lrSchedulerArgs.decayType": ("1-sqrt", "lr_scheduler_kwargs.decay_type", "1-sqrt"),
     "training.warmupSteps": (7, "warmup_steps", 7),
     "training.weightDecay": (0.25, "weight_decay", 0.25),
     "training.maxGradNorm": (0.5, "max_grad_norm", 0.5),
-    "training.optimizer": ("adafactor", "optim", "adafactor"),
+    "training.optimizer": ("adamw_torch", "optim", "adamw_torch"),
+    "training.adamBeta1": (0.8, "adam_beta1", 0.8),
+    "training.adamBeta2": (0.95, "adam_beta2", 0.95),
+    "training.adamEpsilon": (1e-6, "adam_epsilon", 1e-6),
     "training.precision": ("bf16", "bf16", True),
     "training.seed": (11, "seed", 11),
     "training.gradientCheckpointing": (True, "activation_checkpointing", True),
@@ -55,6 +62,8 @@ SAMPLER: dict[str, tuple[Any, str, Any]] = {"dataset.shuffle": (False, "train_sa
 OWN: dict[Kind, dict[str, tuple[Any, str, Any]]] = {
     "SFTJob": LENGTH | SAMPLER | {
         "sft.packing": (True, "packing", True),
+        "sft.packingStrategy": ("wrapped", "packing_strategy", "wrapped"),
+        "sft.lossType": ("dft", "loss_type", "dft"),
         "sft.completionOnlyLoss": (True, "completion_only_loss", True),
         "sft.assistantOnlyLoss": (True, "assistant_only_loss", True),
     },
@@ -64,6 +73,10 @@ OWN: dict[Kind, dict[str, tuple[Any, str, Any]]] = {
         "dpo.lossType": (["robust", "sft"], "loss_type", ["robust", "sft"]),
         "dpo.lossWeights": ([0.7, 0.3], "loss_weights", [0.7, 0.3]),
         "dpo.labelSmoothing": (0.2, "label_smoothing", 0.2),
+        "dpo.fDivergenceType": ("alpha_divergence", "f_divergence_type", "alpha_divergence"),
+        "dpo.fAlphaDivergenceCoef": (0.7, "f_alpha_divergence_coef", 0.7),
+        "dpo.ldAlpha": (0.4, "ld_alpha", 0.4),
+        "dpo.useWeighting": (True, "use_weighting", True),
         "dpo.referenceModel.mode": ("precompute", "precompute_ref_log_probs", True),
     },
     "GRPOJob": {
@@ -76,6 +89,8 @@ OWN: dict[Kind, dict[str, tuple[Any, str, Any]]] = {
         "grpo.scaleRewards": ("batch", "scale_rewards", "batch"),
         "grpo.epsilon": (0.3, "epsilon", 0.3),
         "grpo.epsilonHigh": (0.4, "epsilon_high", 0.4),
+        "grpo.delta": (2.5, "delta", 2.5),
+        "grpo.topEntropyQuantile": (0.2, "top_entropy_quantile", 0.2),
         "grpo.importanceSamplingLevel": ("sequence", "importance_sampling_level", "sequence"),
         "grpo.maskTruncatedCompletions": (True, "mask_truncated_completions", True),
         "grpo.rewardAggregation": ("normalize_then_sum", "multi_objective_aggregation", "normalize_then_sum"),
@@ -167,7 +182,7 @@ def resolved(folder: Path, kind: Kind, fields: dict[str, Any], world: int = 1) -
 def attribute(config: Any, path: str) -> Any:
     head, _, rest = path.partition(".")
     value = getattr(config, head)
-    return value[rest] if rest else value
+    return value.get(rest) if rest else value
 
 
 @pytest.mark.parametrize("kind", STAGES)
@@ -289,13 +304,31 @@ def test_named_values_are_transformers_own(field: str) -> None:
 
 
 def test_losses_are_all_that_trl_has() -> None:
-    from trl.trainer import dpo_trainer
+    from trl.trainer import dpo_trainer, grpo_trainer
 
-    from trl_contract.training import DpoLoss, GrpoLoss
+    from trl_contract.training import (
+        DIVERGENCE_LOSSES,
+        TWO_SIDED_LOSSES,
+        UNWEIGHTED_LOSSES,
+        DpoLoss,
+        FDivergence,
+        GrpoLoss,
+    )  # fmt: skip
 
     assert set(DpoLoss.__args__) == set(re.findall(r'loss_type == "(\w+)"', inspect.getsource(dpo_trainer)))  # type: ignore[attr-defined]
+    assert set(DIVERGENCE_LOSSES) == _listed(dpo_trainer, "f_divergence_loss_types = ")
+    assert set(UNWEIGHTED_LOSSES) == _listed(dpo_trainer, "self.use_weighting and any(loss_type in ")
+    two_sided = re.search(r"elif self.loss_type in (\[.*\]):\n.*\n *# Two-sided", inspect.getsource(grpo_trainer))
+    assert two_sided is not None
+    assert set(TWO_SIDED_LOSSES) == set(re.findall(r'"(\w+)"', two_sided[1]))
+    assert set(FDivergence.__args__) == set(re.findall(r'f_divergence_type == "(\w+)"', inspect.getsource(dpo_trainer)))  # type: ignore[attr-defined]
     documented = str(trl.GRPOConfig.__doc__).partition("loss_type (`str`")[2].partition("mask_truncated_completions")[0]
     assert set(GrpoLoss.__args__) == set(re.findall(r'- `"(\w+)"`', documented))  # type: ignore[attr-defined]
+
+
+def _listed(module: ModuleType, before: str) -> set[str]:
+    """Return the texts of the set that stands there in the module's source."""
+    return set(re.findall(r'"(\w+)"', inspect.getsource(module).partition(before)[2].partition("}")[0]))
 
 
 def test_job_file_of_another_world_size_is_refused_by_the_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

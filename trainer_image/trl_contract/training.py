@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from trl_contract.base import Int32, Kind, Model, RelativePath, cel
+from trl_contract.base import Int32, Kind, Model, RelativePath, Rule, cel
 from trl_contract.rewards import RewardFunction
 from trl_contract.sources import Dataset, ModelSource, PromptDataset, SecretKeyRef
 
@@ -19,6 +19,8 @@ LrScheduler = Literal[
     "constant",
     "constant_with_warmup",
     "cosine_with_restarts",
+    "cosine_with_min_lr",
+    "warmup_stable_decay",
     "polynomial",
     "inverse_sqrt",
 ]
@@ -27,20 +29,65 @@ BITSANDBYTES_OPTIMIZERS: frozenset[Optimizer] = frozenset({"adamw_bnb_8bit", "pa
 """They need a GPU, and a job of one process."""
 
 
+SCHEDULERS_WITH_ARGS: frozenset[LrScheduler] = frozenset({"cosine_with_min_lr", "warmup_stable_decay"})
+
+
+class LrSchedulerArgs(Model):
+    """Arguments of the schedulers that have some, as shares."""
+
+    min_lr_rate: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """The learning rate at the end, as a share of learningRate; if unset 0.1 for cosine_with_min_lr, and 0 for
+    warmup_stable_decay."""
+    decay_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
+    """warmup_stable_decay: the share of all steps that decays, at most what the warm-up leaves; 0.1 if unset."""
+    decay_type: Literal["linear", "cosine", "1-sqrt"] | None = None
+    """warmup_stable_decay: the form of the decay; cosine if unset."""
+
+
 class GrpoTraining(Model):
     """Hyper-parameters of the loop, with TRL's meanings; grpo has no maxLength."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                cel("!(has(self.epochs) && has(self.maxSteps))", "give epochs or maxSteps, not both"),
-                cel("!(has(self.warmupSteps) && has(self.warmupRatio))", "give warmupSteps or warmupRatio, not both"),
-                cel(
-                    "self.lrScheduler != 'polynomial' || !has(self.learningRate) || self.learningRate > 0.0000001",
-                    "lrScheduler polynomial ends at learning rate 1e-7: raise learningRate above it, or use linear",
-                ),
-            ]
-        }
+    rules: ClassVar = (
+        Rule(
+            "!(has(self.epochs) && has(self.maxSteps))",
+            "give epochs or maxSteps, not both",
+            lambda self: self.epochs is None or self.max_steps is None,
+        ),
+        Rule(
+            "!(has(self.warmupSteps) && has(self.warmupRatio))",
+            "give warmupSteps or warmupRatio, not both",
+            lambda self: self.warmup_steps is None or self.warmup_ratio is None,
+        ),
+        Rule(
+            "self.lrScheduler != 'polynomial' || !has(self.learningRate) || self.learningRate > 0.0000001",
+            "lrScheduler polynomial ends at learning rate 1e-7: raise learningRate above it, or use linear",
+            lambda self: self.lr_scheduler != "polynomial" or self.learning_rate is None or self.learning_rate > 1e-7,
+        ),
+        Rule(
+            "!has(self.lrSchedulerArgs) || self.lrScheduler in ['cosine_with_min_lr', 'warmup_stable_decay']",
+            "lrSchedulerArgs are for lrScheduler cosine_with_min_lr and warmup_stable_decay: remove them, or use one"
+            " of these",
+            lambda self: self.lr_scheduler_args is None or self.lr_scheduler in SCHEDULERS_WITH_ARGS,
+        ),
+        Rule(
+            "!has(self.lrSchedulerArgs) || self.lrScheduler == 'warmup_stable_decay'"
+            " || !(has(self.lrSchedulerArgs.decayRatio) || has(self.lrSchedulerArgs.decayType))",
+            "lrSchedulerArgs: decayRatio and decayType are for lrScheduler warmup_stable_decay: remove them",
+            lambda self: (
+                self.lr_scheduler_args is None
+                or self.lr_scheduler == "warmup_stable_decay"
+                or self.lr_scheduler_args.decay_ratio is self.lr_scheduler_args.decay_type is None
+            ),
+        ),
+        Rule(
+            "!(has(self.adamBeta1) || has(self.adamBeta2) || has(self.adamEpsilon))"
+            " || !(self.optimizer in ['adafactor', 'sgd'])",
+            "adamBeta1, adamBeta2 and adamEpsilon have no meaning for optimizer adafactor and sgd: remove them",
+            lambda self: (
+                self.adam_beta1 is self.adam_beta2 is self.adam_epsilon is None
+                or self.optimizer not in ("adafactor", "sgd")
+            ),
+        ),
     )
 
     epochs: Annotated[float, Field(gt=0, le=10000)] | None = None
@@ -55,6 +102,8 @@ class GrpoTraining(Model):
     """Peak learning rate. Default: sft 2e-5, reward 1e-5, dpo and grpo 1e-6; ten times that with lora and qlora."""
     lr_scheduler: LrScheduler = "cosine"
     """Shape of the learning rate over the run."""
+    lr_scheduler_args: LrSchedulerArgs | None = None
+    """Arguments of cosine_with_min_lr and warmup_stable_decay."""
     warmup_steps: Annotated[Int32, Field(ge=0)] | None = None
     """Steps of warm-up, but never all of them."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
@@ -65,6 +114,12 @@ class GrpoTraining(Model):
     """Gradients are clipped to this norm."""
     optimizer: Optimizer = "adamw_torch_fused"
     """Optimizer, by transformers' name. The 8-bit ones need a GPU, and a job of one process."""
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Adam's decay of the mean of the gradients; 0.9 if unset."""
+    adam_beta2: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Adam's decay of the mean of their squares; 0.999 if unset."""
+    adam_epsilon: Annotated[float, Field(gt=0, le=1)] | None = None
+    """What keeps Adam from dividing by 0; 1e-8 if unset."""
     precision: Literal["bf16", "fp32"] | None = None
     """Arithmetic of the forward pass. Default: bf16 with GPUs, fp32 without."""
     seed: Annotated[Int32, Field(ge=0)] = 42
@@ -76,19 +131,6 @@ class GrpoTraining(Model):
     """Steps between two log entries."""
     torch_compile: bool = False
     """Compile the model with torch.compile."""
-
-    @model_validator(mode="after")
-    def _no_contradiction(self) -> Self:
-        if self.epochs is not None and self.max_steps is not None:
-            raise ValueError("training: give epochs or maxSteps, not both")
-        if self.warmup_steps is not None and self.warmup_ratio is not None:
-            raise ValueError("training: give warmupSteps or warmupRatio, not both")
-        if self.lr_scheduler == "polynomial" and self.learning_rate is not None and self.learning_rate <= 1e-7:
-            raise ValueError(
-                "training: lrScheduler polynomial ends at learning rate 1e-7: raise learningRate above it, or use"
-                " linear"
-            )
-        return self
 
 
 class Training(GrpoTraining):
@@ -190,6 +232,9 @@ DpoLoss = Literal[
 ]  # fmt: skip
 
 
+FDivergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
+
+
 GrpoLoss = Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"]
 
 
@@ -230,26 +275,47 @@ class ReferenceModel(Model):
         return self
 
 
+DIVERGENCE_LOSSES: frozenset[DpoLoss] = frozenset(
+    {"sigmoid", "sigmoid_norm", "hinge", "ipo", "exo_pair", "robust", "discopop", "sft"}
+)
+"""What TRL can compute with another divergence than reverse_kl."""
+UNWEIGHTED_LOSSES: frozenset[DpoLoss] = frozenset({"aot", "aot_unpaired"})
+"""What it cannot weight."""
+
+
 class Dpo(Model):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                cel(
-                    "!has(self.lossWeights) || size(self.lossWeights) == size(self.lossType)",
-                    "lossWeights needs one weight for each lossType",
-                ),
-                cel(
-                    "!has(self.labelSmoothing) || self.labelSmoothing == 0.0"
-                    " || self.lossType.exists(l, l in ['robust', 'exo_pair'])",
-                    "labelSmoothing works only with lossType robust or exo_pair",
-                ),
-                cel(
-                    "!self.lossType.exists(l, l == 'exo_pair')"
-                    " || (has(self.labelSmoothing) && self.labelSmoothing > 0.0)",
-                    "lossType exo_pair needs labelSmoothing above 0, such as 0.001",
-                ),
-            ]
-        }
+    rules: ClassVar = (
+        Rule(
+            "!has(self.lossWeights) || size(self.lossWeights) == size(self.lossType)",
+            "lossWeights needs one weight for each lossType",
+            lambda self: self.loss_weights is None or len(self.loss_weights) == len(self.loss_type),
+        ),
+        Rule(
+            "!has(self.labelSmoothing) || self.labelSmoothing == 0.0"
+            " || self.lossType.exists(l, l in ['robust', 'exo_pair'])",
+            "labelSmoothing works only with lossType robust or exo_pair",
+            lambda self: not self.label_smoothing or {"robust", "exo_pair"} & set(self.loss_type) != set(),
+        ),
+        Rule(
+            "!self.lossType.exists(l, l == 'exo_pair') || (has(self.labelSmoothing) && self.labelSmoothing > 0.0)",
+            "lossType exo_pair needs labelSmoothing above 0, such as 0.001",
+            lambda self: "exo_pair" not in self.loss_type or bool(self.label_smoothing),
+        ),
+        Rule(
+            f"self.fDivergenceType == 'reverse_kl' || self.lossType.all(l, l in {sorted(DIVERGENCE_LOSSES)})",
+            f"fDivergenceType other than reverse_kl works only with lossType {', '.join(sorted(DIVERGENCE_LOSSES))}",
+            lambda self: self.f_divergence_type == "reverse_kl" or set(self.loss_type) <= DIVERGENCE_LOSSES,
+        ),
+        Rule(
+            "!has(self.fAlphaDivergenceCoef) || self.fDivergenceType == 'alpha_divergence'",
+            "fAlphaDivergenceCoef goes with fDivergenceType alpha_divergence, and only with it: remove it",
+            lambda self: self.f_alpha_divergence_coef is None or self.f_divergence_type == "alpha_divergence",
+        ),
+        Rule(
+            f"!self.useWeighting || !self.lossType.exists(l, l in {sorted(UNWEIGHTED_LOSSES)})",
+            f"useWeighting does not go with lossType {' and '.join(sorted(UNWEIGHTED_LOSSES))}: remove one of the two",
+            lambda self: not (self.use_weighting and UNWEIGHTED_LOSSES & set(self.loss_type)),
+        ),
     )
 
     beta: Annotated[float, Field(gt=0, le=100)] = 0.1
@@ -263,20 +329,32 @@ class Dpo(Model):
     reference_model: ReferenceModel = ReferenceModel()
     """What the policy is compared with."""
 
-    @model_validator(mode="after")
-    def _losses_agree(self) -> Self:
-        if self.loss_weights is not None and len(self.loss_weights) != len(self.loss_type):
-            raise ValueError("dpo.lossWeights: needs one weight for each lossType")
-        if self.label_smoothing and not {"robust", "exo_pair"} & set(self.loss_type):
-            raise ValueError("dpo.labelSmoothing: works only with lossType robust or exo_pair")
-        if "exo_pair" in self.loss_type and not self.label_smoothing:
-            raise ValueError("dpo.labelSmoothing: lossType exo_pair needs labelSmoothing above 0, such as 0.001")
-        return self
+    f_divergence_type: FDivergence = "reverse_kl"
+    """What policy and reference are compared by."""
+    f_alpha_divergence_coef: Annotated[float, Field(gt=0, le=10)] | None = None
+    """Alpha of alpha_divergence; 0.5 if unset."""
+    ld_alpha: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Weight of an answer's tokens beyond the length of the other one (LD-DPO); 1 if unset."""
+    use_weighting: bool = False
+    """Weight pairs by how likely the policy finds them (WPO)."""
 
 
 class Sft(Model):
+    rules: ClassVar = (
+        Rule(
+            "!has(self.packingStrategy) || self.packing",
+            "packingStrategy goes with packing: set packing to true, or remove it",
+            lambda self: self.packing_strategy is None or self.packing,
+        ),
+    )
+
     packing: bool = False
     """Pack several short rows into one sequence."""
+    packing_strategy: Literal["bfd", "bfd_split", "wrapped"] | None = None
+    """bfd (if unset) keeps rows whole and cuts those longer than maxLength; bfd_split makes several of these; wrapped
+    fills every sequence, and cuts rows anywhere."""
+    loss_type: Literal["nll", "dft"] = "nll"
+    """nll: negative log-likelihood; dft: the same, each token weighted by its probability (Dynamic Fine-Tuning)."""
     completion_only_loss: bool | None = None
     """Train on completions only; unset: TRL's rule (on for prompt-completion data)."""
     assistant_only_loss: bool = False
@@ -301,16 +379,22 @@ class Generation(Model):
     """Above 1 discourages repetition."""
 
 
+TWO_SIDED_LOSSES: frozenset[GrpoLoss] = frozenset({"grpo", "bnpo", "dr_grpo", "dapo", "luspo"})
+"""What delta clips."""
+
+
 class Grpo(Model):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                cel(
-                    "self.rewards.all(r, self.rewards.exists_one(s, s.name == r.name))",
-                    "rewards must have different names",
-                )
-            ]
-        }
+    rules: ClassVar = (
+        Rule(
+            "self.rewards.all(r, self.rewards.exists_one(s, s.name == r.name))",
+            "rewards must have different names",
+            lambda self: len({reward.name for reward in self.rewards}) == len(self.rewards),
+        ),
+        Rule(
+            f"!has(self.delta) || self.lossType in {sorted(TWO_SIDED_LOSSES)}",
+            f"delta works only with lossType {', '.join(sorted(TWO_SIDED_LOSSES))}: remove it",
+            lambda self: self.delta is None or self.loss_type in TWO_SIDED_LOSSES,
+        ),
     )
 
     beta: Annotated[float, Field(ge=0, le=100)] = 0.01
@@ -327,6 +411,10 @@ class Grpo(Model):
     """Clipping of the ratio from below (and above, unless epsilonHigh)."""
     epsilon_high: Annotated[float, Field(gt=0, le=10)] | None = None
     """Clipping of the ratio from above."""
+    delta: Annotated[float, Field(gt=1, le=100)] | None = None
+    """Clipping of the ratio itself from above, whatever the advantage (INTELLECT-2); should be above 1 + epsilon."""
+    top_entropy_quantile: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Learn only from this share of the tokens, those with the highest entropy."""
     importance_sampling_level: Literal["token", "sequence"] = "token"
     """What the ratio is computed on."""
     mask_truncated_completions: bool = False
@@ -337,13 +425,6 @@ class Grpo(Model):
     """What is rewarded."""
     reward_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
     """Whether rewards are added before or after they are normalized."""
-
-    @model_validator(mode="after")
-    def _names_differ(self) -> Self:
-        names = [reward.name for reward in self.rewards]
-        if len(set(names)) != len(names):
-            raise ValueError("grpo.rewards: rewards must have different names")
-        return self
 
 
 class EarlyStopping(Model):
@@ -499,6 +580,11 @@ class TrainingSpec(Model):
         """training.maxLength; None where a kind has none."""
         return None
 
+    @property
+    def cuts_rows(self) -> bool:
+        """Whether what is beyond training.maxLength is lost."""
+        return True
+
     def sequence_length(self, longest: int) -> int:
         """Return the tokens of the longest sequence that the model sees, where the longest row has `longest`."""
         return longest if self.max_length is None else min(longest, self.max_length)
@@ -567,6 +653,10 @@ class SFTSpec(TrainingSpec):
     @property
     def max_length(self) -> int:
         return self.training.max_length
+
+    @property
+    def cuts_rows(self) -> bool:
+        return self.sft.packing_strategy in (None, "bfd")
 
     @property
     def sample_prompts(self) -> list[str]:

@@ -160,6 +160,8 @@ def build(run: Run, stage: Stage, tokenizer: Any, rows: data.Data, scores: Rewar
     number = max(len(rows.train), run.world)
     total = stage.total_steps(run.job, number) or steps.of_rows(run.job, number)
     found["warmup_steps"] = steps.warmup(run.job, total)
+    if "num_decay_steps" in (schedule := found["lr_scheduler_kwargs"]):
+        schedule["num_decay_steps"] = steps.decay(schedule["num_decay_steps"], found["warmup_steps"], total)
     if rows.eval is None:
         found["eval_strategy"] = "no"
     args = stage.config(**found)

@@ -49,6 +49,31 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ("DPOJob", {"spec.dpo.betta": 0.1}, ('unknown field "spec.dpo.betta"',)),
     ("DPOJob", {"spec.storage.sise": "1Gi"}, ('unknown field "spec.storage.sise"',)),
     ("DPOJob", {"spec.runPolicy.backoffLimit": 1}, ('unknown field "spec.runPolicy.backoffLimit"',)),
+    # fields that go with values of others
+    ("DPOJob", {"spec.training.lrSchedulerArgs": {"minLrRate": 0.1}}, ("spec.training", "lrSchedulerArgs are for")),
+    (
+        "SFTJob",
+        {"spec.training": {"lrScheduler": "cosine_with_min_lr", "lrSchedulerArgs": {"decayRatio": 0.1}}},
+        ("spec.training", "decayRatio and decayType are for lrScheduler warmup_stable_decay"),
+    ),
+    (
+        "RewardJob",
+        {"spec.training": {"optimizer": "sgd", "adamBeta2": 0.9}},
+        ("spec.training", "have no meaning for optimizer adafactor and sgd"),
+    ),
+    ("SFTJob", {"spec.sft": {"packingStrategy": "wrapped"}}, ("spec.sft", "packingStrategy goes with packing")),
+    (
+        "DPOJob",
+        {"spec.dpo": {"lossType": ["aot"], "fDivergenceType": "forward_kl"}},
+        ("spec.dpo", "fDivergenceType other than reverse_kl works only with lossType discopop"),
+    ),
+    ("DPOJob", {"spec.dpo": {"fAlphaDivergenceCoef": 0.3}}, ("spec.dpo", "goes with fDivergenceType alpha_divergence")),
+    (
+        "DPOJob",
+        {"spec.dpo": {"lossType": ["aot"], "useWeighting": True}},
+        ("spec.dpo", "useWeighting does not go with lossType aot"),
+    ),
+    ("GRPOJob", {"spec.grpo.delta": 2, "spec.grpo.lossType": "cispo"}, ("spec.grpo", "delta works only with lossType")),
     # fields of other kinds
     ("SFTJob", {"spec.dpo": {}}, ('unknown field "spec.dpo"',)),
     ("SFTJob", {"spec.dataset.maxPromptLength": 5}, ('unknown field "spec.dataset.maxPromptLength"',)),

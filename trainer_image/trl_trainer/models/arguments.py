@@ -3,6 +3,7 @@
 from typing import Any
 
 from trl_contract.jobfile import JobFile
+from trl_contract.training import GrpoTraining, LrSchedulerArgs
 from trl_trainer.reports import tracking
 from trl_trainer.stage import Stage
 
@@ -32,6 +33,7 @@ def _common(job: JobFile, *, output_dir: str, world: int, device: str) -> dict[s
         "lr_scheduler_type": training.lr_scheduler,
         # A value below 1 is a share of all steps.
         "warmup_steps": training.warmup_steps if training.warmup_steps is not None else training.warmup_ratio,
+        "lr_scheduler_kwargs": scheduler(training),
         "weight_decay": training.weight_decay,
         "max_grad_norm": training.max_grad_norm,
         "optim": training.optimizer,
@@ -53,6 +55,8 @@ def _common(job: JobFile, *, output_dir: str, world: int, device: str) -> dict[s
         "activation_checkpointing": bool(training.gradient_checkpointing) and world == 1,
         "trust_remote_code": False,
     }
+    adam = {name: getattr(training, name) for name in ("adam_beta1", "adam_beta2", "adam_epsilon")}
+    found |= {name: value for name, value in adam.items() if value is not None}
     if training.max_steps is not None:
         found["max_steps"] = training.max_steps
     else:
@@ -60,6 +64,20 @@ def _common(job: JobFile, *, output_dir: str, world: int, device: str) -> dict[s
     if world > 1:
         found |= {"fsdp": True, "fsdp_config": fsdp(job)}
     return found
+
+
+def scheduler(training: GrpoTraining) -> dict[str, Any]:
+    """Return lr_scheduler_kwargs; num_decay_steps is a share of all steps (preflight.steps.decay)."""
+    given = training.lr_scheduler_args or LrSchedulerArgs()
+    if training.lr_scheduler == "cosine_with_min_lr":
+        return {"min_lr_rate": 0.1 if given.min_lr_rate is None else given.min_lr_rate}
+    if training.lr_scheduler == "warmup_stable_decay":
+        return {
+            "min_lr_ratio": given.min_lr_rate or 0.0,
+            "num_decay_steps": given.decay_ratio or 0.1,
+            "decay_type": given.decay_type or "cosine",
+        }
+    return {}
 
 
 def fsdp(job: JobFile) -> dict[str, Any]:

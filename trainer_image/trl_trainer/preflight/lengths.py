@@ -69,7 +69,8 @@ def measure(job: JobFile, stage: Stage, rows: Written, tokenizer: Any, tokenize:
             f" training.maxLength ({job.spec.max_length}); the longest has {max(lengths)} tokens: raise it",
         )
     longer = sum(length > (job.spec.max_length or length) for length in lengths)
-    found = _summary(lengths, len(rows.train), cut=max(0, longer - dropped), dropped=dropped)
+    cut = max(0, longer - dropped) if job.spec.cuts_rows else 0
+    found = _summary(lengths, len(rows.train), cut=cut, dropped=dropped)
     return found.model_copy(update={"held_out": len(held_out), "held_out_dropped": held_out_dropped})
 
 

@@ -46,6 +46,11 @@ def warmup(job: JobFile, total: int) -> int:
     return min(wanted, total - 1)
 
 
+def decay(share: float, warmup: int, total: int) -> int:
+    """Return how many of `total` steps decay: the share, but no more than the warm-up leaves, and one at least."""
+    return max(1, min(math.ceil(share * total), total - warmup))
+
+
 def _steps(job: JobFile, per_epoch: int) -> int:
     training = job.spec.training
     assert training.max_steps is not None or training.epochs is not None, "the job is resolved"

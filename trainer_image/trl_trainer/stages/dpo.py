@@ -27,6 +27,10 @@ def settings(job: JobFile[DPOSpec]) -> dict[str, Any]:
         "loss_type": list(dpo.loss_type),
         "loss_weights": dpo.loss_weights,
         "label_smoothing": dpo.label_smoothing or 0.0,
+        "f_divergence_type": dpo.f_divergence_type,
+        "f_alpha_divergence_coef": dpo.f_alpha_divergence_coef or 0.5,
+        "ld_alpha": dpo.ld_alpha,
+        "use_weighting": dpo.use_weighting,
         "precompute_ref_log_probs": dpo.reference_model.mode == "precompute",
     }
 

@@ -31,6 +31,8 @@ def settings(job: JobFile[GRPOSpec]) -> dict[str, Any]:
         "scale_rewards": grpo.scale_rewards,
         "epsilon": grpo.epsilon,
         "epsilon_high": grpo.epsilon_high,
+        "delta": grpo.delta,
+        "top_entropy_quantile": grpo.top_entropy_quantile,
         "importance_sampling_level": grpo.importance_sampling_level,
         "mask_truncated_completions": grpo.mask_truncated_completions,
         "multi_objective_aggregation": grpo.reward_aggregation,

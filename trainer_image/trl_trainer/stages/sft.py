@@ -26,6 +26,8 @@ def settings(job: JobFile[SFTSpec]) -> dict[str, Any]:
         "max_length": job.spec.max_length,
         "train_sampling_strategy": "random" if job.spec.dataset.shuffle else "sequential",
         "packing": sft.packing,
+        "packing_strategy": sft.packing_strategy or "bfd",
+        "loss_type": sft.loss_type,
         # Packed rows have other lengths, and their loss cannot be compared with that of the job's own rows.
         "eval_packing": False,
         "completion_only_loss": sft.completion_only_loss,
@@ -139,7 +141,9 @@ def learnt(row: Row) -> bool:
 
 
 def pack(job: JobFile[SFTSpec], rows: Any) -> Any:
-    return pack_dataset(rows.select_columns(["input_ids", "labels"]), job.spec.max_length)
+    return pack_dataset(
+        rows.select_columns(["input_ids", "labels"]), job.spec.max_length, job.spec.sft.packing_strategy or "bfd"
+    )
 
 
 STAGE = Stage(
