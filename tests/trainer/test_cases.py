@@ -409,6 +409,8 @@ def test_held_out_rows_that_are_all_dropped_are_said_and_evaluations_left_out(op
     ended, lines = trained(opened, warm, "eval-cut")
     assert ended.outcome == "Succeeded"
     assert any("evaluation is skipped: 2 of 2 held-out rows are dropped" in w for w in ended.progress.warnings)
+    assert ended.progress.evaluation_skipped.reason == "HeldOutRowsDropped"
+    assert ended.progress.evaluation_skipped.message.startswith("2 of 2 held-out rows are dropped: nothing of them")
     assert not any("eval_loss" in line for line in lines)
 
 
@@ -417,6 +419,7 @@ def test_evaluations_during_training_are_left_out_where_no_rows_are_held_out(ope
     ended, _ = trained(opened, warm, case)
     assert (ended.outcome, ended.step) == ("Succeeded", 2)
     assert ended.progress.warnings[-1].startswith("evaluation is skipped: no rows are held out (dataset.eval, or")
+    assert ended.progress.evaluation_skipped.reason == "NoHeldOutRows"
 
 
 def test_an_adapter_is_put_on_all_that_is_named(opened: Open, warm: Warm) -> None:

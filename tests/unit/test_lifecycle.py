@@ -232,6 +232,11 @@ def test_conditions_that_follow_from_the_spec_are_shown(make_job: Make, now: dat
     assert reason(off, "EvaluationSkipped") == ("True", "Disabled")
     rows = {"train": {"configMap": {"name": "rows", "key": "train.jsonl"}}, "evalSplit": 0}
     assert reason(decide(make_job(dataset=rows), {}, View(), now), "EvaluationSkipped") == ("True", "NoHeldOutRows")
+    said = {"evaluation": {"skipped": {"reason": "HeldOutRowsDropped", "message": "2 of 2 held-out rows"}}}
+    assert "EvaluationSkipped" not in {
+        found["type"] for found in decide(make_job(), {}, View(), now).status["conditions"]
+    }
+    assert reason(decide(make_job(), said, View(), now), "EvaluationSkipped") == ("True", "HeldOutRowsDropped")
     polite = [{"name": "polite", "keyword": {"words": ["please"]}}]
     free = decide(make_job("GRPOJob", grpo={"beta": 0, "rewards": polite}), {}, View(), now)
     assert reason(free, "KLPenaltyDisabled") == ("True", "BetaIsZero")

@@ -113,6 +113,15 @@ def test_what_a_report_does_not_say_is_kept() -> None:
     assert fresh["checkpoints"] == checkpoints
 
 
+def test_why_nothing_is_evaluated_is_kept_in_words_that_programs_may_rely_on() -> None:
+    skipped = {"reason": "HeldOutRowsDropped", "message": "2 of 2\x07 held-out rows"}
+    current = progress_fields(progress(evaluationSkipped=skipped), None, {})
+    assert current["evaluation"] == {"skipped": {**skipped, "message": "2 of 2 held-out rows"}}
+    assert progress_fields(progress(step=1), None, current)["evaluation"] == current["evaluation"]
+    odd = progress_fields(progress(evaluationSkipped={**skipped, "reason": "No rows!"}), None, {})
+    assert odd["evaluation"]["skipped"]["reason"] == "Unknown"
+
+
 def test_only_a_later_attempt_or_time_is_newer_whatever_the_step() -> None:
     known = {"progress": {"attempt": 1, "step": 10, "lastUpdateTime": TIME}}
     later = "2026-11-21T12:00:01.000000Z"

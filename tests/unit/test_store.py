@@ -315,6 +315,20 @@ def test_reports_are_no_news_and_neither_is_a_state_that_differs_in_its_version_
     assert changed == [KEY] * 4
 
 
+def test_that_nothing_is_evaluated_is_news_once(heard: Any) -> None:
+    store, changed = heard
+    store.put_job(with_status(2))
+    changed.clear()
+    store.put_job(with_status(3, evaluation={"before": [{"name": "loss", "value": "1"}]}))
+    assert changed == []
+    skipped = {"skipped": {"reason": "NoHeldOutRows", "message": "none"}}
+    store.put_job(with_status(4, evaluation=skipped))
+    assert changed == [KEY], "it becomes a condition"
+    store.expect_status(with_status(4, evaluation=skipped), {"attempt": 0, "phase": "Running"})
+    store.put_job(with_status(5, evaluation=skipped, phase="Running"))
+    assert changed == [KEY]
+
+
 @pytest.mark.parametrize("first", ["event", "answer"])
 def test_what_this_process_has_written_itself_is_no_news_whatever_comes_first(heard: Any, first: str) -> None:
     store, changed = heard

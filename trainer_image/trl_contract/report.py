@@ -108,6 +108,16 @@ class EvaluationReport(Told):
     after: Annotated[list[Metric], *_cut(24)] = []
 
 
+SkipReason = Literal["NoHeldOutRows", "HeldOutRowsDropped", "Unknown"]
+
+
+class EvaluationSkipped(Told):
+    """Why there is nothing to evaluate on, though the job asks for evaluation."""
+
+    reason: Annotated[SkipReason, BeforeValidator(lambda value: value if value in get_args(SkipReason) else "Unknown")]
+    message: Annotated[str, *_cut(1024)]
+
+
 class Artifact(Told):
     type: Literal["model", "adapter"]
     uri: Annotated[str, Field(max_length=1024)]
@@ -138,6 +148,8 @@ class Progress(Told):
     resumed_from_step: Count | None = None
     checkpoints: Annotated[list[CheckpointReport], *_cut(5)] = []
     evaluation: EvaluationReport | None = None
+    evaluation_skipped: EvaluationSkipped | None = None
+    """Known before weights are loaded."""
     rewards: Annotated[list[RewardReport], *_cut(16)] = []
     warnings: Annotated[list[Annotated[str, *_cut(300)]], *_cut(8)] = []
     """What the preflight found worth a look: cut or dropped rows, duplicates, a tight memory estimate."""

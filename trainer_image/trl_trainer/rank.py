@@ -135,7 +135,7 @@ def load_data(
         findings = [*seen.findings, *scores.try_out(rows.train.take(range(3)))]
         for line in findings:
             print(f"preflight: {line}", flush=True)
-        reporter.update(warnings=[line[:300] for line in findings[:8]])
+        reporter.update(warnings=[line[:300] for line in findings[:8]], evaluation_skipped=seen.evaluation_skipped)
         write_json(known, seen.to_wire())
         write_json(run.work / "resolved.json", preflight.decide(run.job, seen).to_wire())
         return data.build(run.job, stage, tokenizer, tokenize, rows, folder, tell)

@@ -60,11 +60,20 @@ class CheckpointStatus(Part):
     """Metrics at that step."""
 
 
+class SkippedStatus(Part):
+    reason: Text63
+    """Why nothing is evaluated, in one word."""
+    message: Text1024
+    """Why, for people."""
+
+
 class EvaluationStatus(Part):
     before: Annotated[list[Metric], Field(max_length=24, json_schema_extra=list_map("name"))] = []
     """The base model on the held-out rows."""
     after: Annotated[list[Metric], Field(max_length=24, json_schema_extra=list_map("name"))] = []
     """The tuned model on the held-out rows."""
+    skipped: SkippedStatus | None = None
+    """What the trainer found that leaves nothing to evaluate on; the condition EvaluationSkipped says it too."""
 
 
 class RewardStatus(Part):

@@ -1,4 +1,4 @@
-"""What the status says of the spec alone."""
+"""What the status says of the spec, and of the choices that were made in it."""
 
 from datetime import datetime
 
@@ -9,14 +9,19 @@ from trl_operator.status.conditions import set_condition
 
 
 def describe(job: Job, status: JobStatus, now: datetime) -> None:
-    """Put into `status` what follows from the spec alone: sizes, and conditions that warn of a choice."""
+    """Put into `status` what follows from the spec alone, sizes and conditions that warn of a choice, and that nothing
+    is evaluated."""
     status.observed_generation = job.generation
     effective = status.effective or Effective()
     effective.batch_size = batch_size(job)
     effective.world_size = job.cluster.world_size
     effective.model = _model_name(job)
     status.effective = effective
-    for kind, reason, message in _warnings(job):
+    warnings = _warnings(job)
+    if status.evaluation and (skipped := status.evaluation.skipped):
+        # What the trainer has found, which knows the rows.
+        warnings.append(("EvaluationSkipped", skipped.reason, skipped.message))
+    for kind, reason, message in warnings:
         set_condition(status, kind, "True", reason, message, generation=job.generation, now=now)
 
 

@@ -109,6 +109,10 @@ def progress_fields(progress: Progress, percentage: int | None, current: Status)
             **fields.get("evaluation", {}),
             **{name: value for name, value in found.items() if value},
         }
+    if progress.evaluation_skipped:
+        why = progress.evaluation_skipped
+        skipped = {"reason": why.reason, "message": clean(why.message, 1024)}
+        fields["evaluation"] = {**fields.get("evaluation", {}), "skipped": skipped}
     if progress.rewards:
         rewards = {
             reward.name: {"name": reward.name, "mean": mean, "std": std, "errors": reward.errors}

@@ -12,7 +12,8 @@ from trl_operator.plan.upstream import used
 Obj = dict[str, Any]
 
 _SILENT = frozenset({*FIELDS[MANAGER_PROGRESS], "effective"})
-"""Status fields whose change is no news: reports come for hours, and the spec is known by its generation."""
+"""Status fields whose change is no news: reports come for hours, and the spec is known by its generation. That nothing
+is evaluated is: it becomes a condition."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,5 +69,7 @@ def stored_job(obj: Obj) -> StoredJob:
 def news(obj: Obj, status: Obj) -> int:
     """Return `StoredJob.news` of an object with this status."""
     told = {name: value for name, value in status.items() if name not in _SILENT}
+    # Of the object: whoever is about to write its own fields leaves this one as it is.
+    told["skipped"] = obj.get("status", {}).get("evaluation", {}).get("skipped")
     metadata = obj["metadata"]
     return hash(json.dumps([metadata.get("generation"), metadata.get("deletionTimestamp"), told], sort_keys=True))

@@ -32,6 +32,7 @@ def test_a_report_of_the_jobs_own_pod_reaches_its_status(pods: dict[str, Any], j
         {"name": "bad\u001b[31m", "value": "1"},
     ]
     fields = {"etaSeconds": 4800, "tokensPerSecond": 1234.5678, "trainableParameters": 7, "metrics": metrics}
+    fields["evaluationSkipped"] = {"reason": "HeldOutRowsDropped", "message": "2 of 2 held-out rows are dropped"}
     status, answer = trainer.post(report(12, **fields))
     assert (status, json.loads(answer)["accepted"]) == (200, True)
     found = jobs.wait("dpojob", "tune", "shows the report", lambda s: "progress" in s, 20)
@@ -44,6 +45,13 @@ def test_a_report_of_the_jobs_own_pod_reaches_its_status(pods: dict[str, Any], j
     assert found["effective"]["worldSize"] == 1
     [line] = jobs.plane.kubectl("get", "dpojob", "tune", f"--namespace={jobs.namespace}", "--no-headers").splitlines()
     assert line.split()[:7] == ["tune", "Running", "12/40", "0.4321", "1.5", "1h20m", "0"]
+
+    def said(status: Any) -> list[Any]:
+        return [found for found in status["conditions"] if found["type"] == "EvaluationSkipped"]
+
+    [condition] = said(jobs.wait("dpojob", "tune", "says that nothing is evaluated", said, 20))
+    assert (condition["status"], condition["reason"]) == ("True", "HeldOutRowsDropped")
+    assert condition["message"] == "2 of 2 held-out rows are dropped"
 
 
 def test_only_the_bound_token_of_a_pod_of_this_job_is_accepted(

@@ -9,7 +9,7 @@ import torch
 
 from trl_contract.base import Model
 from trl_contract.jobfile import JobFile
-from trl_contract.report import FailureReason
+from trl_contract.report import EvaluationSkipped, FailureReason
 from trl_contract.training import GRPOSpec
 from trl_trainer.data import DataReport, Tokenize, Written, template
 from trl_trainer.errors import UserError
@@ -40,6 +40,8 @@ class Preflight(Model):
     """Free space on the storage volume."""
     findings: list[str]
     """What is worth a look, most important first."""
+    evaluation_skipped: EvaluationSkipped | None = None
+    """Why nothing is evaluated although the job asks for it."""
     too_little: tuple[FailureReason, str] | None = None
     """Reason and message if this machine has too little memory or disk; another one may have enough."""
 
@@ -73,11 +75,12 @@ def inspect(
     needs = memory.estimate(job, numbers, available(job, device), device)
     checkpoint, free = checkpoint_bytes(job, base), shutil.disk_usage(work).free
     final = base.parameters * (2 if job.spec.peft.method != "none" and job.spec.training.precision == "bf16" else 4)
+    skipped = evaluation_skipped(job, rows.report, seen)
     too_little = _too_little_memory(needs) or _too_little_disk(checkpoint, final, free)
     findings = [
         *rows.report.warnings(),
         *_length_findings(job, base, seen),
-        *_held_out_findings(job, rows.report, seen),
+        *([f"evaluation is skipped: {skipped.message}"] if skipped else _held_out_findings(job, seen)),
         *_warmup_findings(job, total_steps),
         *_expert_findings(base),
         *ends.findings(job, stage, tokenizer, base, rows),
@@ -101,6 +104,7 @@ def inspect(
         checkpoint_bytes=checkpoint,
         free_bytes=free,
         findings=findings,
+        evaluation_skipped=skipped,
         too_little=too_little,
     )
 
@@ -141,20 +145,29 @@ def _num_held_out(report: DataReport, seen: Lengths) -> int:
     return 0 if seen.held_out_dropped == seen.held_out else report.eval
 
 
-def _held_out_findings(job: JobFile, report: DataReport, seen: Lengths) -> list[str]:
-    """Return what to say of an evaluation that is not what the job asks for."""
-    if seen.held_out_dropped:
-        dropped = (
-            f"{seen.held_out_dropped} of {seen.held_out} held-out rows are dropped: nothing of them that would be"
-            f" learnt is within training.maxLength {job.spec.max_length}"
-        )
-        return [dropped if _num_held_out(report, seen) else f"evaluation is skipped: {dropped}"]
+def evaluation_skipped(job: JobFile, report: DataReport, seen: Lengths) -> EvaluationSkipped | None:
+    """Return why there is nothing to evaluate on; None if there is something, or nothing was asked for."""
     evaluation, dataset = job.spec.evaluation, job.spec.dataset
-    if report.eval or not evaluation.enabled:
-        return []
+    if not evaluation.enabled or _num_held_out(report, seen):
+        return None
+    if report.eval:
+        return EvaluationSkipped(reason="HeldOutRowsDropped", message=_dropped(job, seen))
     if dataset.eval is None and dataset.eval_split == 0 and evaluation.every_steps is None:
-        return []  # as asked for
-    return ["evaluation is skipped: no rows are held out (dataset.eval, or evalSplit of at least two rows)"]
+        return None  # as asked for
+    return EvaluationSkipped(
+        reason="NoHeldOutRows", message="no rows are held out (dataset.eval, or evalSplit of at least two rows)"
+    )
+
+
+def _held_out_findings(job: JobFile, seen: Lengths) -> list[str]:
+    return [_dropped(job, seen)] if seen.held_out_dropped else []
+
+
+def _dropped(job: JobFile, seen: Lengths) -> str:
+    return (
+        f"{seen.held_out_dropped} of {seen.held_out} held-out rows are dropped: nothing of them that would be learnt is"
+        f" within training.maxLength {job.spec.max_length}"
+    )
 
 
 def _warmup_findings(job: JobFile, total: int | None) -> list[str]:
