@@ -6,6 +6,7 @@ cases/<name> holds the job and its rows; a sibling is the same mistake in anothe
 import json
 import math
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -244,6 +245,39 @@ def test_what_can_only_fail_is_refused_before_weights(case: Case, reason: str, m
     with pytest.raises(UserError, match=message) as caught:
         explain(*opened(case))
     assert caught.value.reason == reason
+
+
+ODD: list[tuple[str, Any, str]] = [
+    ("config.json", {"num_hidden_layers": 3}, r"config.json of .* cannot be read: .*must be equal"),
+    ("config.json", {"hidden_size": "32"}, r"config.json of .* cannot be read: .*expected int, got str"),
+    ("config.json", {"dtype": "nope"}, r"config.json of .* cannot be read: .*no attribute 'nope'"),
+    ("config.json", {"hidden_act": "nope"}, r"makes no model of the config.json .*: KeyError: 'nope'; mend it"),
+    ("config.json", {"quantization_config": {"bits": 4}}, r"is quantized \(by a method it does not name\)"),
+    ("config.json", {"compression_config": {"quant_method": "compressed-tensors"}}, r"is quantized \(compressed-tens"),
+    ("generation_config.json", "{", r"generation_config.json cannot be read: .* mend or remove it"),
+]
+
+
+@pytest.mark.parametrize(("file", "odd", "message"), ODD)
+def test_an_odd_base_is_refused_before_weights(
+    file: str, odd: Any, message: str, opened: Open, models: Callable[[str], Path], tmp_path: Path
+) -> None:
+    base = models("base")
+    shutil.copytree(base / "base", base / tmp_path.name)
+    path = base / tmp_path.name / file
+    path.write_text(odd if isinstance(odd, str) else json.dumps({**json.loads(path.read_text()), **odd}))
+    with pytest.raises(UserError, match=f"(?s)^model: .*{message}") as caught:
+        explain(*opened(sft({"text": "a"}, model=tmp_path.name)))
+    assert caught.value.reason == "InvalidSpec"
+
+
+def test_a_base_that_is_an_adapter_is_refused_with_the_remedy(
+    opened: Open, models: Callable[[str], Path], tmp_path: Path
+) -> None:
+    (models("base") / tmp_path.name).mkdir()
+    (models("base") / tmp_path.name / "adapter_config.json").write_text("{}")
+    with pytest.raises(UserError, match=r"is an adapter, and a base is a whole model: of a job's result give final"):
+        explain(*opened(sft({"text": "a"}, model=tmp_path.name)))
 
 
 NOTED = [
@@ -499,6 +533,21 @@ def test_the_exported_model_stops_where_the_template_ends_turns(
     assert ended.outcome == "Succeeded"
     (written,) = tmp_path.glob("out/*/final/generation_config.json")
     assert json.loads(written.read_text())["eos_token_id"] == [2, 4]
+
+
+@pytest.mark.parametrize("method", ["none", "lora"])
+def test_settings_of_generation_that_contradict_each_other_are_no_failure_at_the_end(
+    method: str, opened: Open, models: Callable[[str], Path], warm: Warm, tmp_path: Path
+) -> None:
+    """Published models have such; transformers refuses to save them."""
+    name = tmp_path.name
+    shutil.copytree(models("base") / "base", models("base") / name)
+    settings = {"do_sample": False, "temperature": 0.6, "top_p": 0.9, "eos_token_id": 4}
+    (models("base") / name / "generation_config.json").write_text(json.dumps(settings))
+    ended, _ = trained(opened, warm, sft({"text": "Hello"}, model=name, peft={"method": method}))
+    assert (ended.outcome, ended.message) == ("Succeeded", "trained 2 steps")
+    (final,) = tmp_path.glob("out/*/final")
+    assert settings.items() <= json.loads((final / "generation_config.json").read_text()).items()
 
 
 @pytest.mark.parametrize("make", [sft, reward])

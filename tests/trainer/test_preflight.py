@@ -223,7 +223,7 @@ def test_a_reward_model_is_no_base_for_dpo_but_one_for_a_reward_job(run, copied)
 
 def test_a_config_of_no_known_model_is_refused(run, copied):
     (copied / "config.json").write_text('{"model_type": "nonsense"}')
-    with pytest.raises(UserError, match="is of no known model") as caught:
+    with pytest.raises(UserError, match="cannot be read") as caught:
         run(PAIRS, model=copied)
     assert caught.value.reason == "InvalidSpec"
 
@@ -247,7 +247,7 @@ def test_a_model_without_a_sound_tokenizer_is_refused(copied):
 
 def test_a_cut_config_is_refused(run, copied):
     (copied / "config.json").write_text('{"model_type": "qw')
-    with pytest.raises(UserError, match="is of no known model") as caught:
+    with pytest.raises(UserError, match="cannot be read") as caught:
         run(PAIRS, model=copied)
     assert caught.value.reason == "InvalidSpec"
 

@@ -167,6 +167,7 @@ def build(run: Run, stage: Stage, tokenizer: Any, rows: data.Data, scores: Rewar
     args = stage.config(**found)
     sharding.configure(args, run, sync_each_batch=sync_each_batch)
     trainer: Trainer = stage.trainer(run, args, tokenizer, rows, scores)
+    ends.make_savable(trainer.model)
     if rows.report.conversational:
         ends.stop_there(trainer.model, tokenizer)
     if base.is_streamed(run):

@@ -60,7 +60,11 @@ REASONS: dict[str, Reason] = {
         "Train a better reward model, lower rewardModel.minAccuracy, or set acknowledgeUnvalidated."
     ),
     "DeadlineExceeded": Reason("Raise runPolicy.activeDeadlineSeconds."),
-    "Unknown": Reason("Read the log below and the pod's own log.", retryable=True),
+    "Unknown": Reason(
+        "Read the log below and the pod's own log. If they do not say what to change, send both, and resolved.json of"
+        " the job's folder, to the maintainers of trl-operator.",
+        retryable=True,
+    ),
 }
 
 MAX_UNTOLD_IN_A_ROW = 1

@@ -21,7 +21,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import convert_and_load_state_dict_in_model
 from transformers.modeling_utils import LoadStateDictConfig, load_state_dict, str_to_torch_dtype
 
-from trl_trainer.errors import TrainerError
+from trl_trainer.errors import TrainerError, UserError
 
 PART_BYTES = 5 * 10**9
 """Size of a part of a model, and of a file that is written: so much of a model is in memory at a time."""
@@ -56,8 +56,14 @@ def of_folder(folder: Path, config: Any, classifier: bool) -> Skeleton:
 
 
 def generation(folder: Path) -> GenerationConfig | None:
-    """Return the folder's settings of generation, if it has some."""
-    return GenerationConfig.from_pretrained(folder) if (folder / "generation_config.json").exists() else None
+    """Return the folder's settings of generation, if it has some. UserError if they cannot be read."""
+    path = folder / "generation_config.json"
+    if not path.exists():
+        return None
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError("InvalidSpec", f"model: {path} cannot be read: {error}; mend or remove it") from error
 
 
 def of_headers(headers: dict[str, torch.Tensor], config: Any, classifier: bool, **options: Any) -> Skeleton:

@@ -6,7 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+    StrictDataclassError,
+)
 from transformers import AutoConfig
 
 from trl_contract.jobfile import JobFile
@@ -15,6 +21,9 @@ from trl_trainer.errors import UserError
 
 WEIGHTS = frozenset({"model.safetensors", "model.safetensors.index.json"})
 """One of these files transformers reads first."""
+
+ODD = (ValueError, KeyError, AttributeError, TypeError, ImportError, StrictDataclassError)
+"""What transformers raises for a config that says what it does not know."""
 
 
 def path(job: JobFile) -> str:
@@ -58,13 +67,25 @@ def check_folder(folder: str, field: str) -> str:
     """Return `folder` if it holds a model in safetensors, else raise UserError that names `field`."""
     names = os.listdir(folder) if os.path.isdir(folder) else []
     if "config.json" not in names:
-        adapter = "; it holds an adapter: give the folder of the merged model" if "adapter_config.json" in names else ""
-        raise UserError("ModelNotFound", f"{field}: {folder} has no config.json, so it is no model folder{adapter}")
+        _check_no_adapter(set(names), folder, field)
+        raise UserError("ModelNotFound", f"{field}: {folder} has no config.json, so it is no model folder")
     if not WEIGHTS & set(names):
         raise UserError(
             "ModelNotFound", f"{field}: {folder} has no safetensors; convert the weights with save_pretrained"
         )
     return folder
+
+
+def _check_no_adapter(names: set[str], where: str, field: str) -> None:
+    """Raise UserError if the files are those of an adapter alone."""
+    if "adapter_config.json" not in names or "config.json" in names:
+        return
+    raise UserError(
+        "ModelNotFound",
+        f"{field}: {where} is an adapter, and a base is a whole model: of a job's result give final, which is merged,"
+        " not final/adapter; else merge it with peft's AutoPeftModelForCausalLM.from_pretrained(...)"
+        ".merge_and_unload().save_pretrained(...), and save the tokenizer there",
+    )
 
 
 def check_hub(repo: str, revision: str | None, field: str) -> list[str] | None:
@@ -80,6 +101,7 @@ def check_hub(repo: str, revision: str | None, field: str) -> list[str] | None:
         raise UserError("ModelNotFound", f"{field}: {repo} is not on the hub, or is private: {error}") from error
     except (HfHubHTTPError, OSError):
         return None
+    _check_no_adapter(set(names), repo, field)
     if not WEIGHTS & set(names):
         raise UserError("ModelNotFound", f"{field}: {repo} has no safetensors, and pickle weights are not loaded")
     return names
@@ -92,7 +114,7 @@ def read_config(where: str, revision: str | None, field: str) -> Any:
         check_hub(where, revision, field)
     try:
         return AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
-    except (ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+    except (*ODD, OSError) as error:
         if isinstance(error, OSError) and not is_folder:
             raise  # the hub does not answer, which may pass
-        raise UserError("InvalidSpec", f"{field}: the config.json of {where} is of no known model: {error}") from error
+        raise UserError("InvalidSpec", f"{field}: the config.json of {where} cannot be read: {error}") from error

@@ -8,7 +8,7 @@ from transformers import AutoTokenizer
 
 from trl_contract.jobfile import JobFile
 from trl_trainer.errors import UserError
-from trl_trainer.models.source import check_hub, path
+from trl_trainer.models.source import check_hub, path, read_config
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.", "spiece.model", "sentencepiece", "tekken.json")
 """How the names of the files begin that hold a vocabulary. Without one transformers makes an empty tokenizer."""
@@ -25,6 +25,8 @@ def load_tokenizer(job: JobFile) -> Any:
     names = os.listdir(where) if job.paths.model is not None else check_hub(where, revision, "model")
     if names is not None and not any(name.startswith(TOKENIZER_FILES) for name in names):
         raise UserError("ModelNotFound", f"model: {where} has no tokenizer: put the files of save_pretrained beside it")
+    # transformers reads it too, and fails in its own words.
+    read_config(where, revision, "model")
     try:
         found = AutoTokenizer.from_pretrained(where, revision=revision)
     except (ValueError, OSError) as error:

@@ -152,11 +152,11 @@ def check_weights(folder: Path, field: str) -> None:
 def check_unquantized(config: Any, where: str, field: str) -> None:
     """Raise UserError if the weights are stored in fewer bits than they are computed in: nothing could be merged into
     them, and what transformers 5.23 saves of a dequantized model is not what it then loads."""
-    quantization = getattr(config, "quantization_config", None)
-    if quantization is None:
+    quantization = getattr(config, "quantization_config", None) or getattr(config, "compression_config", None)
+    if not quantization:
         return
     given = quantization if isinstance(quantization, dict) else quantization.to_dict()
-    method = str(getattr(given["quant_method"], "value", given["quant_method"]))
+    method = str(getattr(given.get("quant_method"), "value", given.get("quant_method", "by a method it does not name")))
     remedy = "give the model that it was made from; peft.method qlora brings that to 4 bit while it is loaded"
     if method == "mxfp4":
         remedy = (
@@ -174,14 +174,13 @@ def covered(
 
     new_head: a classifier's head may be missing, since the job trains one.
     """
-    if Path(where).is_absolute():
-        found = skeleton.of_folder(Path(where), config, classifier)
-    else:
-        try:
-            found = skeleton.of_headers(skeleton.hub_headers(where, revision), config, classifier)
-        except (HfHubHTTPError, OSError):
-            # The hub does not answer, and the cache may have it all.
-            return Skeleton(skeleton.build(config, classifier), [], converted=False)
+    try:
+        found = _skeleton(where, revision, config, classifier)
+    except source.ODD as error:
+        said = f"{type(error).__name__}: {error}"
+        raise UserError(
+            "InvalidSpec", f"{field}: transformers makes no model of the config.json of {where}: {said}; mend it"
+        ) from error
     trained = f"{found.model.base_model_prefix}." if new_head else ""
     missing = [name for name in found.missing if name.startswith(trained)]
     if missing:
@@ -192,6 +191,16 @@ def covered(
             " its config.json",
         )
     return found
+
+
+def _skeleton(where: str, revision: str | None, config: Any, classifier: bool) -> Skeleton:
+    if Path(where).is_absolute():
+        return skeleton.of_folder(Path(where), config, classifier)
+    try:
+        return skeleton.of_headers(skeleton.hub_headers(where, revision), config, classifier)
+    except (HfHubHTTPError, OSError):
+        # The hub does not answer, and the cache may have it all.
+        return Skeleton(skeleton.build(config, classifier), [], converted=False)
 
 
 def check_kind(config: Any, where: str, reward: bool) -> None:

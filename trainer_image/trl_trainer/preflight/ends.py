@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from transformers import GenerationConfig
+
 from trl_contract.jobfile import JobFile
 from trl_trainer.data import Written, template
 from trl_trainer.preflight import lengths
@@ -30,6 +32,19 @@ def findings(job: JobFile, stage: Stage, tokenizer: Any, base: Architecture, row
             f" generation_config stops at both, but what reads the tokenizer alone will not: set eosToken to {end}"
         )
     return found
+
+
+def make_savable(model: Any) -> None:
+    """Take settings of generation from a model that contradict each other, as a temperature without sampling does:
+    transformers loads them and refuses to save them. The export has those of the base's file."""
+    if not model.can_generate():
+        return
+    given = model.generation_config
+    try:
+        given.validate(strict=True)
+    except ValueError:
+        ends = {name: getattr(given, name) for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
+        model.generation_config = GenerationConfig(**ends)
 
 
 def stop_there(model: Any, tokenizer: Any) -> None:

@@ -52,22 +52,27 @@ def write(run: Run, stage: Stage, trainer: Trainer, tokenizer: Any) -> Written |
     for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
         # As the job's tokenizer says; a classifier reads its result at the last token that fills nothing up.
         setattr(base.model.config.get_text_config(), name, getattr(trained.config.get_text_config(), name, None))
+    if trained.can_generate():
+        base.model.generation_config = trained.generation_config
     method = run.job.spec.peft.method
     digests = _full(run, trainer, base, folder) if method == "none" else _adapter(run, trainer, base, where, folder)
     if not run.is_main:
         return None
     tokenizer.save_pretrained(folder)
-    _stop_where_trained(folder, trained)
+    _stop_where_trained(folder, where, trained)
     check_whole(folder, stage.is_classifier)
     return Written(folder, digests)
 
 
-def _stop_where_trained(folder: Path, trained: Any) -> None:
-    """Write the ends that generation stops at as they were in training. Not by GenerationConfig: it does not save again
-    what some models have in theirs."""
-    path = folder / "generation_config.json"
+def _stop_where_trained(folder: Path, where: Path, trained: Any) -> None:
+    """Write the base's settings of generation, with the tokens as they were in training. Not by GenerationConfig: it
+    does not save again what some models have in theirs."""
+    path, given = folder / "generation_config.json", where / "generation_config.json"
     if path.exists():
-        config = {**json.loads(path.read_text()), "eos_token_id": trained.generation_config.eos_token_id}
+        config = json.loads((given if given.exists() else path).read_text())
+        for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
+            value = getattr(trained.generation_config, name)
+            config |= {} if value is None else {name: value}
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
 
@@ -79,8 +84,6 @@ def _full(run: Run, trainer: Trainer, base: Skeleton, folder: Path) -> dict[str,
         if trained.get_parameter(target) is trained.get_parameter(origin):
             del state[target]
     base.model.config = trained.config
-    if trained.can_generate():
-        base.model.generation_config = trained.generation_config
     dtypes = {name: value.dtype for name, value in base.model.state_dict().items()}
     sizes = {name: value.numel() * dtypes[name].itemsize for name, value in state.items()}
     plan = skeleton.parts(sizes, skeleton.PART_BYTES)
