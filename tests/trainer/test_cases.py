@@ -236,6 +236,21 @@ REFUSED = [
         "InvalidSpec",
         r"model.eosToken: <\|im_ends\|> is no token of the model; the nearest special ones are <\|im_end\|>, ",
     ),
+    (
+        sft({"prompt": "a", "completion": "b", "label": True}, {"prompt": "a", "completion": "c", "label": False}),
+        "DataFormatError",
+        r"row 1: label says whether the completion is good, and such unpaired rows \(KTO\) are trained by no kind: give",
+    ),
+    (
+        dpo({"prompt": [USER], "completion": [SAID], "label": False}),
+        "DataFormatError",
+        r"row 1: label says whether .* give dpo or reward pairs of chosen and rejected",
+    ),
+    (
+        sft({"messages": [{"role": "user", "content": [{"type": "image", "image": "a.png"}]}, SAID]}),
+        "DataFormatError",
+        r"row 1: .*image",
+    ),
     ("m-bnb4", "InvalidSpec", r"model: .* is quantized \(bitsandbytes\): give the model that it was made from"),
 ]
 

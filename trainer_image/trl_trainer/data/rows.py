@@ -144,8 +144,18 @@ def _missing(row: Row, needed: str) -> BadRow:
     return BadRow(f"needs {needed}, but has {_names(row)}; name the columns in dataset.columns")
 
 
+def _check_paired(row: Row) -> None:
+    """Raise BadRow for a row of TRL's unpaired form: sft would learn what the label calls bad, too."""
+    if "completion" in row and isinstance(row.get("label"), bool):
+        raise BadRow(
+            "label says whether the completion is good, and such unpaired rows (KTO) are trained by no kind: give dpo or"
+            " reward pairs of chosen and rejected, or sft the good rows without the column"
+        )
+
+
 def sft(row: Row) -> Row:
     """Return messages | prompt and completion | text."""
+    _check_paired(row)
     if "messages" in row:
         messages = _with_prompt(row, turns.messages(row["messages"], "messages"))
         _check_taught(messages, "messages")
@@ -207,6 +217,7 @@ def prompted_pair(row: Row) -> Row:
 
 
 def _pair(row: Row, needs_prompt: bool) -> Row:
+    _check_paired(row)
     if "chosen" not in row or "rejected" not in row:
         raise _missing(row, "chosen and rejected (and prompt)")
     chosen, rejected = _alike(row, "chosen", "rejected")
