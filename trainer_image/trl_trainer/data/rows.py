@@ -148,8 +148,8 @@ def _check_paired(row: Row) -> None:
     """Raise BadRow for a row of TRL's unpaired form: sft would learn what the label calls bad, too."""
     if "completion" in row and isinstance(row.get("label"), bool):
         raise BadRow(
-            "label says whether the completion is good, and such unpaired rows (KTO) are trained by no kind: give dpo or"
-            " reward pairs of chosen and rejected, or sft the good rows without the column"
+            "label says whether the completion is good, and such unpaired rows (KTO) are trained by no kind: give dpo"
+            " or reward pairs of chosen and rejected, or sft the good rows without the column"
         )
 
 
