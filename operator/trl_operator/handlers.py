@@ -25,6 +25,19 @@ class Backoffs(Iterable[float]):
         return itertools.chain((1.0, 2.0, 4.0, 8.0), itertools.repeat(10.0))
 
 
+class NoDiffs(kopf.DiffBaseStorage):
+    """Nothing is compared: else kopf copies each object twice at each event, for handlers that there are none of."""
+
+    def build(self, **_: Any) -> kopf.BodyEssence:
+        return kopf.BodyEssence({})
+
+    def fetch(self, **_: Any) -> kopf.BodyEssence | None:
+        return None
+
+    def store(self, **_: Any) -> None:
+        pass
+
+
 def registry(watched: Sequence[Watched]) -> kopf.OperatorRegistry:
     """Return the handlers of all watched resources."""
     found = kopf.OperatorRegistry()
@@ -60,7 +73,7 @@ async def _configure(watched: Sequence[Watched], settings: kopf.OperatorSettings
     # No handler here makes kopf write anything; should one slip in, it must not touch another operator's keys.
     settings.persistence.finalizer = f"{GROUP}/finalizer"
     settings.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=GROUP)
-    settings.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=GROUP, key="last-handled")
+    settings.persistence.diffbase_storage = NoDiffs()
 
 
 async def _login(**kwargs: Any) -> kopf.ConnectionInfo:

@@ -84,7 +84,7 @@ class Reconciler:
         """Bring the job a step further; return the seconds after which it wants another look, if any."""
         if self._store.is_over(key):
             return None
-        obj = await self._kube.get(JOBS[key[0]], *key[1:])
+        obj = self._store.unseen.take(key) or await self._kube.get(JOBS[key[0]], *key[1:])
         if obj is None:
             self._forget(key)
             return None

@@ -167,14 +167,45 @@ def test_words_that_the_api_server_refuses_do_not_keep_a_job_from_ending(
 def broken(world: World) -> None:
     """The stored spec is one that a newer rule refuses."""
     job = world.kube.objects["dpojobs", "team", "tune"]
-    world.kube.put("dpojobs", {**job, "spec": {**job["spec"], "numNodes": 0}})
+    world.store.put_job(world.kube.put("dpojobs", {**job, "spec": {**job["spec"], "numNodes": 0}}))
 
 
 def newer(world: World) -> None:
     """The CRD has a field, with a default, that this operator does not know."""
     job = world.kube.objects["dpojobs", "team", "tune"]
     training = {**job["spec"].get("training", {}), "surprise": 1}
-    world.kube.put("dpojobs", {**job, "spec": {**job["spec"], "training": training, "another": {"a": 1}}})
+    spec = {**job["spec"], "training": training, "another": {"a": 1}}
+    world.store.put_job(world.kube.put("dpojobs", {**job, "spec": spec}))
+
+
+def test_a_job_that_is_told_for_the_first_time_is_not_read_once_more(
+    job_object: Objects, now: datetime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = {"train": {"inline": [{"prompt": "p", "chosen": "c", "rejected": "r"}]}}
+    world = World(job_object(dataset=rows), now)
+    read: list[str] = []
+    get = world.kube.get
+
+    async def noted(resource: Any, namespace: str, name: str) -> dict[str, Any] | None:
+        read.append(resource.plural)
+        return await get(resource, namespace, name)
+
+    monkeypatch.setattr(world.kube, "get", noted)
+    world.reconcile()
+    assert (world.status["attempt"], read) == (0, [])
+    world.reconcile()
+    assert "dpojobs" in read, "what it looks at is live from then on"
+
+
+def test_a_job_that_has_changed_since_it_was_told_is_read(job_object: Objects, now: datetime) -> None:
+    world = World(job_object(), now)
+    job = world.kube.objects["dpojobs", "team", "tune"]
+    world.kube.put("dpojobs", {**job, "spec": {**job["spec"], "runPolicy": {"cancel": True}}})
+    with pytest.raises(ApiError, match="modified"):
+        world.reconcile()
+    assert not world.kube.writes
+    world.reconcile()
+    assert world.status["phase"] == "Cancelled"
 
 
 def test_a_spec_that_cannot_be_read_is_told_and_leaves_phase_and_end_of_what_has_begun(

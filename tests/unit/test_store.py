@@ -7,6 +7,7 @@ import pytest
 
 from trl_operator.plan.observation import Attempt, current_attempt
 from trl_operator.plan.outcome import classify
+from trl_operator.store.held import Held
 from trl_operator.store.needs import Needs
 from trl_operator.store.store import Store
 
@@ -55,6 +56,35 @@ def test_an_older_state_never_replaces_a_newer_one() -> None:
 
 def job(version: int, attempt: int = 0, **metadata: Any) -> dict[str, Any]:
     return {**stored("DPOJob", "tune", version, **metadata), "status": {"attempt": attempt}}
+
+
+def test_a_job_without_an_attempt_is_held_until_it_is_taken_or_something_is_told_of_it() -> None:
+    store, key = Store(), ("DPOJob", "team", "tune")
+    first = stored("DPOJob", "tune", 5)
+    store.put_job(first)
+    store.put_job(stored("DPOJob", "tune", 4))
+    assert (store.unseen.take(key), store.unseen.take(key)) == (first, None)
+    store.put_job(stored("DPOJob", "tune", 6))
+    assert store.unseen.take(key) is None, "somebody has looked at it"
+    anew = stored("DPOJob", "tune", 7, uid="another")
+    store.put_job(anew)
+    assert store.unseen.take(key) == anew
+    store.put_job(stored("DPOJob", "tune", 8, uid="third"))
+    store.put_job({**job(9), "metadata": {**job(9)["metadata"], "uid": "third"}})
+    assert store.unseen.take(key) is None, "it has an attempt"
+    store.put_job(stored("DPOJob", "tune", 10, uid="fourth"))
+    store.drop_job(stored("DPOJob", "tune", 11, uid="fourth"))
+    assert store.unseen.take(key) is None, "it is gone"
+
+
+def test_only_as_many_whole_jobs_are_held_as_fit() -> None:
+    obj = {"spec": "x" * 90}
+    held = Held(capacity=250)
+    for number in range(3):
+        held.put(("DPOJob", "team", f"j{number}"), obj)
+    assert [held.take(("DPOJob", "team", f"j{number}")) for number in range(3)] == [obj, obj, None]
+    held.put(("DPOJob", "team", "j2"), obj)
+    assert held.take(("DPOJob", "team", "j2")) == obj, "there is room again"
 
 
 def test_a_pod_that_is_gone_is_remembered_in_its_last_state_until_its_attempt_is_over() -> None:

@@ -10,6 +10,7 @@ from trl_operator.backend import BACKENDS, child_from, pod_from
 from trl_operator.constants import LABEL_JOB_UID
 from trl_operator.kube import JOBS, PODS
 from trl_operator.plan.observation import Attempt, Child, Key, Pod
+from trl_operator.store.held import Held
 from trl_operator.store.objects import StoredJob, key_of, news, stored_job
 from trl_operator.store.waiting import Waiting
 from trl_operator.store.watched import Watched, covers
@@ -34,6 +35,8 @@ class Store:
         self._pods_of: dict[str, dict[str, Pod]] = {}
         self._own_news: dict[Key, int] = {}
         self._own_children: set[tuple[str, str]] = set()
+        self.unseen = Held()
+        """Jobs that were told once, whole, if they have no attempt."""
         self.waiting = Waiting(lambda key: self._changed(key))
 
     def watched(self) -> list[Watched]:
@@ -76,6 +79,9 @@ class Store:
         if known is not None and known.version >= job.version:
             return
         self.jobs[job.key] = job
+        self.unseen.take(job.key)
+        if job.attempt is None and (known is None or known.uid != job.uid):
+            self.unseen.put(job.key, obj)
         for uid in {job.uid, known.uid if known else ""}:
             self._forget_pods(uid)
         if known is None or known.uid != job.uid or job.news not in (known.news, self._own_news.get(job.key)):
@@ -91,6 +97,7 @@ class Store:
         known = self.jobs.get(key)
         if known is not None and known.uid == uid:
             del self.jobs[key]
+            self.unseen.take(key)
             self._own_news.pop(key, None)
             self._forget_pods(uid)
             self.waiting.wait(key, ())
