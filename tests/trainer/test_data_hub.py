@@ -12,6 +12,7 @@ import pytest
 
 from trl_contract.jobfile import JobFile
 from trl_trainer import data, stages
+from trl_trainer.errors import TrainerError
 
 COMMIT = "a" * 40
 ROWS = b"".join(
@@ -158,5 +159,6 @@ def test_a_hub_that_may_not_be_asked_is_not_the_users_mistake(tmp_path, monkeypa
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
     asked = JobFile.model_validate(job("u"))
-    with pytest.raises(ConnectionError, match="OfflineModeIsEnabled"):
+    with pytest.raises(TrainerError, match=r"^the hub does not answer: Couldn't reach 'org/pairs' .*Offline") as caught:
         data.write(asked, stages.of(asked), None, tmp_path)
+    assert caught.value.reason == "NetworkUnavailable"

@@ -5,23 +5,33 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-import pytest
 import torch
 from safetensors.torch import save
+from trainer_kit import free_port
 
 COMMIT = "a" * 40
 FILES = {"good": ["config.json", "model.safetensors"], "pickle": ["config.json", "pytorch_model.bin"]}
 CONFIG = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "vocab_size": 40, "hidden_size": 16}
 
 READ = """
-import contextlib, io, json, sys
+import contextlib, io, json, sys, time
+# The hub's own client waits for long before it says that there is nobody.
+sleep = time.sleep
+time.sleep = lambda seconds: sleep(min(seconds, 0.1))
+from trl_trainer.launch import network
 from trl_trainer.local import cli
 from trl_trainer.models import source
 from trl_trainer.preflight import architecture
-from trl_trainer.errors import UserError
+from trl_trainer.errors import TrainerError, UserError
 folder, *repos = sys.argv[1:]
+try:
+    source.read_config("org/good", None, "model")
+except TrainerError as error:
+    print(json.dumps([error.reason, error.message]), flush=True)
+network.be_patient(1800)
 for repo in repos:
     try:
         read = source.read_config(repo, None, "model").hidden_size
@@ -86,27 +96,38 @@ class Hub(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def hub():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+@contextmanager
+def hub_at(port):
+    server = ThreadingHTTPServer(("127.0.0.1", port), Hub)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,))
     thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
+    yield
     server.shutdown()
     thread.join()
     server.server_close()
 
 
-def test_a_hub_model_is_read_without_its_weights_and_what_is_wrong_with_it_is_said(hub, tmp_path):
+def test_a_hub_is_waited_for_and_its_models_are_read_without_their_weights(tmp_path):
+    port = free_port()
+    hub = f"http://127.0.0.1:{port}"
     environment = {**os.environ, "HF_ENDPOINT": hub, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
     repos = ["org/good", "org/pickle", "org/gated", "org/missing"]
     for repo in repos:
         write_job(tmp_path / f"{repo}.yaml", repo)
-    done = subprocess.run(
-        [sys.executable, "-c", READ, tmp_path, *repos], env=environment, capture_output=True, text=True, timeout=180
-    )
-    assert done.returncode == 0, done.stderr
-    *lines, lacking = done.stdout.splitlines()
+    child = subprocess.Popen(
+        [sys.executable, "-c", READ, tmp_path, *repos],
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    # Nobody waits who was not told to, and the first word that somebody does is what brings the hub back.
+    reason, message = json.loads(child.stdout.readline())
+    assert (reason, message.splitlines()) == ("NetworkUnavailable", [message])
+    assert message.startswith(f"the hub does not answer: We couldn't connect to '{hub}'")
+    waits = child.stdout.readline()
+    assert waits.startswith(f"{message}; asking again in 1 s, for "), waits
+    with hub_at(port):
+        said, complaints = child.communicate(timeout=180)
+    assert child.returncode == 0, complaints
+    *lines, lacking = (line for line in said.splitlines() if "asking again" not in line)
     good, pickle, gated, missing = map(json.loads, lines)
     assert good[0] == 16
     assert pickle[0] == ["ModelNotFound", "model: org/pickle has no safetensors, and pickle weights are not loaded"]

@@ -15,7 +15,9 @@ from typing import Any
 import pytest
 from trainer_kit import KILL, Warm, at_step, free_port, job_file, metrics, preference_pairs, wait_for, write_jsonl
 
+from trl_contract.jobfile import JobFile
 from trl_contract.report import Progress, ProgressReport, TrainerStatus
+from trl_trainer.launch import network
 from trl_trainer.reports import progress, tracking
 from trl_trainer.reports.progress import Reporter, Sender, StepClock, TokenRate, keep_metrics_until, metrics_of
 
@@ -224,6 +226,42 @@ def test_metrics_of_steps_that_are_trained_again_are_dropped(tmp_path: Path) -> 
     keep_metrics_until(path, 2)
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
     keep_metrics_until(tmp_path / "none", 2)
+
+
+def test_a_tracker_that_comes_back_is_begun_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import wandb
+
+    said: list[str] = []
+
+    def init(**arguments: Any) -> None:
+        said.append("init")
+        if len(said) == 1:
+            raise wandb.errors.CommError("context deadline exceeded")
+
+    # What is left of a run that could not begin: "run ID uid is in use".
+    monkeypatch.setattr(wandb, "init", init)
+    monkeypatch.setattr(wandb, "teardown", lambda: said.append("teardown"))
+    monkeypatch.setattr(network, "_patience", 60)
+    monkeypatch.setattr(network.time, "sleep", lambda seconds: None)
+    spec = {"tracking": {"wandb": {"project": "p"}}}
+    job = JobFile.model_validate_json(job_file(tmp_path, tmp_path, spec=spec).read_text())
+    tracking.begin(job, tmp_path, is_main=True)
+    assert said == ["init", "teardown", "init"]
+
+
+def test_a_hub_that_does_not_answer_is_told_without_frames(warm: Warm, model_folder: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", preference_pairs(40))
+    path = job_file(tmp_path, model_folder, spec={}, numProcPerNode=1)
+    job = json.loads(path.read_text())
+    job["spec"]["model"], job["paths"]["model"] = {"hub": {"repo": "org/model"}}, None
+    path.write_text(json.dumps(job))
+    ended = warm.run(path, 1)
+    assert ended.codes == [15], ended.logs
+    record = ended.records[0]
+    assert (record.reason, record.log) == ("NetworkUnavailable", "")
+    assert record.message.startswith("the hub does not answer: We couldn't connect")
+    assert "Traceback" not in ended.logs[0]
+    assert "asking again" not in ended.logs[0], "the environment forbids the hub: there is nothing to wait for"
 
 
 @pytest.mark.parametrize("kind", ["tensorboard", "wandb"])

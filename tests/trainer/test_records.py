@@ -2,8 +2,13 @@
 
 import errno
 import json
+import socket
 
+import httpx2
 import pytest
+import requests
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from wandb.errors import AuthenticationError, CommError
 
 from trl_contract.report import (
     EXIT_CODES,
@@ -20,6 +25,11 @@ from trl_trainer.launch import records
 
 class OutOfMemoryError(RuntimeError):
     """torch.OutOfMemoryError by name: records.py must not import torch."""
+
+
+def answered(status: int) -> HfHubHTTPError:
+    request = httpx2.Request("GET", "https://hub/api")
+    return HfHubHTTPError(f"{status}", response=httpx2.Response(status, request=request))
 
 
 @pytest.mark.parametrize(
@@ -43,6 +53,17 @@ class OutOfMemoryError(RuntimeError):
         (RuntimeError("[gloo/unbound_buffer.cc:81] Timed out waiting 1800000ms for recv to complete"),
          "CommunicationTimeout"),
         (RuntimeError("NCCL watchdog: Watchdog caught collective operation timeout"), "CommunicationTimeout"),
+        (httpx2.ConnectError("[Errno 111] Connection refused"), "NetworkUnavailable"),
+        (httpx2.ReadTimeout("timed out"), "NetworkUnavailable"),
+        (LocalEntryNotFoundError("not in the cache, and no connection"), "NetworkUnavailable"),
+        (OfflineModeIsEnabled("offline"), "NetworkUnavailable"),
+        (socket.gaierror(-3, "Temporary failure in name resolution"), "NetworkUnavailable"),
+        (requests.exceptions.ConnectionError("refused"), "NetworkUnavailable"),
+        (CommError("context deadline exceeded"), "NetworkUnavailable"),
+        (answered(503), "NetworkUnavailable"),
+        (answered(400), "Unknown"),
+        (AuthenticationError("the key is of nobody"), "Unknown"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "Unknown"),
         (RuntimeError("mat1 and mat2 shapes cannot be multiplied"), "Unknown"),
         (ValueError("request timed out"), "Unknown"),
     ],
@@ -55,6 +76,8 @@ def test_the_cause_of_a_wrapped_exception_counts() -> None:
     error = RuntimeError("saving failed")
     error.__cause__ = OSError(errno.ENOSPC, "No space left on device", "/mnt/x")
     assert records.classify(error)[0] == "StorageFull"
+    error.__cause__ = ConnectionRefusedError(errno.ECONNREFUSED, "Connection refused")
+    assert records.classify(error)[0] == "NetworkUnavailable"
 
 
 def ended(reason: FailureReason | None, second: int, rank: int = 0) -> ExitRecord:
@@ -119,8 +142,8 @@ def test_a_killed_rank_is_dated_before_its_first_effect() -> None:
 @pytest.mark.parametrize(
     ("reason", "code"),
     [("InvalidSpec", 10), ("StorageFull", 10), ("OutOfGPUMemory", 11), ("NonFiniteLoss", 12), ("CheckpointCorrupt", 13),
-     ("RewardError", 14), ("RewardUnavailable", 14), ("OutOfHostMemory", 137), ("CommunicationTimeout", 137),
-     ("PeerLost", 137), ("Preempted", 143), ("Unknown", 1), (None, 0)],
+     ("RewardError", 14), ("RewardUnavailable", 14), ("NetworkUnavailable", 15), ("OutOfHostMemory", 137),
+     ("CommunicationTimeout", 137), ("PeerLost", 137), ("Preempted", 143), ("Unknown", 1), (None, 0)],
 )  # fmt: skip
 def test_exit_codes_are_classes(reason: FailureReason | None, code: int) -> None:
     assert records.exit_code(ended(reason, 1)) == code

@@ -9,6 +9,7 @@ import pytest
 
 from trl_contract.rewards import HttpReward
 from trl_trainer.errors import TrainerError
+from trl_trainer.launch import network
 from trl_trainer.rewards import http
 from trl_trainer.rewards.http import HttpScorer
 from trl_trainer.rewards.score import Batch
@@ -107,11 +108,21 @@ def test_a_service_that_hangs_or_never_ends_is_given_up_in_bounded_time(service,
     assert time.monotonic() - start < 10
 
 
-def test_a_service_that_is_not_there_is_unavailable(service):
+def test_a_service_that_nobody_can_connect_to_is_waited_for(service, monkeypatch):
     made = scorer(service)
-    made._url = "http://127.0.0.1:9/score"
-    with pytest.raises(TrainerError, match=r"failed 3 times; the last time: .*refused"):
+    there, made._url = made._url, "http://127.0.0.1:9/score"
+    with pytest.raises(TrainerError, match=r"^http://127.0.0.1:9/score does not answer: .*refused") as caught:
         made(BATCH)
+    assert caught.value.reason == "NetworkUnavailable"
+
+    def comes_back(seconds):
+        made._url = there
+
+    service.plan = [{"rewards": [1, 2]}]
+    monkeypatch.setattr(network, "_patience", 60)
+    monkeypatch.setattr(network, "_silent_since", {})
+    monkeypatch.setattr(network.time, "sleep", comes_back)
+    assert made(BATCH) == [1, 2]
 
 
 @pytest.mark.parametrize(

@@ -79,17 +79,22 @@ def test_pauses_grow_to_five_minutes_and_the_budget_ends_the_job(
     assert [child.attempt for child in end.delete] == [6], "the last attempt stays, earlier ones go"
 
 
-def test_preemption_is_free_but_not_for_ever_without_a_newer_checkpoint(
-    make_job: Make, make_child: Make, make_pod: Make, now: datetime
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [(143, record("Preempted", "Preempted")), (15, record("Failed", "NetworkUnavailable")), (15, "")],
+    ids=["preempted", "no network", "no network and no record"],
+)
+def test_what_is_nobodys_fault_is_free_but_not_for_ever_without_a_newer_checkpoint(
+    make_job: Make, make_child: Make, make_pod: Make, now: datetime, code: int, told: str
 ) -> None:
     job, status = running(make_job, make_child, now, runPolicy={"maxRestarts": 1})
     for attempt in range(5):
-        pod = make_pod(0, "Failed", attempt=attempt, exit_code=143, record=record("Preempted", "Preempted"))
+        pod = make_pod(0, "Failed", attempt=attempt, exit_code=code, record=told)
         status = decide(job, status, View(make_child(attempt, "Failed"), pods=(pod,)), now).status
         assert (status["retry"]["counted"], status["retry"]["freeInARow"]) == (0, attempt + 1)
         now += timedelta(hours=1)
         status = decide(job, status, View(make_child(attempt + 1)), now).status
-    pod = make_pod(0, "Failed", attempt=5, exit_code=143, record=record("Preempted", "Preempted"))
+    pod = make_pod(0, "Failed", attempt=5, exit_code=code, record=told)
     view = View(make_child(5, "Failed"), pods=(pod,))
     assert decide(job, status, view, now).status["retry"]["counted"] == 1
     newer = {**status, "checkpoints": [checkpoint(40)]}

@@ -21,7 +21,7 @@ from trl_trainer.checkpoints.writer import Writer, plain_errors
 from trl_trainer.distributed import cpu_fsdp, loading, sharding, world
 from trl_trainer.distributed.world import Run
 from trl_trainer.errors import Preempted, UserError
-from trl_trainer.launch import records, watchdog
+from trl_trainer.launch import network, records, watchdog
 from trl_trainer.launch.termination import Termination
 from trl_trainer.launch.watchdog import Watchdog
 from trl_trainer.models import arguments, base
@@ -42,6 +42,7 @@ def main(job: JobFile, termination: Termination) -> int:
     sender = Sender(os.environ if rank == 0 else {})
     work = Path(job.paths.storage) / job.uid
     scores, writer = Rewards([]), Writer()
+    network.be_patient(job.stall_timeout_seconds)
     reporter = Reporter(job.attempt, work / "metrics.jsonl", sender, lambda: scores.report())
     saved = partial(checkpoint.newest_bytes, work)
     Watchdog(job.stall_timeout_seconds, saved, attempt=job.attempt, rank=rank, world=job.world_size).start()
@@ -54,8 +55,13 @@ def main(job: JobFile, termination: Termination) -> int:
         # From here on SIGTERM only sets a flag: it comes when another rank has ended, and must not take the record.
         termination.watched = True
         failed = records.now()
-        traceback.print_exception(error)
-        if records.classify(error)[0] not in records.EFFECTS:
+        reason, message = records.classify(error)
+        if reason == "NetworkUnavailable":
+            # Its frames are those of a client's retries, by the hundred.
+            print(f"rank {rank}: {message}", flush=True)
+        else:
+            traceback.print_exception(error)
+        if reason not in records.EFFECTS:
             # Without its peers it will not be published, and they are waiting for this rank's end.
             writer.settle()
         record = records.failure(error, time=failed, attempt=job.attempt, rank=rank, progress=reporter.state)

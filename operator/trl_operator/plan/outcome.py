@@ -10,7 +10,14 @@ from trl_contract.report import ExitRecord
 from trl_operator.plan.observation import Pod, parse_time
 from trl_operator.plan.reasons import REASONS
 
-_CODES = {11: "OutOfGPUMemory", 12: "NonFiniteLoss", 13: "CheckpointCorrupt", 14: "RewardError", 143: "Preempted"}
+_CODES = {
+    11: "OutOfGPUMemory",
+    12: "NonFiniteLoss",
+    13: "CheckpointCorrupt",
+    14: "RewardError",
+    15: "NetworkUnavailable",
+    143: "Preempted",
+}
 _NODE_FAULTS = {"DeletionByTaintManager": "NodeLost", "DeletionByPodGC": "NodeLost", "TerminationByKubelet": "NodeLost"}
 _UNKNOWN_ENDS = ("Unknown", "ContainerStatusUnknown")
 """What containerd (with exit code 255) and the kubelet (137) say of containers that did not survive a reboot."""

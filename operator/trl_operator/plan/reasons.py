@@ -31,6 +31,11 @@ REASONS: dict[str, Reason] = {
     "NonFiniteLoss": Reason("Lower training.learningRate or training.maxGradNorm, and look for odd rows in the data."),
     "RewardError": Reason("Correct the reward that the message names; onError: zero counts errors as 0."),
     "RewardUnavailable": Reason("Check that the reward's service answers.", retryable=True),
+    "NetworkUnavailable": Reason(
+        "Look at the network between the pod and the server in the message: it did not answer for ten minutes.",
+        retryable=True,
+        free=True,
+    ),
     "CheckpointCorrupt": Reason("Look at the storage: no checkpoint of this job could be read.", retryable=True),
     "StorageFull": Reason("Make room on the storage volume or enlarge it, and create a new job."),
     "StorageNotWritable": Reason(

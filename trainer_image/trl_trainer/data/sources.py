@@ -19,6 +19,7 @@ from trl_contract.sources import DataSource, HubDataset
 from trl_trainer.data.jsonlist import elements
 from trl_trainer.data.turns import BadRow
 from trl_trainer.errors import UserError
+from trl_trainer.launch.network import HUB, patiently
 from trl_trainer.stage import Row
 
 MAX_ROW_BYTES = 8 * 1024 * 1024
@@ -195,18 +196,21 @@ def read_hub(source: HubDataset, split: str, cache: Path, limit: int | None) -> 
     """Yield the rows of a data set on the hub. Raises UserError when it is not there or may not be read.
 
     With a limit they come as they are read, else the whole set is downloaded first, in large pieces. A hub that cannot
-    be reached is no mistake of the user: its ConnectionError is passed on.
+    be reached is waited for.
     """
     split = source.split or split
     try:
-        rows = datasets.load_dataset(
-            f"hf://datasets/{source.repo}",  # never a local folder that happens to have this name
-            source.config,
-            split=split,
-            revision=source.revision,
-            cache_dir=str(cache),
-            # A split with a slice, like train[:10%], cannot be streamed.
-            streaming=limit is not None and "[" not in split,
+        rows = patiently(
+            HUB,
+            lambda: datasets.load_dataset(
+                f"hf://datasets/{source.repo}",  # never a local folder that happens to have this name
+                source.config,
+                split=split,
+                revision=source.revision,
+                cache_dir=str(cache),
+                # A split with a slice, like train[:10%], cannot be streamed.
+                streaming=limit is not None and "[" not in split,
+            ),
         )
     except datasets.exceptions.DatasetNotFoundError as error:
         reason: FailureReason = "AccessDenied" if "gated" in str(error) else "DatasetNotFound"

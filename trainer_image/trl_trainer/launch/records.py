@@ -9,7 +9,7 @@ from errno import EDQUOT, ENOSPC, EROFS
 from pathlib import Path
 
 from trl_contract.report import EXIT_CODES, SECRET_VARIABLES, USER_ERROR_EXIT_CODE, ExitRecord, FailureReason, Progress
-from trl_trainer.errors import Preempted, TrainerError
+from trl_trainer.errors import Preempted, TrainerError, causes, is_network
 
 FOLDER = "TRL_RECORDS"
 """Variable with the folder where ranks leave their records."""
@@ -53,7 +53,7 @@ def classify(error: BaseException) -> tuple[FailureReason, str]:
     """
     if isinstance(error, Preempted):
         return "Preempted", str(error)
-    for cause in _chain(error):
+    for cause in causes(error):
         if isinstance(cause, TrainerError):
             return cause.reason, cause.message
         if isinstance(cause, MemoryError) or "DefaultCPUAllocator" in str(cause):
@@ -66,6 +66,8 @@ def classify(error: BaseException) -> tuple[FailureReason, str]:
             return "StorageNotWritable", f"mounted read-only: {cause.filename or _first_line(cause)}"
         if isinstance(cause, PermissionError):
             return "AccessDenied", f"not allowed to write or read {cause.filename or ''}: {cause.strerror}"
+    if is_network(error):
+        return "NetworkUnavailable", f"the network does not answer: {type(error).__name__}: {_first_line(error)}"
     return _classify_text(error)
 
 
@@ -89,14 +91,6 @@ def _classify_text(error: BaseException) -> tuple[FailureReason, str]:
     return "Unknown", text
 
 
-def _chain(error: BaseException) -> list[BaseException]:
-    found: list[BaseException] = []
-    while error not in found:
-        found.append(error)
-        error = error.__cause__ or error.__context__ or error
-    return found
-
-
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0][:800]
@@ -108,6 +102,8 @@ def failure(
     """Return the record of a rank that `error` ended at `time`, with the tail of its traceback and how far it had
     come."""
     reason, message = classify(error)
+    # The frames of a client whose server does not answer tell nothing.
+    log = "" if reason == "NetworkUnavailable" else "".join(traceback.format_exception(error))
     return ExitRecord(
         outcome="Preempted" if reason == "Preempted" else "Failed",
         attempt=attempt,
@@ -117,7 +113,7 @@ def failure(
         time=time,
         step=None if progress is None else progress.step,
         progress=progress if rank == 0 else None,
-        log=mask("".join(traceback.format_exception(error)), os.environ)[-2048:],
+        log=mask(log, os.environ)[-2048:],
     )
 
 

@@ -16,6 +16,7 @@ from trl_contract.report import ExitRecord, Metric, Progress
 from trl_trainer import local
 from trl_trainer.checkpoints import checkpoint
 from trl_trainer.errors import UserError
+from trl_trainer.launch.network import PATIENCE
 from trl_trainer.launch.processes import end_with_parent
 from trl_trainer.local.receiver import Receiver
 from trl_trainer.local.resource import Resource, read
@@ -75,6 +76,8 @@ def _environment(job: JobFile, url: str, message: Path) -> dict[str, str]:
     found = {name: value for name, value in os.environ.items() if not name.startswith(("PET_", "KUBEFLOW_"))}
     if not _names_hub(job):
         found.setdefault("HF_HUB_OFFLINE", "1")
+    # Whoever sits before it hears at once that there is no network, and starts it again.
+    found.setdefault(PATIENCE, "0")
     return found | {"KUBEFLOW_TRAINER_SERVER_URL": url, "TRL_TERMINATION_LOG": str(message)}
 
 

@@ -14,6 +14,7 @@ from transformers import (
 
 from trl_trainer.distributed import loading
 from trl_trainer.distributed.world import Run
+from trl_trainer.launch.network import HUB, patiently
 from trl_trainer.models import adapter, arguments, quantized, skeleton, source
 from trl_trainer.stage import Stage
 
@@ -68,7 +69,7 @@ def from_files(
     """
     kind, extra = _architecture(stage, where, kwargs.get("revision"))
     found = _unconverted(kind, where, kwargs) if convert_later else None
-    made: PreTrainedModel = found or kind.from_pretrained(where, **kwargs, **extra)
+    made: PreTrainedModel = found or patiently(HUB, lambda: kind.from_pretrained(where, **kwargs, **extra))
     return made
 
 

@@ -17,7 +17,8 @@ from transformers import AutoConfig
 
 from trl_contract.jobfile import JobFile
 from trl_contract.sources import ModelSource
-from trl_trainer.errors import UserError
+from trl_trainer.errors import UserError, is_network
+from trl_trainer.launch.network import HUB, patiently
 
 WEIGHTS = frozenset({"model.safetensors", "model.safetensors.index.json"})
 """One of these files transformers reads first."""
@@ -55,12 +56,16 @@ def weights(where: str, revision: str | None) -> Path:
     if Path(where).is_absolute():
         return Path(where)
     wanted = ["config.json", "generation_config.json", *sorted(WEIGHTS)]
-    found = Path(snapshot_download(where, revision=revision, allow_patterns=wanted))
+    found = Path(_download(where, revision, wanted))
     index = found / "model.safetensors.index.json"
     if not (found / "model.safetensors").exists():
         wanted = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        snapshot_download(where, revision=revision, allow_patterns=wanted)
+        _download(where, revision, wanted)
     return found
+
+
+def _download(repo: str, revision: str | None, names: list[str]) -> str:
+    return patiently(HUB, lambda: snapshot_download(repo, revision=revision, allow_patterns=names))
 
 
 def check_folder(folder: str, field: str) -> str:
@@ -99,12 +104,20 @@ def check_hub(repo: str, revision: str | None, field: str) -> list[str] | None:
         raise UserError("AccessDenied", f"{field}: {repo} is gated: give tokenSecretRef and ask for access") from error
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise UserError("ModelNotFound", f"{field}: {repo} is not on the hub, or is private: {error}") from error
-    except (HfHubHTTPError, OSError):
+    except Exception as error:
+        if not may_pass(error):
+            raise
         return None
     _check_no_adapter(set(names), repo, field)
     if not WEIGHTS & set(names):
         raise UserError("ModelNotFound", f"{field}: {repo} has no safetensors, and pickle weights are not loaded")
     return names
+
+
+def may_pass(error: Exception) -> bool:
+    """Return whether an exception of the hub's client says nothing about what was asked for, which may be in the
+    cache. Its client raises errors of its own classes, of Python's, and of the one for HTTP that it is built on."""
+    return isinstance(error, (HfHubHTTPError, OSError)) or is_network(error)
 
 
 def read_config(where: str, revision: str | None, field: str) -> Any:
@@ -113,8 +126,8 @@ def read_config(where: str, revision: str | None, field: str) -> Any:
     if not is_folder:
         check_hub(where, revision, field)
     try:
-        return AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False)
+        return patiently(HUB, lambda: AutoConfig.from_pretrained(where, revision=revision, trust_remote_code=False))
     except (*ODD, OSError) as error:
         if isinstance(error, OSError) and not is_folder:
-            raise  # the hub does not answer, which may pass
+            raise  # whatever it is, it is not known to be a mistake
         raise UserError("InvalidSpec", f"{field}: the config.json of {where} cannot be read: {error}") from error

@@ -8,6 +8,7 @@ from transformers import AutoTokenizer
 
 from trl_contract.jobfile import JobFile
 from trl_trainer.errors import UserError
+from trl_trainer.launch.network import HUB, patiently
 from trl_trainer.models.source import check_hub, path, read_config
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.", "spiece.model", "sentencepiece", "tekken.json")
@@ -28,10 +29,10 @@ def load_tokenizer(job: JobFile) -> Any:
     # transformers reads it too, and fails in its own words.
     read_config(where, revision, "model")
     try:
-        found = AutoTokenizer.from_pretrained(where, revision=revision)
+        found = patiently(HUB, lambda: AutoTokenizer.from_pretrained(where, revision=revision))
     except (ValueError, OSError) as error:
         if isinstance(error, OSError) and hub is not None:
-            raise  # the hub does not answer, which may pass
+            raise  # whatever it is, it is not known to be a mistake
         raise UserError("ModelNotFound", f"model: the tokenizer of {where} cannot be read: {error}") from error
     if job.spec.model.chat_template is not None:
         found.chat_template = job.spec.model.chat_template

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import HfHubHTTPError
 from peft import LoraConfig, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError, safe_open
@@ -198,8 +197,10 @@ def _skeleton(where: str, revision: str | None, config: Any, classifier: bool) -
         return skeleton.of_folder(Path(where), config, classifier)
     try:
         return skeleton.of_headers(skeleton.hub_headers(where, revision), config, classifier)
-    except (HfHubHTTPError, OSError):
-        # The hub does not answer, and the cache may have it all.
+    except Exception as error:
+        if not source.may_pass(error):
+            raise
+        # The cache may have it all.
         return Skeleton(skeleton.build(config, classifier), [], converted=False)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from trl_contract.jobfile import JobFile
 from trl_contract.training import Wandb
+from trl_trainer.launch.network import patiently
 
 FINISH_SECONDS = 60.0
 """A tracker whose network is gone must not hold a finished job."""
@@ -27,9 +28,19 @@ def begin(job: JobFile, work: Path, *, is_main: bool) -> None:
     if tracking is not None and tracking.tensorboard is not None:
         os.environ["TENSORBOARD_LOGGING_DIR"] = str(work / tracking.tensorboard.path)
     if tracking is not None and tracking.wandb is not None and is_main:
-        import wandb
+        arguments = wandb_run(job, tracking.wandb, work, has_key="WANDB_API_KEY" in os.environ)
+        patiently("W&B", lambda: _init(arguments))
 
-        wandb.init(**wandb_run(job, tracking.wandb, work, has_key="WANDB_API_KEY" in os.environ))
+
+def _init(arguments: dict[str, Any]) -> None:
+    import wandb
+
+    try:
+        wandb.init(**arguments)
+    except wandb.errors.CommError:
+        # What is left of the try would hold the run's id.
+        wandb.teardown()
+        raise
 
 
 def wandb_run(job: JobFile, given: Wandb, work: Path, *, has_key: bool) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from trl_contract.rewards import HttpReward
 from trl_trainer.errors import TrainerError
+from trl_trainer.launch.network import patiently
 from trl_trainer.rewards.limits import time_limit
 from trl_trainer.rewards.score import Batch, Score
 
@@ -27,8 +28,8 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 class HttpScorer:
     """Posts {prompts, completions, columns} and expects {rewards: [one number, or null, per completion]}.
 
-    What may pass (no connection, a time-out, 429, 5xx) is tried three times, then TrainerError(RewardUnavailable);
-    anything else the service answers is raised at once.
+    Without a connection it waits for the network. What else may pass (a time-out, 429, 5xx) is tried three times, then
+    TrainerError(RewardUnavailable); anything else the service answers is raised at once.
     """
 
     def __init__(self, given: HttpReward, token: str | None) -> None:
@@ -56,8 +57,7 @@ class HttpScorer:
             if attempt:
                 time.sleep(BACKOFF_SECONDS[attempt - 1])
             try:
-                with time_limit(self._seconds):
-                    answer = self._once(body)
+                answer = patiently(self._url, lambda: self._once(body))
             except urllib.error.HTTPError as error:
                 if error.code != 429 and error.code < 500:
                     raise TrainerError("RewardError", f"{self._url} answered {error.code} {error.reason}") from error
@@ -70,7 +70,7 @@ class HttpScorer:
 
     def _once(self, body: bytes) -> dict[str, Any]:
         request = urllib.request.Request(self._url, data=body, headers=self._headers, method="POST")
-        with self._opener.open(request, timeout=self._seconds) as response:
+        with time_limit(self._seconds), self._opener.open(request, timeout=self._seconds) as response:
             text = response.read()
         try:
             answer = json.loads(text)

@@ -1,0 +1,61 @@
+"""Waits for a network that does not answer: a hub that is away for minutes must not cost an attempt."""
+
+import os
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from trl_trainer.errors import TrainerError, is_network
+from trl_trainer.launch import watchdog
+
+PATIENCE = "TRL_NETWORK_SECONDS"
+"""Variable with the seconds that a rank waits for, if not SECONDS."""
+SECONDS = 600.0
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0
+HUB = "the hub"
+
+T = TypeVar("T")
+
+_patience = 0.0
+_silent_since: dict[str, float] = {}
+
+
+def be_patient(stall_timeout_seconds: int) -> None:
+    """Let this process wait for networks from now on; its peers, which wait for it, must not take it for stalled."""
+    global _patience
+    _patience = min(float(os.environ.get(PATIENCE, SECONDS)), stall_timeout_seconds / 2)
+
+
+def patiently(what: str, ask: Callable[[], T]) -> T:
+    """Return what `ask` returns; while `what`, a server somewhere, does not answer, call it again and again.
+
+    The pauses grow to LONGEST_PAUSE. When the server has been silent for as long as this process is patient, over
+    several calls too: TrainerError(NetworkUnavailable). That is at once where `be_patient` was not called, and for a
+    hub that the environment forbids to ask (HF_HUB_OFFLINE).
+    """
+    pause = FIRST_PAUSE
+    while True:
+        try:
+            found = ask()
+        except Exception as error:
+            if isinstance(error, TrainerError) or not is_network(error):
+                raise
+            now = time.monotonic()
+            patience = 0.0 if what == HUB and _is_offline() else _patience
+            left = _silent_since.setdefault(what, now) + patience - now
+            words = f"{what} does not answer: {(str(error).splitlines() or [type(error).__name__])[0]}"
+            if left <= 0:
+                # Without its causes: they are long, and tell of nothing but sockets.
+                raise TrainerError("NetworkUnavailable", words) from None
+        else:
+            _silent_since.pop(what, None)
+            return found
+        print(f"{words}; asking again in {min(pause, left):.0f} s, for {left:.0f} s", flush=True)
+        watchdog.beat()
+        time.sleep(min(pause, left))
+        watchdog.beat()
+        pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def _is_offline() -> bool:
+    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
