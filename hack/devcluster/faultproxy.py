@@ -156,7 +156,8 @@ class FaultProxy:
             verdict = await _delayed(self.after(replace(shown, status=upstream.status)))
             if verdict == "truncate":
                 whole = await upstream.read()
-                return web.Response(status=upstream.status, body=whole[: len(whole) // 2])
+                half = whole[: len(whole) // 2]
+                return web.Response(status=upstream.status, body=half, content_type=upstream.content_type)
             if answer := self._judge(verdict, request):
                 return answer
             kept = {name: value for name, value in upstream.headers.items() if name.lower() not in HOP_BY_HOP}

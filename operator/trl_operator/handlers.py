@@ -91,13 +91,26 @@ def _handler(watched: Watched) -> Any:
     return handle
 
 
-async def watch(watched: Sequence[Watched], namespaces: list[str], stop: asyncio.Event, ready: asyncio.Event) -> None:
-    """Run kopf until `stop` is set."""
-    await kopf.operator(
-        registry=registry(watched),
-        standalone=True,
-        clusterwide=not namespaces,
-        namespaces=namespaces,
-        stop_flag=stop,
-        ready_flag=ready,
-    )
+async def watch(
+    watched: Sequence[Watched], namespaces: list[str], stop: asyncio.Event, ready: asyncio.Event
+) -> Exception | None:
+    """Run kopf until `stop` is set, or a signal ends it; return what ended it else: it survives that an API server is
+    away or busy, but not a list that is cut short, a page of a list that has expired, or an error that a watch tells.
+
+    Raises kopf.LoginError when there is nobody to be.
+    """
+    try:
+        await kopf.operator(
+            registry=registry(watched),
+            standalone=True,
+            clusterwide=not namespaces,
+            namespaces=namespaces,
+            stop_flag=stop,
+            ready_flag=ready,
+        )
+    except (kopf.LoginError, kopf.PermanentError):
+        raise
+    except Exception as error:
+        # Its own classes of errors are not public, and a handler's errors do not end it.
+        return error
+    return None

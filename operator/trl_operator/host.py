@@ -21,12 +21,26 @@ from trl_operator.store.watched import Watched
 
 S = TypeVar("S", bound=Shared)
 
+logger = logging.getLogger(__name__)
+
+SOUND_SECONDS = 60.0
+"""Watches that have held for so long begin anew after a short pause."""
+
 
 def configure_logging() -> None:
     """One JSON object a line."""
     kopf.configure(log_format=kopf.LogFormat.JSON)
     # kopf tells of every event that it has handled; that is two lines per pod and second in a busy cluster.
     logging.getLogger("kopf.objects").setLevel(logging.WARNING)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_without_frames)
+
+
+def _without_frames(record: logging.LogRecord) -> bool:
+    """What ends a watcher of kopf's goes through four of its tasks, and each tells all frames. We begin anew."""
+    if record.name.startswith("kopf.") and " has failed: " in record.getMessage():
+        record.exc_info = record.exc_text = None
+    return True
 
 
 def read_settings(model: type[S]) -> S | None:
@@ -78,20 +92,30 @@ async def watch(
     stop: asyncio.Event,
     ready: Callable[[], None] = lambda: None,
 ) -> None:
-    """List everything, then let kopf keep it; kopf starts anew when kinds appear or go.
+    """List everything, then let kopf keep it; kopf starts anew when kinds appear or go, and when it fails.
 
     kopf takes over the signals of the process: when it ends without being asked to, the process is to end.
     """
     await relist.first()
     filled.set()
+    pauses, clock = iter(handlers.Backoffs()), asyncio.get_running_loop().time
     while not stop.is_set():
-        restart, watching = asyncio.Event(), asyncio.Event()
+        restart, watching, began = asyncio.Event(), asyncio.Event(), clock()
         async with asyncio.TaskGroup() as tasks:
-            keeper = tasks.create_task(relist.keep(restart))
-            watcher = tasks.create_task(handlers.watch(watched, namespaces, restart, watching))
-            await watching.wait()
-            ready()
-            await watcher
-            keeper.cancel()
-        if not restart.is_set():
+            beside = [tasks.create_task(relist.keep(restart)), tasks.create_task(_tell(watching, ready))]
+            failure = await handlers.watch(watched, namespaces, restart, watching)
+            for task in beside:
+                task.cancel()
+        if failure is not None:
+            logger.warning("everything is listed and watched anew: %s: %s", type(failure).__name__, failure)
+            if clock() - began > SOUND_SECONDS:
+                pauses = iter(handlers.Backoffs())
+            await asyncio.sleep(next(pauses))
+            await relist.first()
+        elif not restart.is_set():
             stop.set()
+
+
+async def _tell(happened: asyncio.Event, tell: Callable[[], None]) -> None:
+    await happened.wait()
+    tell()

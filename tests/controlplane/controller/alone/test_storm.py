@@ -89,10 +89,7 @@ class Storm:
     def after(self, request: Request) -> Verdict:
         if request.watches:
             return "pass"
-        faults: list[Verdict] = ["reset", Delay(2)]
-        # A list or a discovery that is cut short ends a watcher of kopf's with a traceback of its own.
-        if request.resource and not request.lists:
-            faults.append("truncate")
+        faults: list[Verdict] = ["reset", Delay(2), "truncate"]
         return self._strike("kill after", 0.03) or self._fault(faults, request)
 
     def tick(self) -> None:
