@@ -530,6 +530,18 @@ def test_constant_rewards_are_said_once_and_after_a_while() -> None:
     assert [text.split(" all ")[0] for text in said] == ["RewardConstant: for 20 steps"]
 
 
+def test_a_mixture_trains_on_all_its_sources_as_often_as_they_weigh(opened: Open, warm: Warm, tmp_path: Path) -> None:
+    more = {"inline": [{"conversations": SHARED}] * 8, "weight": 0.5}
+    twice = {"volume": {"claimName": "data", "path": "train.jsonl"}, "weight": 2}
+    case = sft({"messages": [USER, SAID]}, dataset={"train": None, "evalSplit": 0, "mixture": [twice, more]})
+    ended, _ = trained(opened, warm, case)
+    assert (ended.outcome, ended.step) == ("Succeeded", 2), ended.message
+    (written,) = tmp_path.glob("out/*/data/report.json")
+    report = json.loads(written.read_text())
+    assert [(source["rows"], source["train"]) for source in report["sources"]] == [(3, 6), (8, 4)]
+    assert (report["train"], report["formats"]) == (10, {"messages": 3, "sharegpt": 8})
+
+
 @pytest.mark.parametrize("tags", [[], ["a, b", "c"]])
 def test_a_run_is_tracked_with_its_tags(tags: list[str], opened: Open, warm: Warm, tmp_path: Path) -> None:
     case = sft({"messages": [USER, SAID]}, tracking={"wandb": {"project": "p", "tags": tags}})

@@ -255,10 +255,13 @@ def test_a_changed_file_is_another_job_and_the_same_file_is_the_next_attempt(tmp
     rows = {"train": {"volume": {"claimName": "models", "path": "rows.jsonl"}}}
     others = [here(changed(dpo={"beta": 0.2})), here(JOB, rows=41), here(changed(env=[{"name": "A", "value": "1"}]))]
     others.append(here(changed(dataset=rows)))
+    mixed = {"mixture": [{"hub": {"repo": "some/rows"}}, {**rows["train"], "weight": 2}]}
+    others.append(here(changed(dataset=mixed)))
+    assert others[-1].paths.mixture == {"1": str(claim / "rows.jsonl")}
     times = os.stat(claim / "rows.jsonl")
     (claim / "rows.jsonl").write_text("[]")
     os.utime(claim / "rows.jsonl", ns=(times.st_atime_ns, times.st_mtime_ns))
-    others.append(here(changed(dataset=rows)))
+    others += [here(changed(dataset=rows)), here(changed(dataset=mixed))]
     (claim / "base" / "config.json").write_text("[]")
     others.append(here(JOB))
     (claim / "base" / "model.safetensors").write_text("other weights")

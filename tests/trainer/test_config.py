@@ -111,7 +111,7 @@ ELSEWHERE = {
     "model.hub", "model.volume", "model.chatTemplate", "model.eosToken", "model.padToken",  # models/
     "dataset.train", "dataset.eval", "dataset.evalSplit", "dataset.maxExamples", "dataset.columns",  # data/
     "dataset.systemPrompt", "dataset.maxBadRows", "dataset.maxPromptLength", "dataset.format",
-    "dataset.asConversation", "dataset.chatTemplateKwargs",
+    "dataset.asConversation", "dataset.chatTemplateKwargs", "dataset.mixture",
     "evaluation.atStart", "evaluation.earlyStopping.metric", "evaluation.earlyStopping.mode",  # evaluation.py,
     "evaluation.earlyStopping.patience",  # early_stopping.py
     "evaluation.enabled", "evaluation.maxExamples",  # data/: how many rows are held out

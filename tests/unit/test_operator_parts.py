@@ -42,6 +42,11 @@ def test_every_object_that_a_spec_names_is_checked(make_job: Make) -> None:
         ("dpo.referenceModel.source.volume", "refs"),
         ("storage.claimName", "s"),
     ]
+    mixed = make_job(dataset={"mixture": [volume, {"configMap": {"name": "rows", "key": "a.jsonl"}}]})
+    assert [(found.field, found.name) for found in references(mixed)] == [
+        ("dataset.mixture[0].volume", "data"),
+        ("dataset.mixture[1].configMap", "rows"),
+    ]
     rewards = [{"name": "c", "python": {"configMap": {"name": "r", "key": "k.py"}, "function": "f"}}]
     grpo = make_job("GRPOJob", grpo={"rewards": rewards})
     assert [found.field for found in references(grpo)] == [

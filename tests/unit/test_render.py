@@ -22,6 +22,7 @@ from trl_operator.render.manifests import (
     network_policy,
 )
 from trl_operator.render.run import pin
+from trl_operator.render.volumes import mounts
 
 Make = Callable[..., Any]
 
@@ -97,6 +98,31 @@ def test_a_users_value_arrives_as_it_was_written(text: str) -> None:
     assert value.replace("$$", "$") == text
 
 
+def test_each_source_of_a_mixture_is_mounted_and_pinned(make_job: Make) -> None:
+    sources = [
+        {"hub": {"repo": "a/b"}, "weight": 2},
+        {"volume": {"claimName": "data", "path": "a/train.jsonl"}},
+        {"configMap": {"name": "rows", "key": "x.jsonl"}},
+        {"inline": [{"prompt": "é"}], "weight": 0.5},
+    ]
+    job = make_job(dataset={"mixture": sources})
+    written = pin(job, [], "trainer:1").manifest
+    assert written is not None
+    file = JobFile.model_validate_json(written["data"]["job.json"])
+    assert file.paths.train is None
+    assert file.paths.mixture == {
+        "1": "/mnt/mixture/1/a/train.jsonl", "2": "/mnt/mixture/2/x.jsonl", "3": "/etc/trl/mixture-3.jsonl",
+    }  # fmt: skip
+    assert json.loads(written["data"]["mixture-3.jsonl"]) == {"prompt": "é"}
+    found, _ = mounts(job, 0)
+    places = {mount["mountPath"]: mount["name"] for mount in found.mounts}
+    names = {volume["name"]: volume for volume in found.volumes}
+    assert names[places["/mnt/mixture/1"]]["persistentVolumeClaim"] == {"claimName": "data"}
+    assert names[places["/mnt/mixture/2"]]["configMap"]["name"] == "rows"
+    again = make_job(dataset={"mixture": [*sources[:3], {"inline": [{"prompt": "other"}]}]})
+    assert pin(again, [], "trainer:1").run.digest != pin(job, [], "trainer:1").run.digest
+
+
 def test_the_job_file_says_where_everything_is_mounted(make_job: Make) -> None:
     rows = {"train": {"volume": {"claimName": "data", "path": "a/train.jsonl"}}, "eval": {"inline": [{"prompt": "é"}]}}
     model = {"volume": {"claimName": "data", "path": "models/base"}}
@@ -114,6 +140,7 @@ def test_the_job_file_says_where_everything_is_mounted(make_job: Make) -> None:
         "train": "/mnt/train/a/train.jsonl",
         "eval": "/etc/trl/eval.jsonl",
         "rewards": {},
+        "mixture": {},
     }
     assert written["data"]["eval.jsonl"] == '{"prompt": "é"}\n'
     assert file.spec.training.learning_rate == 1e-5, "what the spec left open is said"

@@ -22,6 +22,8 @@ class Paths(Model):
     """Folder of the explicit reference model."""
     train: str | None = None
     """File with the training rows."""
+    mixture: dict[str, str] = {}
+    """For each source of a mixture that is not on the hub, by its index: the file with its rows."""
     eval: str | None = None
     """File with the held-out rows."""
     rewards: dict[str, str] = {}

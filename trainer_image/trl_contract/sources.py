@@ -131,9 +131,32 @@ class DataSource(Model):
 Format = Literal["auto", "messages", "text", "sharegpt", "alpaca", "openai-dpo"]
 
 
+class MixtureSource(DataSource):
+    """A source of a mixture: exactly one of `hub`, `volume`, `configMap` and `inline`."""
+
+    weight: Annotated[float, Field(gt=0, le=100)] = 1
+    """How often each of its rows is trained on in an epoch: at 0.5 half of them, drawn by the seed, at 2 each twice."""
+    max_examples: Annotated[Int32, Field(ge=1)] | None = None
+    """Use only so many of its rows (the first ones)."""
+
+
 class Dataset(Model):
-    train: DataSource
-    """Rows to train on."""
+    model_config = ConfigDict(
+        json_schema_extra={
+            "x-kubernetes-validations": [
+                cel("has(self.train) != has(self.mixture)", "give exactly one of train, mixture"),
+                cel(
+                    "!has(self.mixture) || !has(self.maxExamples)",
+                    "maxExamples is for train: set it in the sources of mixture",
+                ),
+            ]
+        }
+    )
+
+    train: DataSource | None = None
+    """Rows to train on; or `mixture`."""
+    mixture: Annotated[list[MixtureSource], Field(min_length=1, max_length=16)] | None = None
+    """Several sources of rows to train on, mixed by the seed."""
     eval: DataSource | None = None
     """Rows to evaluate on; unset: `evalSplit` of the training rows are held out."""
     eval_split: Annotated[float, Field(ge=0, le=0.5)] = 0.1
@@ -161,6 +184,13 @@ class Dataset(Model):
     chat_template_kwargs wins (not in grpo, whose rows may have none)."""
     max_bad_rows: Annotated[Int32, Field(ge=0)] = 0
     """So many malformed rows are dropped and counted; one more fails the job."""
+
+    @model_validator(mode="after")
+    def _train_or_mixture(self) -> Self:
+        exactly_one(self, ("train", "mixture"), "dataset")
+        if self.mixture is not None and self.max_examples is not None:
+            raise ValueError("dataset.maxExamples: is for train: set it in the sources of mixture")
+        return self
 
 
 class PromptDataset(Dataset):

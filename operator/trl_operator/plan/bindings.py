@@ -9,7 +9,7 @@ from trl_contract.sources import ConfigMapKey, DataSource, HubDataset, HubModel,
 from trl_operator.api.job import Job
 
 Rows = list[dict[str, Any]]
-Role = Literal["model", "reference_model", "train", "eval", "reward", "storage", "tracking"]
+Role = Literal["model", "reference_model", "train", "mixture", "eval", "reward", "storage", "tracking"]
 Source = Volume | ConfigMapKey | HubModel | HubDataset | Rows | SecretKeyRef | RewardModelReward | Storage
 
 
@@ -22,7 +22,7 @@ class Binding:
     role: Role
     source: Source
     name: str = ""
-    """Of the reward, where `role` says so."""
+    """Of the reward, or index of the source of the mixture, where `role` says so."""
 
 
 def bindings(job: Job) -> list[Binding]:
@@ -31,6 +31,10 @@ def bindings(job: Job) -> list[Binding]:
     found = [
         *_source("model", "model", spec.model),
         *_source("train", "dataset.train", spec.dataset.train),
+    ]
+    for index, source in enumerate(spec.dataset.mixture or []):
+        found += _source("mixture", f"dataset.mixture[{index}]", source, str(index))
+    found += [
         *_source("eval", "dataset.eval", spec.dataset.eval),
         *_source("reference_model", "dpo.referenceModel.source", spec.explicit_reference),
     ]
@@ -43,13 +47,13 @@ def bindings(job: Job) -> list[Binding]:
     return found
 
 
-def _source(role: Role, field: str, source: ModelSource | DataSource | None) -> list[Binding]:
+def _source(role: Role, field: str, source: ModelSource | DataSource | None, name: str = "") -> list[Binding]:
     if source is None:
         return []
     named: dict[str, Source | None] = {"hub": source.hub, "volume": source.volume}
     if isinstance(source, DataSource):
         named |= {"configMap": source.config_map, "inline": source.inline}
-    return [Binding(f"{field}.{name}", role, given) for name, given in named.items() if given]
+    return [Binding(f"{field}.{kind}", role, given, name) for kind, given in named.items() if given]
 
 
 def _reward(field: str, reward: RewardFunction) -> list[Binding]:

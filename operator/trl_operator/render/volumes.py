@@ -51,13 +51,14 @@ def mounts(job: Job, attempt: int) -> tuple[Mounts, Paths]:
     found = Mounts()
     sub_path = job.cluster.storage.sub_path
     found.add_claim(job.storage_claim, STORAGE, **({"subPath": sub_path} if sub_path else {}))
-    paths, rewards = {}, {}
+    paths: dict[str, str] = {}
+    named: dict[str, dict[str, str]] = {"reward": {}, "mixture": {}}
     for binding in bindings(job):
         place = _place(found, binding)
         if place is None:
             continue
-        if binding.role == "reward":
-            rewards[binding.name] = place
+        if binding.role in named:
+            named[binding.role][binding.name] = place
         else:
             paths[binding.role] = place
     told = [{"configMap": {"name": name}} for name in (job.base_name, job.child_name(attempt))]
@@ -66,22 +67,28 @@ def mounts(job: Job, attempt: int) -> tuple[Mounts, Paths]:
     found.add("tmp", {"emptyDir": {}}, "/tmp")
     found.add("home", {"emptyDir": {}}, HOME)
     found.add("shm", {"emptyDir": _shared_memory(job)}, "/dev/shm")
-    return found, Paths(storage=STORAGE, rewards=rewards, **paths)
+    return found, Paths(storage=STORAGE, rewards=named["reward"], mixture=named["mixture"], **paths)
 
 
 def inline_rows(job: Job) -> dict[str, list[dict[str, Any]]]:
     """Return the rows that the spec itself holds, by the name of their file in the run's ConfigMap."""
-    return {f"{binding.role}.jsonl": binding.source for binding in bindings(job) if isinstance(binding.source, list)}
+    return {_file(binding): binding.source for binding in bindings(job) if isinstance(binding.source, list)}
+
+
+def _file(binding: Binding) -> str:
+    return f"{binding.role}{f'-{binding.name}' if binding.name else ''}.jsonl"
 
 
 def _place(found: Mounts, binding: Binding) -> str | None:
     """Mount what the trainer reads of a binding and return where it is; None if there is nothing to mount."""
     if isinstance(binding.source, list):
-        return f"{ATTEMPT}/{binding.role}.jsonl"
+        return f"{ATTEMPT}/{_file(binding)}"
     if not isinstance(binding.source, Volume | ConfigMapKey):
         return None
     if binding.role == "reward":
         return found.add_read_only(binding.source, f"/mnt/rewards/{binding.name}", f"reward-{binding.name}")
+    if binding.role == "mixture":
+        return found.add_read_only(binding.source, f"/mnt/mixture/{binding.name}", f"mixture-{binding.name}-rows")
     return found.add_read_only(binding.source, f"/mnt/{binding.role.replace('_', '-')}", f"{binding.role}-rows")
 
 

@@ -30,6 +30,11 @@ Change = dict[str, Any]
 """Dotted paths of fields and their values; None removes a field, NULL sets it to null."""
 NULL = object()
 
+MIXED: Change = {
+    "spec.dataset.train": None,
+    "spec.dataset.mixture": [{"inline": [{"prompt": "a"}], "weight": 0.5}, {"hub": {"repo": "a/b"}, "maxExamples": 3}],
+}
+
 # kind, change, what the refusal must say: the field first
 BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     # names
@@ -40,7 +45,16 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ("DPOJob", {"spec": None}, ("spec", "Required")),
     ("DPOJob", {"spec.model": None}, ("spec.model", "Required")),
     ("DPOJob", {"spec.dataset": None}, ("spec.dataset", "Required")),
-    ("DPOJob", {"spec.dataset.train": None}, ("spec.dataset.train", "Required")),
+    ("DPOJob", {"spec.dataset.train": None}, ("spec.dataset", "exactly one of train, mixture")),
+    ("DPOJob", {"spec.dataset.mixture": [{"inline": [{"a": 1}]}]}, ("spec.dataset", "exactly one of train, mixture")),
+    ("SFTJob", MIXED | {"spec.dataset.maxExamples": 5}, ("spec.dataset", "set it in the sources of mixture")),
+    ("SFTJob", MIXED | {"spec.dataset.mixture": []}, ("spec.dataset.mixture", "at least 1")),
+    ("SFTJob", MIXED | {"spec.dataset.mixture": [{"weight": 1}]}, ("spec.dataset.mixture[0]", "exactly one of hub,")),
+    (
+        "SFTJob",
+        MIXED | {"spec.dataset.mixture": [{"inline": [{"a": 1}], "weight": 0}]},
+        ("spec.dataset.mixture[0].weight", "greater than 0"),
+    ),
     ("DPOJob", {"spec.storage": None}, ("spec.storage", "Required")),
     ("GRPOJob", {"spec.grpo": None}, ("spec.grpo", "Required")),
     ("GRPOJob", {"spec.grpo.rewards": None}, ("spec.grpo.rewards", "Required")),
@@ -366,6 +380,7 @@ GOOD: list[tuple[str, Change]] = [
     ("DPOJob", {"spec.model": {"hub": {"repo": "gpt2", "revision": "main", "tokenSecretRef": {"name": "hf"}}}}),
     ("DPOJob", {"spec.dataset.train": {"inline": [{"prompt": "a", "any": {"thing": [1, None, 2.5]}}]}}),
     ("GRPOJob", {"spec.dataset.chatTemplateKwargs": {"enable_thinking": False, "more": {"of": [1, "it"]}}}),
+    *((kind, MIXED) for kind in PLURALS),
     ("DPOJob", {"spec.dataset.columns": {"chosen": "good answer", "rejected": "bad answer"}}),
     ("DPOJob", {"spec.dataset.evalSplit": 0}),
     ("DPOJob", {"spec.training": {"epochs": 0.5, "warmupSteps": 3}}),

@@ -1,6 +1,7 @@
 """The rows as they were written down: a file of JSON lines that is read in parts."""
 
 import json
+from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,17 @@ class Lines:
         """Return the rows at these places, in the order of the file."""
         wanted = set(indexes)
         return [json.loads(line) for i, line in enumerate(self) if i in wanted]
+
+    def picked(self, places: Iterable[int]) -> Iterator[bytes]:
+        """Yield the lines at these places, in this order; keeps 8 bytes for each line of the file."""
+        begins, at = array("q"), 0
+        for line in self:
+            begins.append(at)
+            at += len(line)
+        with self.path.open("rb") as file:
+            for place in places:
+                file.seek(begins[place])
+                yield file.readline()
 
     def parts(self) -> Iterator[tuple[int, int]]:
         """Yield where each part begins, in bytes, and how many rows it has."""

@@ -17,6 +17,22 @@ class WrittenFile(Model):
     bytes: int
 
 
+class SourceReport(Model):
+    """What became of the rows of one source of a mixture."""
+
+    name: str
+    """File or repository."""
+    weight: float
+    rows: int = 0
+    """Usable ones that were read."""
+    bad: int = 0
+    long_prompts: int = 0
+    train: int = 0
+    """Rows of an epoch; one that is trained on twice counts twice."""
+    eval: int = 0
+    """Rows that are held out."""
+
+
 class DataReport(Model):
     """What became of the rows; all counts are of rows."""
 
@@ -33,13 +49,15 @@ class DataReport(Model):
     long_prompts: int = 0
     """Rows dropped because the prompt has more than dataset.maxPromptLength tokens."""
     duplicates: int = 0
-    """Training rows equal to an earlier one; they are kept."""
+    """Training rows equal to an earlier one, but for those that a mixture repeats; they are kept."""
     shared: int = 0
     """Held-out rows that are also training rows; they are kept."""
     empty_answers: int = 0
     """Rows with an answer without a visible character; they are kept."""
     formats: dict[str, int] = {}
     """What the rows were taken for, as dataset.format names it, and how many of them."""
+    sources: list[SourceReport] = []
+    """Of a mixture, in its order."""
     unread: dict[str, int] = {}
     """Columns that nothing reads, by name, and in how many rows they have a value; 20 at most."""
     train_file: WrittenFile

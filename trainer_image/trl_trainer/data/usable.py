@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from trl_contract.jobfile import JobFile
+from trl_contract.sources import MixtureSource
 from trl_trainer.data import rows, sources, template
 from trl_trainer.data.preparation import Tell
-from trl_trainer.data.report import ColumnType
+from trl_trainer.data.report import ColumnType, SourceReport
 from trl_trainer.data.turns import BadRow
 from trl_trainer.errors import UserError
 from trl_trainer.stage import Row, Stage
@@ -33,6 +34,8 @@ class UsableRows:
         template.check_options(self._dataset.chat_template_kwargs)
         self._columns: dict[str, ColumnType] = {}
         self._form: str | None = None
+        self.mixed: list[SourceReport] = []
+        """The sources of a mixture that have been read."""
         self._bad = self._long_prompts = self._empty_answers = 0
         self._first_bad: str | None = None
         self._calls = False
@@ -53,17 +56,37 @@ class UsableRows:
         }
 
     def train(self, folder: Path) -> Iterator[bytes]:
-        """Yield the training rows, dataset.maxExamples at most; `folder` is for what is downloaded."""
-        limit = self._dataset.max_examples
-        source = sources.open_source(self._dataset.train, self._job.paths.train, "train", folder, limit)
-        return islice(self._usable("train", *source), limit)
+        """Yield the training rows, dataset.maxExamples at most; of a mixture, those of each source after the other.
+        `folder` is for what is downloaded."""
+        if self._dataset.train is not None:
+            limit = self._dataset.max_examples
+            source = sources.open_source(self._dataset.train, self._job.paths.train, "train", folder, limit)
+            yield from islice(self._usable("dataset.train", *source), limit)
+        for i, one in enumerate(self._dataset.mixture or []):
+            yield from self._mixed(f"dataset.mixture[{i}]", one, self._job.paths.mixture.get(str(i)), folder)
+
+    def _mixed(self, field: str, source: MixtureSource, path: str | None, folder: Path) -> Iterator[bytes]:
+        name, numbered = sources.open_source(source, path, "train", folder, source.max_examples)
+        bad, long_prompts, count = self._bad, self._long_prompts, 0
+        for line in islice(self._usable(field, f"{field} {name}", numbered), source.max_examples):
+            count += 1
+            yield line
+        self.mixed.append(
+            SourceReport(
+                name=name,
+                weight=source.weight,
+                rows=count,
+                bad=self._bad - bad,
+                long_prompts=self._long_prompts - long_prompts,
+            )
+        )
 
     def eval(self, folder: Path) -> Iterator[bytes]:
         """Yield the held-out rows of a source of their own, evaluation.maxExamples at most."""
         assert self._dataset.eval is not None, "the job has held-out rows of its own"
         limit = self._job.spec.evaluation.max_examples
         source = sources.open_source(self._dataset.eval, self._job.paths.eval, "test", folder, limit)
-        return islice(self._usable("eval", *source), limit)
+        return islice(self._usable("dataset.eval", *source), limit)
 
     def _usable(self, field: str, name: str, numbered: Iterator[sources.Numbered]) -> Iterator[bytes]:
         read = usable = 0
@@ -80,11 +103,11 @@ class UsableRows:
                 usable += 1
                 yield line
         if read == 0:
-            raise UserError("DataFormatError", f"dataset.{field}: {name} is empty")
+            raise UserError("DataFormatError", f"{field}: {name} is empty")
         if usable == 0:
             raise UserError(
                 "DataFormatError",
-                f"dataset.{field}: none of the {read} rows of {name} is left: {self._bad} are malformed and"
+                f"{field}: none of the {read} rows of {name} is left: {self._bad} are malformed and"
                 f" {self._long_prompts} have a prompt over dataset.maxPromptLength ({self._max_prompt_length})",
             )
 

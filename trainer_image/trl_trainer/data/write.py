@@ -14,9 +14,10 @@ import numpy
 from pydantic import ValidationError
 
 from trl_contract.jobfile import JobFile
+from trl_trainer.data import mixing
 from trl_trainer.data.lines import Lines
 from trl_trainer.data.preparation import Tell, untold
-from trl_trainer.data.report import DataReport, WrittenFile
+from trl_trainer.data.report import DataReport, SourceReport, WrittenFile
 from trl_trainer.data.usable import UsableRows
 from trl_trainer.files import fsync, write_whole
 from trl_trainer.stage import Stage
@@ -35,7 +36,7 @@ def write(job: JobFile, stage: Stage, tokenizer: Any, folder: Path, tell: Tell =
     """Write train.jsonl, eval.jsonl (perhaps empty) and report.json into `folder` and return them.
 
     What an earlier attempt wrote is kept when nothing that it depends on has changed, so that a branch that moves on
-    the hub does not change the data of a running job. Memory does not grow with the rows but by 8 bytes for each.
+    the hub does not change the data of a running job. Memory does not grow with the rows but by some 50 bytes for each.
     Raises UserError: DatasetNotFound, AccessDenied, InvalidSpec, or DataFormatError with the file, the row and why.
     """
     fingerprint = _fingerprint(job)
@@ -51,7 +52,8 @@ def write(job: JobFile, stage: Stage, tokenizer: Any, folder: Path, tell: Tell =
 
 def _fingerprint(job: JobFile) -> str:
     """Return a digest of all that the rows depend on; a hub data set is taken to stay what it was."""
-    files = [os.stat(path) for path in (job.paths.train, job.paths.eval) if path is not None and os.path.exists(path)]
+    given = [job.paths.train, job.paths.eval, *job.paths.mixture.values()]
+    files = [os.stat(path) for path in given if path is not None and os.path.exists(path)]
     spec = job.spec.to_wire()
     parts = [job.kind, spec["model"], spec["dataset"], spec["evaluation"], [(f.st_size, f.st_mtime_ns) for f in files]]
     return f"sha256:{hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()}"
@@ -76,28 +78,44 @@ def _write(job: JobFile, usable: UsableRows, folder: Path, fingerprint: str, bef
     dataset, evaluation = job.spec.dataset, job.spec.evaluation
     everything, train, held = folder / "rows.tmp", folder / "train.jsonl", folder / "eval.jsonl"
     total = _LineFile(everything).write(usable.train(folder)).number
-    held_out: set[int] = set()
-    if evaluation.enabled and dataset.eval is not None:
-        evals = _LineFile(held).write(usable.eval(folder))
-    else:
-        number = num_held_out(total, dataset.eval_split, evaluation.max_examples) if evaluation.enabled else 0
-        held_out = set(random.Random(dataset.seed).sample(range(total), number))
-        evals = _LineFile(held).write(line for i, line in enumerate(Lines(everything, total)) if i in held_out)
-    trains = _LineFile(train).write(line for i, line in enumerate(Lines(everything, total)) if i not in held_out)
+    own = evaluation.enabled and dataset.eval is not None
+    rest, held_out, sources = _split(job, total, 0 if own or not evaluation.enabled else dataset.eval_split, usable)
+    lines = Lines(everything, total)
+    evals = _LineFile(held).write(usable.eval(folder) if own else lines.picked(held_out))
+    trains = _LineFile(train).write(lines.picked(rest))
     everything.unlink()
     fsync(folder)
     different = numpy.unique(trains.hashes)
     return DataReport(
         **usable.counts(),
+        sources=sources,
         train=trains.number,
         eval=evals.number,
-        duplicates=trains.number - len(different),
+        duplicates=len(numpy.unique(rest)) - len(different),
         shared=int(numpy.isin(evals.hashes, different).sum()),
         train_file=trains.seen,
         eval_file=evals.seen,
         changed=before is not None and before.train_file.digest != trains.seen.digest,
         fingerprint=fingerprint,
     )
+
+
+def _split(job: JobFile, total: int, share: float, usable: UsableRows) -> tuple[Any, Any, list[SourceReport]]:
+    """Return the places of the rows to train on, in their order, those of the `share` that is held out, and what that
+    makes of each source of a mixture."""
+    dataset, limit = job.spec.dataset, job.spec.evaluation.max_examples
+    if dataset.mixture is None:
+        number = num_held_out(total, share, limit)
+        held_out = numpy.sort(random.Random(dataset.seed).sample(range(total), number)).astype(numpy.int64)
+        return numpy.delete(numpy.arange(total), held_out), held_out, []
+    numbers, weights = ([getattr(source, name) for source in usable.mixed] for name in ("rows", "weight"))
+    rest, held_out = mixing.mix(numbers, weights, dataset.seed, lambda used: num_held_out(used, share, limit))
+    counts = (mixing.per_source(places, numbers) for places in (rest, held_out))
+    sources = [
+        source.model_copy(update={"train": train, "eval": held})
+        for source, train, held in zip(usable.mixed, *counts, strict=True)
+    ]
+    return rest, held_out, sources
 
 
 def num_held_out(total: int, share: float, limit: int) -> int:

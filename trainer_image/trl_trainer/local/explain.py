@@ -100,6 +100,8 @@ def _yaml(value: dict[str, Any]) -> str:
 def _print_plan(there: JobFile, here: JobFile, stage: Stage, rows: Written, base: Architecture, seen: Lengths) -> None:
     print(f"# Model\n{base.name}, {base.parameters:,} parameters, {base.trainable:,} trained\n")
     print(f"# Data\n{rows.report.form}: {rows.report.train} rows to train on, {rows.report.eval} held out")
+    for i, source in enumerate(rows.report.sources):
+        print(f"mixture[{i}] {source.name}: {source.rows} rows, {source.train} to train on, {source.eval} held out")
     print(f"read as {', '.join(f'{name} ({count} rows)' for name, count in rows.report.formats.items())}")
     print(f"tokens per row: median {seen.p50}, 90 % {seen.p90}, 99 % {seen.p99}, longest {seen.longest}")
     print(f"histogram: {', '.join(f'{bound}: {count}' for bound, count in seen.histogram.items())}\n")

@@ -84,8 +84,9 @@ def _environment(job: JobFile, url: str, message: Path) -> dict[str, str]:
 def _names_hub(job: JobFile) -> bool:
     spec, paths = job.spec, job.paths
     explicit = spec.explicit_reference is not None and paths.reference_model is None
-    held_out = spec.dataset.eval is not None and paths.eval is None
-    return paths.model is None or paths.train is None or held_out or explicit
+    dataset = spec.dataset
+    rows = any(source is not None and source.hub for source in (dataset.train, dataset.eval, *(dataset.mixture or [])))
+    return paths.model is None or rows or explicit
 
 
 def _watch(process: subprocess.Popen[bytes], receiver: Receiver) -> None:

@@ -47,17 +47,22 @@ class Sources:
 
     fields: dict[str, Source]
     rewards: dict[str, Source]
+    mixture: dict[str, Source]
 
     def write(self, storage: Path, work: Path) -> Paths:
         """Return the paths of a job in `work`, after writing what is to be written there."""
-        rewards = {name: _written(source, work) for name, source in self.rewards.items()}
-        return Paths(
-            storage=str(storage), rewards=rewards, **{name: _written(s, work) for name, s in self.fields.items()}
+        rewards, mixture, fields = (
+            {name: _written(source, work) for name, source in found.items()}
+            for found in (self.rewards, self.mixture, self.fields)
         )
+        return Paths.model_validate({"storage": str(storage), "rewards": rewards, "mixture": mixture, **fields})
 
     def digests(self) -> list[dict[str, str]]:
         """Return what the content of each is known by."""
-        return [{name: _digest(source) for name, source in found.items()} for found in (self.fields, self.rewards)]
+        return [
+            {name: _digest(source) for name, source in found.items()}
+            for found in (self.fields, self.rewards, self.mixture)
+        ]
 
 
 def storage_folder(resource: Resource, places: Places) -> Path:
@@ -76,13 +81,17 @@ def find(resource: Resource, places: Places) -> Sources:
     fields = {
         "model": finder.model(spec.model, "model"),
         "reference_model": finder.model(spec.explicit_reference, "dpo.referenceModel.source"),
-        "train": finder.rows(spec.dataset.train, "train"),
-        "eval": finder.rows(spec.dataset.eval, "eval"),
+        "train": finder.rows(spec.dataset.train, "train", "dataset.train"),
+        "eval": finder.rows(spec.dataset.eval, "eval", "dataset.eval"),
+    }
+    mixture = {
+        str(i): finder.rows(source, f"mixture-{i}", f"dataset.mixture[{i}]")
+        for i, source in enumerate(spec.dataset.mixture or [])
     }
     rewards = {reward.name: finder.reward(reward, f"grpo.rewards[{i}]") for i, reward in enumerate(spec.rewards)}
     if finder.missing:
         raise UserError("InvalidSpec", "\n".join(f"spec.{line}" for line in finder.missing))
-    return Sources(_there(fields), _there(rewards))
+    return Sources(_there(fields), _there(rewards), _there(mixture))
 
 
 def code() -> str:
@@ -111,16 +120,16 @@ class _Finder:
     def model(self, source: ModelSource | None, field: str) -> Source | None:
         return None if source is None or source.volume is None else self._place(source.volume, f"{field}.volume")
 
-    def rows(self, source: DataSource | None, name: str) -> Source | None:
+    def rows(self, source: DataSource | None, name: str, field: str) -> Source | None:
         if source is None or source.hub is not None:
             return None
         if source.inline is not None:
             lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in source.inline)
             return Content(Path(f"{name}.jsonl"), lines.encode())
         if source.volume is not None:
-            return self._place(source.volume, f"dataset.{name}.volume")
+            return self._place(source.volume, f"{field}.volume")
         assert source.config_map is not None, "the schema allows exactly one source"
-        return self._place(source.config_map, f"dataset.{name}.configMap")
+        return self._place(source.config_map, f"{field}.configMap")
 
     def reward(self, reward: RewardFunction, field: str) -> Source | None:
         """Return a reward's file or folder; None if it has none."""
