@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -93,6 +94,11 @@ def test_a_job_is_stopped_by_sigterm_and_the_same_command_ends_it(
     assert "preference_accuracy" in done.stdout
     assert (work / "final" / "model.safetensors").exists()
     assert "150/150" in done.stderr
+    shown = done.stderr.replace("\r", "\n").splitlines()
+    first = {line.split()[0]: line for line in reversed(shown) if line.strip()}
+    assert re.fullmatch(r"starting \d\d:\d\d *", first["starting"])
+    assert re.fullmatch(r"loading \d\d:\d\d *", first["loading"])
+    assert not any("?step" in line.split("[")[0] or "0step" in line for line in shown), "a bar without steps"
     assert {int(name) for name in os.listdir(work / "attempt")} == {0, 1}
     assert len({json.loads(line)["step"] for line in (work / "metrics.jsonl").open() if '"loss"' in line}) == 150
 
@@ -114,7 +120,32 @@ def test_explain_prints_config_plan_and_findings_and_trains_nothing(
     assert [words[4] for words in doing] == ["loading", "saving", "exporting"]
     assert "36 rows to train on, 4 held out" in out
     assert "duplicates" in out
+    said = re.search(r"the checks took [\d.]+ s: (.*)", out)
+    assert said is not None
+    assert [part.split(" ")[0] for part in said[1].split(", ")] == [
+        "sources", "tokenizer", "rows", "model", "lengths", "memory", "rewards",
+    ]  # fmt: skip
     assert not storage.exists()
+
+
+def test_explain_looks_at_10_000_rows_of_1_kb_in_15_seconds(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    claim = volumes(model_folder, tmp_path)
+    with (claim / "rows.jsonl").open("w") as file:
+        for i in range(10_000):
+            talk = [
+                {"role": "user", "content": f"where is order {i} " * 20},
+                {"role": "assistant", "content": "ü " * 300},
+            ]
+            file.write(json.dumps({"messages": talk}) + "\n")
+    rows = {"train": {"volume": {"claimName": "models", "path": "rows.jsonl"}}}
+    path = write(tmp_path, {**changed(dataset=rows), "kind": "SFTJob"})
+    before = os.times()
+    assert main(command("explain", path, claim, tmp_path / "out")) == 0
+    # Of the processor, with its children: other tests may run beside this one.
+    used = sum(now - then for now, then in zip(os.times()[:4], before[:4], strict=True))
+    assert used < 15, capsys.readouterr().out
 
 
 def test_explain_says_how_many_gpus_a_job_needs(
@@ -173,6 +204,32 @@ def test_explain_tries_the_rewards_on_a_few_rows(
     assert result == 10
     assert "mine" in text
     assert "missing" in text
+
+
+def test_explain_tries_the_reward_model_of_a_job_that_was_run_here(
+    model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    reward = {"name": "judge", "rewardModel": {"fromJob": {"name": "judge"}, "acknowledgeUnvalidated": True}}
+    spec = {
+        "model": JOB["spec"]["model"],
+        "dataset": {"train": {"inline": [{"prompt": f"where is order {i}"} for i in range(10)]}},
+        "grpo": {"rewards": [reward]},
+        "storage": {"size": "1Gi"},
+    }
+    path, claim = write(tmp_path, {**JOB, "kind": "GRPOJob", "spec": spec}), volumes(model_folder, tmp_path)
+    assert main(command("explain", path, claim, tmp_path / "out")) == 10
+    assert "RewardJob judge has no model in" in capsys.readouterr().err
+    final = tmp_path / "out" / "judge-0000000a" / "final"
+    model = AutoModelForSequenceClassification.from_pretrained(model_folder, num_labels=1)
+    model.save_pretrained(final)
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(final)
+    assert main(command("explain", path, claim, tmp_path / "out")) == 0
+    assert "per process: models beside" in capsys.readouterr().out
+    (final / "model.safetensors").unlink()
+    assert main(command("explain", path, claim, tmp_path / "out")) == 10
+    assert "judge" in capsys.readouterr().err
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {

@@ -22,6 +22,7 @@ from trl_contract.resolve import resolve
 from trl_trainer import data, preflight, stages
 from trl_trainer.errors import UserError
 from trl_trainer.models.tokenizer import load_tokenizer
+from trl_trainer.preflight.clock import Clock
 
 USER = [{"role": "user", "content": "where is my order"}]
 PAIRS = [
@@ -60,7 +61,7 @@ def run(tmp_path, model_folder):
         tokenizer = AutoTokenizer.from_pretrained(model_folder)
         found = data.write(job, stages.of(job), tokenizer, tmp_path / "u/data")
         tokenize = stages.tokenizing(job, stages.of(job), tokenizer)
-        return preflight.run(job, stages.of(job), tokenizer, tokenize, found, tmp_path / "u", device)
+        return preflight.run(job, stages.of(job), tokenizer, tokenize, found, tmp_path / "u", device, Clock())
 
     return go
 

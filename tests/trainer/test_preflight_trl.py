@@ -20,6 +20,7 @@ from trl import (
 from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
 from trl_trainer import data, preflight
+from trl_trainer.preflight.clock import Clock
 from trl_trainer.stages import STAGES, tokenizing
 
 MAX_LENGTH = 14
@@ -68,9 +69,8 @@ def test_rows_and_steps_are_those_of_trl(kind, tmp_path, model_folder):
     job = resolve(JobFile.model_validate(wire))
     tokenizer = AutoTokenizer.from_pretrained(model_folder)
     rows = data.write(job, STAGES[kind], tokenizer, tmp_path / "u/data")
-    known = preflight.run(
-        job, STAGES[kind], tokenizer, tokenizing(job, STAGES[kind], tokenizer), rows, tmp_path / "u", "cpu"
-    )
+    tokenize = tokenizing(job, STAGES[kind], tokenizer)
+    known = preflight.run(job, STAGES[kind], tokenizer, tokenize, rows, tmp_path / "u", "cpu", Clock())
 
     trainer, config, options = TRAINERS[kind]
     arguments = config(

@@ -27,6 +27,7 @@ from trl_trainer.launch.watchdog import Watchdog
 from trl_trainer.models import arguments, base
 from trl_trainer.models.tokenizer import load_tokenizer
 from trl_trainer.preflight import Preflight, ends, image, steps
+from trl_trainer.preflight.clock import Clock
 from trl_trainer.reports import tracking
 from trl_trainer.reports.beats import Beats
 from trl_trainer.reports.progress import Reporter, Sender, metrics_of
@@ -135,11 +136,14 @@ def load_data(
     folder, known = run.work / "data", run.work / "preflight.json"
 
     def prepare(tell: data.Tell) -> str:
-        rows = data.write(run.job, stage, tokenizer, folder, tell)
+        clock = Clock()
+        with clock.check("rows"):
+            rows = data.write(run.job, stage, tokenizer, folder, tell)
         tokenize = stages.tokenizing(run.job, stage, tokenizer)
-        seen = preflight.run(run.job, stage, tokenizer, tokenize, rows, run.work, run.device)
-        findings = [*seen.findings, *scores.try_out(rows.train.take(range(3)))]
-        for line in findings:
+        seen = preflight.run(run.job, stage, tokenizer, tokenize, rows, run.work, run.device, clock)
+        with clock.check("rewards"):
+            findings = [*seen.findings, *scores.try_out(rows.train.take(range(3)))]
+        for line in [*findings, str(clock)]:
             print(f"preflight: {line}", flush=True)
         reporter.update(warnings=[line[:300] for line in findings[:8]], evaluation_skipped=seen.evaluation_skipped)
         write_json(known, seen.to_wire())

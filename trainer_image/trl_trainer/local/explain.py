@@ -2,12 +2,14 @@
 
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
 import datasets
 import torch
 import yaml
+from transformers.utils.logging import disable_progress_bar
 
 from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
@@ -17,8 +19,9 @@ from trl_trainer.local.resource import read
 from trl_trainer.local.sources import storage_folder
 from trl_trainer.models import adapter, arguments
 from trl_trainer.models.tokenizer import load_tokenizer
-from trl_trainer.preflight import Preflight, architecture, lengths, memory
+from trl_trainer.preflight import Preflight, memory
 from trl_trainer.preflight.architecture import Architecture
+from trl_trainer.preflight.clock import Clock
 from trl_trainer.preflight.lengths import Lengths
 from trl_trainer.stage import Stage
 
@@ -36,21 +39,28 @@ def explain(path: Path, places: local.Places) -> int:
 
     UserError if it cannot work anywhere; what is known comes first.
     """
-    resource = read(path)
+    clock, resource = Clock(), read(path)
     datasets.disable_progress_bars()
-    with tempfile.TemporaryDirectory(prefix="trl-") as folder:
-        given = local.here(resource, places, local.num_gpus(), scratch=Path(folder))
+    disable_progress_bar()
+    # What libraries say to each other of their next versions is not for the user.
+    quiet = warnings.catch_warnings(action="ignore", category=FutureWarning)
+    with quiet, tempfile.TemporaryDirectory(prefix="trl-") as folder:
+        with clock.check("sources"):
+            given = local.here(resource, places, local.num_gpus(), scratch=Path(folder))
         here, there = resolve(given), resolve(local.as_written(given, resource))
-        tokenizer, stage = load_tokenizer(here), stages.of(here)
+        with clock.check("tokenizer"):
+            tokenizer, stage = load_tokenizer(here), stages.of(here)
         _print_config(there, here)
-        rows = data.write(here, stage, tokenizer, Path(folder) / here.uid / "data")
-        base = architecture.inspect(here, stage)
-        tokenize = stages.tokenizing(here, stage, tokenizer)
-        seen = lengths.measure(here, stage, rows, tokenizer, tokenize)
+        with clock.check("rows"):
+            rows = data.write(here, stage, tokenizer, Path(folder) / here.uid / "data")
+        base, seen = preflight.look(here, stage, tokenizer, stages.tokenizing(here, stage, tokenizer), rows, clock)
         _print_plan(there, here, stage, rows, base, seen)
         storage = _nearest(storage_folder(resource, places))
-        known = preflight.inspect(here, stage, tokenizer, tokenize, rows, storage, _device(here))
-        _print_findings(known, _try_rewards(here, rows))
+        known = preflight.judge(here, stage, tokenizer, rows, base, seen, storage, _device(here), clock)
+        with clock.check("rewards"):
+            findings = _try_rewards(here, rows)
+        _print_findings(known, findings)
+        print(f"\n{clock}")
     return 0
 
 

@@ -24,6 +24,8 @@ from trl_trainer.local.resource import Resource, read
 REFRESH_SECONDS = 0.3
 UNTOLD = re.compile(r"runtime|per_second|^num_tokens$|^epoch$")
 """Metrics of an evaluation that say nothing about the model."""
+NO_STEPS = "{desc} {elapsed}"
+"""What is shown until the number of steps is known."""
 QUIET_REFRESH_SECONDS = 30.0
 """Between two lines of the bar where nobody watches it."""
 
@@ -101,7 +103,7 @@ def _watch(process: subprocess.Popen[bytes], receiver: Receiver) -> None:
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     interval = REFRESH_SECONDS if sys.stderr.isatty() else QUIET_REFRESH_SECONDS
     try:
-        with tqdm(unit="step", mininterval=interval, dynamic_ncols=True) as bar:
+        with tqdm(desc="starting", unit="step", mininterval=interval, dynamic_ncols=True, bar_format=NO_STEPS) as bar:
             while True:
                 _show(bar, receiver.latest)
                 try:
@@ -116,15 +118,22 @@ def _watch(process: subprocess.Popen[bytes], receiver: Receiver) -> None:
 
 
 def _show(bar: tqdm, progress: Progress | None) -> None:
+    """Show what is done now, and of training also how far it is."""
     if progress is None:
+        bar.update(0)
         return
     if bar.total is None and progress.total_steps:
+        bar.bar_format = None
         bar.reset(progress.total_steps)
         bar.initial = progress.resumed_from_step or 0
+    share = "" if progress.activity_percentage is None else f" {progress.activity_percentage} %"
     values = {metric.name: metric.value for metric in progress.metrics if metric.name in ("loss", "reward")}
-    bar.set_description_str(f"{progress.activity}: ", refresh=False)
+    described = f"{progress.activity}{share}" + (": " if bar.total else "")
+    changed, bar.desc = described != bar.desc, described
     bar.set_postfix(values, refresh=False)
     bar.update(max(0, progress.step - bar.n))
+    if changed:
+        bar.refresh()
 
 
 def _summarize(job: JobFile, record: ExitRecord | None, progress: Progress | None) -> None:

@@ -16,6 +16,7 @@ from trl_trainer.errors import UserError
 from trl_trainer.models import skeleton, source
 from trl_trainer.preflight import architecture, ends, lengths, memory, steps
 from trl_trainer.preflight.architecture import Architecture
+from trl_trainer.preflight.clock import Clock
 from trl_trainer.preflight.lengths import Lengths
 from trl_trainer.preflight.memory import GIB, MemoryEstimate
 from trl_trainer.stage import Stage
@@ -47,27 +48,60 @@ class Preflight(Model):
 
 
 def run(
-    job: JobFile, stage: Stage, tokenizer: Any, tokenize: Tokenize, rows: Written, work: Path, device: str
+    job: JobFile, stage: Stage, tokenizer: Any, tokenize: Tokenize, rows: Written, work: Path, device: str, clock: Clock
 ) -> Preflight:
     """Return what is known about a resolved job before its weights are loaded. UserError when it cannot work here."""
-    found = inspect(job, stage, tokenizer, tokenize, rows, work, device)
+    found = judge(job, stage, tokenizer, rows, *look(job, stage, tokenizer, tokenize, rows, clock), work, device, clock)
     if found.too_little is not None:
         raise UserError(*found.too_little)
     return found
 
 
-def inspect(
-    job: JobFile, stage: Stage, tokenizer: Any, tokenize: Tokenize, rows: Written, work: Path, device: str
-) -> Preflight:
-    """Return what is known about a resolved job before its weights are loaded.
+def look(
+    job: JobFile, stage: Stage, tokenizer: Any, tokenize: Tokenize, rows: Written, clock: Clock
+) -> tuple[Architecture, Lengths]:
+    """Return what the model is, and how long the rows are.
 
-    UserError when it can work nowhere: a model that is not there or of the wrong kind, a tokenizer that does not fit,
-    an option that the data do not allow, too few rows.
+    UserError for a model that is not there or of the wrong kind, a tokenizer that does not fit, an option that the
+    data do not allow, too few rows.
     """
-    base = architecture.inspect(job, stage)
-    check_tokenizer(job, tokenizer, base)
-    stage.check(job, tokenizer, rows.report)
-    seen = lengths.measure(job, stage, rows, tokenizer, tokenize)
+    with clock.check("model"):
+        base = architecture.inspect(job, stage)
+        check_tokenizer(job, tokenizer, base)
+        stage.check(job, tokenizer, rows.report)
+    with clock.check("lengths"):
+        return base, lengths.measure(job, stage, rows, tokenizer, tokenize)
+
+
+def judge(
+    job: JobFile,
+    stage: Stage,
+    tokenizer: Any,
+    rows: Written,
+    base: Architecture,
+    seen: Lengths,
+    work: Path,
+    device: str,
+    clock: Clock,
+) -> Preflight:
+    """Return all that is known about a resolved job before its weights are loaded, from what `look` has found.
+
+    UserError when it can work nowhere.
+    """
+    with clock.check("memory and findings"):
+        return _judge(job, stage, tokenizer, rows, base, seen, work, device)
+
+
+def _judge(
+    job: JobFile,
+    stage: Stage,
+    tokenizer: Any,
+    rows: Written,
+    base: Architecture,
+    seen: Lengths,
+    work: Path,
+    device: str,
+) -> Preflight:
     _check_positions(job, base, seen)
     _check_held_out(job, rows.report, seen)
     total_steps = stage.total_steps(job, seen.kept)
