@@ -387,6 +387,15 @@ def test_rows_that_packing_spreads_over_sequences_are_not_said_to_be_cut(
     assert ("training rows are cut" in capsys.readouterr().out) == is_said
 
 
+def test_a_preset_of_rewards_is_shown_in_full(opened: Open, capsys: Any) -> None:
+    preset = {"rewards": [], "rewardPreset": "customer-service", "normalizeWeights": True}
+    assert explain(*opened(grpo({"prompt": [USER]}, of_grpo=preset))) == 0
+    shown = yaml.safe_load(capsys.readouterr().out.split("# Rewards\n")[1].split("\n\n")[0])
+    assert [reward["name"] for reward in shown] == ["empathy", "action", "courtesy", "no-slang", "length"]
+    assert sum(reward["weight"] for reward in shown) == pytest.approx(1)
+    assert "sorry" in shown[0]["keyword"]["words"]
+
+
 def trained(opened: Open, warm: Warm, case: Case) -> tuple[ExitRecord, list[dict[str, Any]]]:
     """Return how a run of one process ended, and what it logged."""
     path, places = opened(case)
@@ -512,6 +521,24 @@ def test_what_the_job_tells_the_chat_template_is_known_wherever_it_is_used(
     """The template raises without it."""
     ended, _ = trained(opened, warm, case)
     assert (ended.outcome, ended.step) == ("Succeeded", 2), ended.message
+
+
+def test_of_a_geometric_mean_the_parts_are_logged_and_it_is_learnt(opened: Open, warm: Warm) -> None:
+    rewards = [
+        {"name": "some", "weight": 3, "length": {"target": 8}},
+        {"name": "end", "softOverlong": {"cache": 8}},
+        {"name": "kind", "keyword": {"words": ["zzz"], "mode": "none"}},
+    ]
+    case = grpo({"prompt": [USER]}, rewards=[rewards[0], rewards[2]], of_grpo={"rewardAggregation": "geometric_mean"})
+    ended, lines = trained(opened, warm, case)
+    assert [reward.name for reward in ended.progress.rewards] == ["some", "kind"]
+    for line in lines:
+        if "loss" in line:
+            assert line["reward"] == line["rewards/geometric_mean/mean"]
+            assert line["rewards/some/mean"] <= line["reward"] < line["rewards/kind/mean"] == 1
+    _, lines = trained(opened, warm, grpo({"prompt": [USER]}, rewards=[rewards[1]]))
+    tokens = [line["completions/mean_length"] for line in lines if "loss" in line]
+    assert [line["reward"] for line in lines if "loss" in line] == pytest.approx([-number / 8 for number in tokens])
 
 
 def test_constant_rewards_are_said_once_and_after_a_while() -> None:

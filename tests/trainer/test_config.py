@@ -112,6 +112,7 @@ ELSEWHERE = {
     "dataset.train", "dataset.eval", "dataset.evalSplit", "dataset.maxExamples", "dataset.columns",  # data/
     "dataset.systemPrompt", "dataset.maxBadRows", "dataset.maxPromptLength", "dataset.format",
     "dataset.asConversation", "dataset.chatTemplateKwargs", "dataset.mixture",
+    "grpo.rewardPreset", "grpo.normalizeWeights",  # resolve.py, by test_rewards.py
     "evaluation.atStart", "evaluation.earlyStopping.metric", "evaluation.earlyStopping.mode",  # evaluation.py,
     "evaluation.earlyStopping.patience",  # early_stopping.py
     "evaluation.enabled", "evaluation.maxExamples",  # data/: how many rows are held out
@@ -207,6 +208,11 @@ def test_every_field_set_to_another_value_is_found_in_the_trl_config(kind: Kind,
 def test_fields_that_exclude_others_are_found_too(path: str, tmp_path: Path) -> None:
     value, name, expected = INSTEAD[path]
     assert attribute(build(tmp_path, "DPOJob", {path: value}), name) == expected
+
+
+def test_of_a_geometric_mean_trl_logs_the_parts_and_learns_the_last(tmp_path: Path) -> None:
+    config = build(tmp_path, "GRPOJob", {"grpo.rewardAggregation": "geometric_mean"})
+    assert (config.multi_objective_aggregation, config.reward_weights) == ("sum_then_normalize", [0.0, 1.0])
 
 
 @pytest.mark.parametrize("kind", STAGES)

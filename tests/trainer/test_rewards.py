@@ -11,6 +11,7 @@ from trl_contract.resolve import resolve
 from trl_trainer import rewards
 from trl_trainer.errors import TrainerError, UserError
 from trl_trainer.launch import records
+from trl_trainer.rewards import geometric_mean
 
 
 @pytest.fixture
@@ -18,12 +19,12 @@ def build(tmp_path):
     """Build the given rewards; `python` is the source of reward functions, for rewards of that type."""
     built = []
 
-    def make(*given, python=""):
+    def make(*given, python="", **grpo):
         (tmp_path / "rewards.py").write_text(python)
         spec = {
             "model": {"volume": {"claimName": "models", "path": "tiny"}},
             "dataset": {"train": {"configMap": {"name": "data", "key": "train.jsonl"}}},
-            "grpo": {"rewards": list(given)},
+            "grpo": {"rewards": list(given), **grpo},
         }
         paths = {"storage": "/s", "rewards": {one["name"]: str(tmp_path / "rewards.py") for one in given}}
         wire = {"kind": "GRPOJob", "namespace": "a", "name": "b", "uid": "u", "paths": paths, "spec": spec}
@@ -45,12 +46,11 @@ def call(function, *completions, **columns):
     return function(prompts=["p"] * len(completions), completions=list(completions), **extra, **columns)
 
 
-def test_names_weights_and_order_are_those_of_the_job(build):
+def test_names_and_order_are_those_of_the_job(build):
     built = build(
         {"name": "short", "length": {"min": 0, "max": 3}, "weight": 0.5}, {"name": "right", "accuracy": {"column": "a"}}
     )
     assert [function.__name__ for function in built.functions] == ["short", "right"]
-    assert built.weights == [0.5, 1.0]
     assert call(built.functions[1], "4", "5", a=["4", "4"]) == [1.0, 0.0]
 
 
@@ -67,6 +67,54 @@ def test_the_report_has_mean_and_deviation_since_the_start(build):
     call(built.functions[0], "1", "1", a=["1", "1"])
     report = built.report()[0]
     assert (report.mean, report.std, report.errors) == ("0.75", f"{math.sqrt(3 / 16):.6g}", 0)
+
+
+@pytest.mark.parametrize(
+    ("scores", "weights", "value"),
+    [
+        ([4.0, 1.0], [1, 1], 2.0),
+        ([4.0, 1.0], [3, 1], 8**0.5),
+        ([0.5, 0.5, 0.5], [0.2, 0.3, 0.9], 0.5),
+        ([4.0, 0.0], [1, 1], 0.0),
+        ([4.0, -1.0], [1, 1], 0.0),
+        ([4.0, None, 1.0], [1, 5, 1], 2.0),
+        ([4.0, 0.0], [1, 0], 4.0),
+        ([None, 1.0], [1, 0], None),
+    ],
+)
+def test_the_geometric_mean(scores, weights, value):
+    assert geometric_mean.mean(scores, weights) == (None if value is None else pytest.approx(value))
+
+
+def test_the_geometric_mean_is_of_what_the_rewards_said_of_the_same_completions(build):
+    given = [{"name": "one", "regex": {"pattern": "."}}, {**python("none"), "onError": "zero"}]
+    built = build(*given, python=SOURCE, rewardAggregation="geometric_mean")
+    for texts, expected in ((("good", "bad"), [0.5**0.5, 1.0]), (("", "good"), [0.0, 0.5**0.5])):
+        *_, said = [call(function, *texts) for function in built.reward_funcs]
+        assert said == pytest.approx(expected)
+    assert [report.name for report in built.report()] == ["one", "none"], "it is no reward of the job's"
+
+
+def test_soft_overlong_falls_to_minus_one_at_the_limit(build):
+    (function,) = build(
+        {"name": "long", "softOverlong": {"cache": 4}}, generation={"maxCompletionLength": 10}
+    ).functions
+    ids = [[1] * number for number in (0, 6, 7, 9, 10)]
+    assert function(prompts=["p"] * 5, completions=["c"] * 5, completion_ids=ids) == [0.0, 0.0, -0.25, -0.75, -1.0]
+    assert function.try_out([{"prompt": "p"}]) == []
+
+
+def test_a_preset_is_a_list_of_rewards_before_the_jobs_own(build):
+    own = {"name": "like", "weight": 1, "similarity": {"column": "a"}}
+    built = build(own, rewardPreset="customer-service", normalizeWeights=True)
+    given = [function.given for function in built.functions]
+    assert [one.name for one in given] == ["empathy", "action", "courtesy", "no-slang", "length", "like"]
+    weights = [0.25, 0.25, 0.125, 0.125, 0.1, 1]
+    assert [one.weight for one in given] == pytest.approx([weight / 1.85 for weight in weights])
+    kind = "I'm sorry that it is late, and I understand. First, let me look; then I will help. " + "Word " * 40
+    curt = "Whatever, it's late, lol."
+    for function, (high, low) in zip(built.functions, [(1, 0), (1, 0), (0.5, 0), (1, 0), (1, 0), (0, 0)], strict=True):
+        assert call(function, kind, curt, a=["x", "x"]) == [high, low], function.__name__
 
 
 SOURCE = """

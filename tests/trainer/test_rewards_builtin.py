@@ -142,6 +142,11 @@ def test_a_schema_never_goes_to_the_network():
     assert asked == []
 
 
+@pytest.mark.parametrize(("text", "value"), [("no", 0.0), ("Yes.", 1 / 3), ("yes, yes", 2 / 3), ("yes ok yes ok", 1.0)])
+def test_enough_occurrences_make_one_and_fewer_their_share(text, value):
+    assert builtin.keyword(given.KeywordReward(words=["yes", "ok"], enough=3))(text) == pytest.approx(value)
+
+
 @pytest.mark.parametrize(
     ("text", "reference", "value"),
     [

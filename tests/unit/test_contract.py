@@ -86,7 +86,7 @@ def test_the_wire_form_reads_back_as_the_same_job(kind: str) -> None:
         ("SFTJob", {"dataset": {"train": SOURCE, "maxPromptLength": 5}}, "maxPromptLength"),
         ("RewardJob", {"evaluation": {"samplePrompts": ["hi"]}}, "samplePrompts"),
         ("GRPOJob", {"training": {"maxLength": 5}}, "maxLength"),
-        ("GRPOJob", {"grpo": {"rewards": []}}, "at least 1 item"),
+        ("GRPOJob", {"grpo": {"rewards": []}}, "give at least one, or rewardPreset"),
         ("GRPOJob", {"grpo": {"rewards": [KEYWORD, KEYWORD]}}, "different names"),
         ("GRPOJob", {"grpo": {"rewards": [{"name": "none"}]}}, "exactly one of length"),
         ("GRPOJob", {"grpo": {"rewards": [{"name": "l", "length": {"min": 1}}]}}, "min and max go together"),

@@ -3,7 +3,8 @@
 from typing import Any
 
 from trl_contract.jobfile import JobFile
-from trl_contract.training import EvaluationBase, GrpoTraining, Peft
+from trl_contract.rewards import PRESETS
+from trl_contract.training import EvaluationBase, Grpo, GRPOSpec, GrpoTraining, Peft
 
 
 def resolve(job: JobFile) -> JobFile:
@@ -17,6 +18,8 @@ def resolve(job: JobFile) -> JobFile:
         "peft": _peft(spec.peft),
         "evaluation": _evaluation(job, spec.evaluation),
     }
+    if isinstance(spec, GRPOSpec):
+        changes["grpo"] = _grpo(spec.grpo)
     if spec.checkpoint.every_minutes is None and spec.checkpoint.every_steps is None:
         changes["checkpoint"] = spec.checkpoint.model_copy(update={"every_minutes": 15.0})
     if spec.fsdp.state_dict_type == "auto":
@@ -44,6 +47,14 @@ def _peft(peft: Peft) -> Peft:
     if peft.method == "none" or peft.target_modules is not None:
         return peft
     return peft.model_copy(update={"target_modules": ["all-linear"]})
+
+
+def _grpo(grpo: Grpo) -> Grpo:
+    preset = [] if grpo.reward_preset is None else PRESETS[grpo.reward_preset]
+    rewards = [*preset, *grpo.rewards]
+    total = sum(reward.weight for reward in rewards) if grpo.normalize_weights else 1.0
+    weighed = [reward.model_copy(update={"weight": reward.weight / total}) for reward in rewards]
+    return grpo.model_copy(update={"rewards": weighed, "reward_preset": None})
 
 
 def _evaluation(job: JobFile, evaluation: EvaluationBase) -> EvaluationBase:

@@ -1,10 +1,10 @@
 """The rewards of a GRPOJob, with their formulas."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from trl_contract.base import Int32, Model, Name, cel
+from trl_contract.base import Int32, Model, Name, Rule, cel
 from trl_contract.sources import ConfigMapKey, SecretKeyRef, Volume, exactly_one
 
 
@@ -41,10 +41,20 @@ class LengthReward(Model):
 
 
 class KeywordReward(Model):
+    rules: ClassVar = (
+        Rule(
+            "!has(self.enough) || self.mode == 'any'",
+            "enough goes with mode any: remove it",
+            lambda self: self.enough is None or self.mode == "any",
+        ),
+    )
+
     words: Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=1, max_length=256)]
     """Words or phrases, compared without case at word boundaries."""
     mode: Literal["any", "all", "none"] = "any"
     """1 if any, all or none of the words occur, else 0."""
+    enough: Annotated[Int32, Field(ge=1, le=1000)] | None = None
+    """So many occurrences, of whichever words, make 1, and fewer their share; 1 if unset."""
 
 
 class RegexReward(Model):
@@ -79,6 +89,12 @@ class AccuracyReward(Model):
     latex: bool = False
     """Compare formulas instead, by math-verify: the completion's is in \\boxed{} or announced as the answer (the answer
     is $x$), the answer's may be bare. With numeric too, a formula comes first, then a number."""
+
+
+class SoftOverlongReward(Model):
+    cache: Annotated[Int32, Field(ge=1)]
+    """Tokens before generation.maxCompletionLength: 0 for a completion that ends before them, then falling linearly to
+    -1 at maxCompletionLength (DAPO, eq. 13)."""
 
 
 class PythonReward(Model):
@@ -170,6 +186,7 @@ REWARD_TYPES = (
     "json_schema",
     "similarity",
     "accuracy",
+    "soft_overlong",
     "python",
     "reward_model",
     "http",
@@ -177,8 +194,8 @@ REWARD_TYPES = (
 
 
 class RewardFunction(Model):
-    """One reward: exactly one of length, keyword, regex, format, jsonSchema, similarity, accuracy, python,
-    rewardModel and http."""
+    """One reward: exactly one of length, keyword, regex, format, jsonSchema, similarity, accuracy,
+    softOverlong, python, rewardModel and http."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -186,9 +203,9 @@ class RewardFunction(Model):
                 cel(
                     "(has(self.length)?1:0)+(has(self.keyword)?1:0)+(has(self.regex)?1:0)+(has(self.format)?1:0)"
                     "+(has(self.jsonSchema)?1:0)+(has(self.similarity)?1:0)+(has(self.accuracy)?1:0)"
-                    "+(has(self.python)?1:0)+(has(self.rewardModel)?1:0)+(has(self.http)?1:0)==1",
-                    "give exactly one of length, keyword, regex, format, jsonSchema, similarity, accuracy, python,"
-                    " rewardModel, http",
+                    "+(has(self.softOverlong)?1:0)+(has(self.python)?1:0)+(has(self.rewardModel)?1:0)+(has(self.http)?1:0)==1",
+                    "give exactly one of length, keyword, regex, format, jsonSchema, similarity, accuracy,"
+                    " softOverlong, python, rewardModel, http",
                 )
             ]
         }
@@ -214,6 +231,8 @@ class RewardFunction(Model):
     """By words shared with a reference."""
     accuracy: AccuracyReward | None = None
     """By the right answer."""
+    soft_overlong: SoftOverlongReward | None = None
+    """By how close it comes to being cut off."""
     python: PythonReward | None = None
     """By a function of your own."""
     reward_model: RewardModelReward | None = None
@@ -225,3 +244,45 @@ class RewardFunction(Model):
     def _one_type(self) -> Self:
         exactly_one(self, REWARD_TYPES, "grpo.rewards")
         return self
+
+
+RewardPreset = Literal["customer-service"]
+
+
+def _words(name: str, weight: float, words: str, **more: Any) -> RewardFunction:
+    return RewardFunction(name=name, weight=weight, keyword=KeywordReward(words=words.split(", "), **more))
+
+
+PRESETS: dict[RewardPreset, list[RewardFunction]] = {
+    "customer-service": [
+        _words(
+            "empathy",
+            0.25,
+            "understand, sorry, apologize, apologise, apologies, frustrating, concern, worry, appreciate, thank you,"
+            " thanks, welcome, glad, happy to",
+            enough=2,
+        ),
+        _words(
+            "action",
+            0.25,
+            "i will, i'll, we will, we'll, let me, you can, here is, here's, try, please, suggest, recommend, solution,"
+            " step, steps, first, then, next",
+            enough=3,
+        ),
+        _words(
+            "courtesy",
+            0.125,
+            "please, thank you, thanks, may i, would you, could you, certainly, of course, happy to, glad to, assist,"
+            " assistance, help, resolve",
+            enough=2,
+        ),
+        _words(
+            "no-slang",
+            0.125,
+            "whatever, dunno, idk, lol, omg, wtf, stupid, dumb, sucks, hate, annoying, not my problem",
+            mode="none",
+        ),
+        RewardFunction(name="length", weight=0.1, length=LengthReward(min=50, max=200)),
+    ],
+}
+"""Rewards that grpo.rewardPreset stands for."""

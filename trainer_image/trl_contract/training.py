@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from trl_contract.base import Int32, Kind, Model, RelativePath, Rule, cel
-from trl_contract.rewards import RewardFunction
+from trl_contract.rewards import PRESETS, RewardFunction, RewardPreset
 from trl_contract.sources import Dataset, ModelSource, PromptDataset, SecretKeyRef
 
 LrScheduler = Literal[
@@ -379,16 +379,63 @@ class Generation(Model):
     """Above 1 discourages repetition."""
 
 
+MAX_REWARDS = 16
+_PRESET_NAMES = sorted(reward.name for preset in PRESETS.values() for reward in preset)
+
 TWO_SIDED_LOSSES: frozenset[GrpoLoss] = frozenset({"grpo", "bnpo", "dr_grpo", "dapo", "luspo"})
 """What delta clips."""
+
+
+def _of_each(rule: str) -> str:
+    """Return the CEL rule that holds if `rule` does of each reward `r`."""
+    return f"(!has(self.rewards) || self.rewards.all(r, {rule}))"
 
 
 class Grpo(Model):
     rules: ClassVar = (
         Rule(
-            "self.rewards.all(r, self.rewards.exists_one(s, s.name == r.name))",
+            _of_each("self.rewards.exists_one(s, s.name == r.name)"),
             "rewards must have different names",
             lambda self: len({reward.name for reward in self.rewards}) == len(self.rewards),
+        ),
+        Rule(
+            "has(self.rewards) && self.rewards.size() > 0 || has(self.rewardPreset)",
+            "rewards: give at least one, or rewardPreset",
+            lambda self: bool(self.rewards) or self.reward_preset is not None,
+        ),
+        Rule(
+            "!has(self.rewardPreset) || "
+            + _of_each(f"self.rewards.size() <= {MAX_REWARDS - len(_PRESET_NAMES)} && !(r.name in {_PRESET_NAMES})"),
+            f"rewardPreset has rewards named {', '.join(_PRESET_NAMES)}: give others other names, and all at most"
+            f" {MAX_REWARDS}",
+            lambda self: (
+                self.reward_preset is None
+                or (
+                    len(self.rewards) <= MAX_REWARDS - len(_PRESET_NAMES)
+                    and not {reward.name for reward in self.rewards} & set(_PRESET_NAMES)
+                )
+            ),
+        ),
+        Rule(
+            f"!self.normalizeWeights && self.rewardAggregation != 'geometric_mean' || {_of_each('r.weight >= 0.0')}"
+            " && (has(self.rewardPreset) || self.rewards.exists(r, r.weight > 0.0))",
+            "normalizeWeights and rewardAggregation geometric_mean need a weight of at least 0 for each of rewards, and"
+            " one above 0",
+            lambda self: (
+                (not self.normalize_weights and self.reward_aggregation != "geometric_mean")
+                or (
+                    all(reward.weight >= 0 for reward in self.rewards)
+                    and (self.reward_preset is not None or any(reward.weight > 0 for reward in self.rewards))
+                )
+            ),
+        ),
+        Rule(
+            _of_each("!has(r.softOverlong) || r.softOverlong.cache <= self.generation.maxCompletionLength"),
+            "rewards: softOverlong.cache must not be above generation.maxCompletionLength",
+            lambda self: all(
+                reward.soft_overlong is None or reward.soft_overlong.cache <= self.generation.max_completion_length
+                for reward in self.rewards
+            ),
         ),
         Rule(
             f"!has(self.delta) || self.lossType in {sorted(TWO_SIDED_LOSSES)}",
@@ -421,10 +468,16 @@ class Grpo(Model):
     """Leave completions that were cut off out of the loss."""
     generation: Generation = Generation()
     """How completions are sampled."""
-    rewards: Annotated[list[RewardFunction], Field(min_length=1, max_length=16)]
+    rewards: Annotated[list[RewardFunction], Field(max_length=MAX_REWARDS)] = []
     """What is rewarded."""
-    reward_aggregation: Literal["sum_then_normalize", "normalize_then_sum"] = "sum_then_normalize"
-    """Whether rewards are added before or after they are normalized."""
+    reward_preset: RewardPreset | None = None
+    """A list of rewards before these; `explain` shows it in full. customer-service: empathy, action, courtesy, no
+    slang, and 50 to 200 words."""
+    normalize_weights: bool = False
+    """Divide the weights by their sum."""
+    reward_aggregation: Literal["sum_then_normalize", "normalize_then_sum", "geometric_mean"] = "sum_then_normalize"
+    """Whether rewards are added before or after they are normalized; geometric_mean: the weighted geometric mean
+    instead of the sum, which is 0 where a reward is 0 or below."""
 
 
 class EarlyStopping(Model):

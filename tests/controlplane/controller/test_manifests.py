@@ -57,7 +57,7 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ),
     ("DPOJob", {"spec.storage": None}, ("spec.storage", "Required")),
     ("GRPOJob", {"spec.grpo": None}, ("spec.grpo", "Required")),
-    ("GRPOJob", {"spec.grpo.rewards": None}, ("spec.grpo.rewards", "Required")),
+    ("GRPOJob", {"spec.grpo.rewards": None}, ("spec.grpo", "give at least one, or rewardPreset")),
     ("DPOJob", {"spec.modle": {}}, ('unknown field "spec.modle"',)),
     ("DPOJob", {"spec.training.learningrate": 0.1}, ('unknown field "spec.training.learningrate"',)),
     ("DPOJob", {"spec.dpo.betta": 0.1}, ('unknown field "spec.dpo.betta"',)),
@@ -236,7 +236,32 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
         ("spec.dpo.referenceModel", "only with it"),
     ),
     # grpo
-    ("GRPOJob", {"spec.grpo.rewards": []}, ("spec.grpo.rewards", "at least 1")),
+    ("GRPOJob", {"spec.grpo.rewards": []}, ("spec.grpo", "give at least one, or rewardPreset")),
+    (
+        "GRPOJob",
+        {"spec.grpo.rewardPreset": "customer-service", "spec.grpo.rewards": [{**KEYWORD, "name": "empathy"}]},
+        ("spec.grpo", "rewardPreset has rewards named action"),
+    ),
+    (
+        "GRPOJob",
+        {"spec.grpo.normalizeWeights": True, "spec.grpo.rewards": [{**KEYWORD, "weight": -1}]},
+        ("spec.grpo", "need a weight of at least 0"),
+    ),
+    (
+        "GRPOJob",
+        {"spec.grpo.rewardAggregation": "geometric_mean", "spec.grpo.rewards": [{**KEYWORD, "weight": 0}]},
+        ("spec.grpo", "need a weight of at least 0 for each of rewards, and one above 0"),
+    ),
+    (
+        "GRPOJob",
+        {"spec.grpo.rewards": [{"name": "x", "softOverlong": {"cache": 257}}]},
+        ("spec.grpo", "softOverlong.cache must not be above generation.maxCompletionLength"),
+    ),
+    (
+        "GRPOJob",
+        {"spec.grpo.rewards": [{"name": "x", "keyword": {"words": ["a"], "mode": "all", "enough": 2}}]},
+        ("spec.grpo.rewards[0].keyword", "enough goes with mode any"),
+    ),
     ("GRPOJob", {"spec.grpo.rewards": [KEYWORD, KEYWORD]}, ("spec.grpo", "different names")),
     ("GRPOJob", {"spec.grpo.rewards": [{"name": "x"}]}, ("spec.grpo.rewards[0]", "exactly one of length")),
     (
@@ -385,6 +410,21 @@ GOOD: list[tuple[str, Change]] = [
     ("DPOJob", {"spec.dataset.evalSplit": 0}),
     ("DPOJob", {"spec.training": {"epochs": 0.5, "warmupSteps": 3}}),
     ("DPOJob", {"spec.training.maxSteps": 10}),
+    (
+        "DPOJob",
+        {
+            "spec.training": {
+                "lrScheduler": "warmup_stable_decay",
+                "lrSchedulerArgs": {"minLrRate": 0, "decayRatio": 1, "decayType": "1-sqrt"},
+                "adamBeta1": 0,
+            },
+            "spec.dpo": {"fDivergenceType": "alpha_divergence", "fAlphaDivergenceCoef": 1, "ldAlpha": 0},
+        },
+    ),
+    ("SFTJob", {"spec.sft": {"packing": True, "packingStrategy": "wrapped", "lossType": "dft"}}),
+    ("GRPOJob", {"spec.grpo.rewards": None, "spec.grpo.rewardPreset": "customer-service", "spec.grpo.delta": 2}),
+    ("GRPOJob", {"spec.grpo.rewards": [{"name": "x", "softOverlong": {"cache": 256}}, {**KEYWORD, "weight": -1}]}),
+    ("GRPOJob", {"spec.grpo.normalizeWeights": True, "spec.grpo.rewards": [{**KEYWORD, "weight": 3}]}),
     ("DPOJob", {"spec.peft": {"method": "none"}}),
     ("DPOJob", {"spec.peft": {"method": "qlora"}, "spec.resources": GPUS}),
     ("DPOJob", {"spec.peft": {"targetModules": ["q_proj"], "useDora": True}}),

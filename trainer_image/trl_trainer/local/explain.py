@@ -99,11 +99,13 @@ def _print_config(there: JobFile, here: JobFile) -> None:
     lora = adapter.lora_arguments(there, stages.of(there).task_type)
     if lora is not None:
         print(f"# peft's LoraConfig\n{_yaml(lora)}")
+    if there.spec.rewards:
+        print(f"# Rewards\n{_yaml([reward.to_wire() for reward in there.spec.rewards])}")
     if changed:
         print(f"# On this machine instead\n{_yaml(changed)}")
 
 
-def _yaml(value: dict[str, Any]) -> str:
+def _yaml(value: Any) -> str:
     return str(yaml.safe_dump(value, sort_keys=False, default_flow_style=False))
 
 

@@ -9,12 +9,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from trl.rewards import get_soft_overlong_punishment
 
 from trl_contract.jobfile import JobFile
 from trl_contract.report import FailureReason, RewardReport
 from trl_contract.rewards import RewardFunction
+from trl_contract.training import GRPOSpec
 from trl_trainer.errors import TrainerError, UserError
 from trl_trainer.rewards import builtin
+from trl_trainer.rewards.geometric_mean import GeometricMean
 from trl_trainer.rewards.http import HttpScorer
 from trl_trainer.rewards.mathematics import MathScorer
 from trl_trainer.rewards.python import PythonScorer
@@ -33,11 +36,15 @@ class Rewards:
     """All rewards of a job, in the order of grpo.rewards."""
 
     functions: list["Reward"]
-    """What TRL gets as reward_funcs."""
+    is_geometric: bool = False
+    """Whether their geometric mean is learnt from."""
 
     @property
-    def weights(self) -> list[float]:
-        return [function.given.weight for function in self.functions]
+    def reward_funcs(self) -> list[Callable[..., list[float | None]]]:
+        """What TRL gets as reward_funcs; the geometric mean, if any, comes last."""
+        if not self.is_geometric:
+            return [*self.functions]
+        return [*self.functions, GeometricMean(self.functions, [one.given.weight for one in self.functions])]
 
     def report(self) -> list[RewardReport]:
         """Return mean, standard deviation and errors over all ranks and all training steps of this attempt. No
@@ -60,7 +67,9 @@ def build(job: JobFile) -> Rewards:
     """Return the rewards of a resolved job, none for a kind without; call it before init_process_group (processes start
     here, reward models are loaded). Raises UserError for a reward that can never work, whatever its onError."""
     functions = [Reward(given, _scorer(job, given)) for given in job.spec.rewards]
-    rewards = Rewards(functions)
+    spec = job.spec
+    is_geometric = isinstance(spec, GRPOSpec) and spec.grpo.reward_aggregation == "geometric_mean"
+    rewards = Rewards(functions, is_geometric)
     for function in functions:
         if isinstance(function.scorer, PythonScorer):
             try:
@@ -82,6 +91,9 @@ def _scorer(job: JobFile, given: RewardFunction) -> Scorer:
         return HttpScorer(given.http, token)
     if given.reward_model is not None:
         return RewardModelScorer(job.paths.rewards[given.name], field, job.spec.training.precision)
+    if given.soft_overlong is not None:
+        assert isinstance(job.spec, GRPOSpec), "only it has rewards"
+        return _soft_overlong(job.spec.grpo.generation.max_completion_length, given.soft_overlong.cache)
     return _built_in(given)
 
 
@@ -112,6 +124,11 @@ def _compared(score: builtin.Compare, column: str) -> Scorer:
     return lambda batch: [_attempt(score, *pair) for pair in zip(batch.texts, in_column(batch, column), strict=True)]
 
 
+def _soft_overlong(limit: int, cache: int) -> Scorer:
+    score = get_soft_overlong_punishment(limit, cache)
+    return lambda batch: list(score(batch.ids or [[] for _ in batch.completions]))
+
+
 def _attempt(score: Any, *arguments: Any) -> Score:
     try:
         return float(score(*arguments))
@@ -130,12 +147,14 @@ class Reward:
         self.scorer = scorer
         self.is_counted: Callable[[], bool] = lambda: True
         """Whether a call is one of training; evaluations have other completions, and metrics of their own."""
+        self.last: list[float | None] = []
+        """What the last call returned."""
         self._totals = torch.zeros(4, dtype=torch.float64)
         """Of all ranks: scores, their sum, the sum of their squares, errors."""
 
     def __call__(self, prompts: list[Completion], completions: list[Completion], **columns: Any) -> list[float | None]:
         data = {name: values for name, values in columns.items() if name not in NOT_COLUMNS}
-        scores, failure = self._score(Batch(prompts, completions, data))
+        scores, failure = self._score(Batch(prompts, completions, data, columns.get("completion_ids", [])))
         good = torch.tensor([score for score in scores if isinstance(score, float)], dtype=torch.float64)
         errors = sum(isinstance(score, str) for score in scores)
         totals = torch.tensor([len(good), good.sum(), good.square().sum(), errors, failure is not None])
@@ -145,7 +164,8 @@ class Reward:
             self._totals += totals[:4]
         if totals[4] and self.given.on_error == "fail":
             raise _first(failure)
-        return [0.0 if isinstance(score, str) else score for score in scores]
+        self.last = [0.0 if isinstance(score, str) else score for score in scores]
+        return self.last
 
     def report(self) -> RewardReport:
         """Return mean and standard deviation of the scores (errors are counted, not averaged)."""

@@ -46,15 +46,18 @@ def length(given: LengthReward) -> Text:
 
 
 def keyword(given: KeywordReward) -> Text:
-    """1 if any, all or none of the words occur at word boundaries, whatever their case, else 0."""
+    """1 if any, all or none of the words occur at word boundaries, whatever their case, else 0; with n occurrences of
+    any min(1, n / enough)."""
     patterns = [
         re.compile(r"(?<!\w)" + r"\s+".join(map(re.escape, word.split())) + r"(?!\w)", re.IGNORECASE)
         for word in given.words
     ]
 
     def score(text: str) -> float:
-        found = [pattern.search(text) is not None for pattern in patterns]
-        return float({"any": any(found), "all": all(found), "none": not any(found)}[given.mode])
+        found = [len(pattern.findall(text)) for pattern in patterns]
+        if given.mode == "any":
+            return min(1.0, sum(found) / (given.enough or 1))
+        return float(all(found) if given.mode == "all" else not any(found))
 
     return score
 

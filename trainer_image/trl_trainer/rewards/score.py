@@ -1,7 +1,7 @@
 """What goes into a scorer and what comes out."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from trl_trainer.errors import TrainerError
@@ -19,6 +19,8 @@ class Batch:
     completions: list[Completion]
     columns: dict[str, list[Any]]
     """The other columns of the data."""
+    ids: list[list[int]] = field(default_factory=list)
+    """The completions' tokens; none where they are made up."""
 
     @property
     def texts(self) -> list[str]:

@@ -21,6 +21,8 @@ from trl_trainer.stages.row_order import TakesRowsInOrder
 def settings(job: JobFile[GRPOSpec]) -> dict[str, Any]:
     grpo = job.spec.grpo
     generation = grpo.generation
+    is_geometric = grpo.reward_aggregation == "geometric_mean"
+    weights = [reward.weight for reward in grpo.rewards]
     return {
         "shuffle_dataset": job.spec.dataset.shuffle,
         "chat_template_kwargs": job.spec.dataset.chat_template_kwargs,
@@ -35,8 +37,9 @@ def settings(job: JobFile[GRPOSpec]) -> dict[str, Any]:
         "top_entropy_quantile": grpo.top_entropy_quantile,
         "importance_sampling_level": grpo.importance_sampling_level,
         "mask_truncated_completions": grpo.mask_truncated_completions,
-        "multi_objective_aggregation": grpo.reward_aggregation,
-        "reward_weights": [reward.weight for reward in grpo.rewards],
+        # TRL logs every reward, and learns from the last one (rewards.geometric_mean).
+        "multi_objective_aggregation": "sum_then_normalize" if is_geometric else grpo.reward_aggregation,
+        "reward_weights": [*[0.0] * len(weights), 1.0] if is_geometric else weights,
         "max_completion_length": generation.max_completion_length,
         "temperature": generation.temperature,
         "top_p": generation.top_p,
@@ -53,7 +56,7 @@ def trainer(run: Run, args: GRPOConfig, tokenizer: PreTrainedTokenizerBase, data
     with reference.in_grpo(run, args):
         made = Trainer(
             model=base.trained(run, STAGE, args),
-            reward_funcs=rewards.functions,
+            reward_funcs=rewards.reward_funcs,
             args=args,
             train_dataset=data.train,
             eval_dataset=data.eval,
