@@ -117,9 +117,11 @@ def test_nothing_is_left_of_a_job_whose_pods_go_after_it() -> None:
     changed: list[Any] = []
     store = Store()
     store.put_job(job(1))
+    store.put_child(child(2))
     store.put_pod(pod(2))
     store.follow(changed.append)
     store.drop_job(job(2))
+    store.drop_child(child(3))
     store.put_pod(pod(3, "Failed"))
     store.drop_pod(pod(4, "Failed"))
     assert forgotten(store)
@@ -127,6 +129,7 @@ def test_nothing_is_left_of_a_job_whose_pods_go_after_it() -> None:
     store.put_pod(pod(5))
     relist(store, "pods", [], 6)
     assert forgotten(store), "a relist finds out too"
+    assert changed == [ATTEMPT.job] * 2, "its first look and its end: what goes after it is no news"
 
 
 def test_nothing_is_left_of_a_job_that_another_one_of_its_name_has_replaced_unseen() -> None:
@@ -192,7 +195,7 @@ def test_who_begins_to_follow_hears_of_all_jobs_that_are_there_and_of_none_that_
     store.drop_job(stored("DPOJob", "gone", 2))
     store.follow(changed.append)
     assert changed == [("DPOJob", "team", "there")]
-    store.put_pod(pod(2))
+    store.put_job(job(2))
     assert changed == [("DPOJob", "team", "there"), ("DPOJob", "team", "tune")]
 
 

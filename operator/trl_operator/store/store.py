@@ -65,7 +65,12 @@ class Store:
         """Tell of the job of this very workload."""
         child = self._children.get((namespace, name))
         if child is not None and child.uid == uid:
-            self._changed(child.job)
+            self._tell_owner(child.job)
+
+    def _tell_owner(self, key: Key) -> None:
+        """What belongs to a job goes after it, and may be known before it: then its own arrival tells."""
+        if key in self.jobs:
+            self._changed(key)
 
     def wake_all(self) -> None:
         for key in list(self.jobs):
@@ -152,7 +157,7 @@ class Store:
         expected = known is None and place in self._own_children and child.state == "active" and not child.deleting
         self._own_children.discard(place)
         if not expected and _is_news(known, child):
-            self._changed(child.job)
+            self._tell_owner(child.job)
 
     def drop_child(self, obj: Obj) -> None:
         """Forget this very workload."""
@@ -166,7 +171,7 @@ class Store:
         known = self._children.get((child.job[1], child.name))
         if known is not None and known.uid == child.uid:
             self._forget_child(known)
-            self._changed(known.job)
+            self._tell_owner(known.job)
 
     def _forget_child(self, known: Child | None) -> None:
         if known is not None:
@@ -211,7 +216,7 @@ class Store:
         self._pods_of.setdefault(pod.job_uid, {})[pod.uid] = pod
         self._forget_unless_wanted(pod)
         if _is_news(known, pod):
-            self._changed(pod.job)
+            self._tell_owner(pod.job)
 
     def _forget_pods(self, job_uid: str) -> None:
         for pod in list(self._pods_of.get(job_uid, {}).values()):
