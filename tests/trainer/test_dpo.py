@@ -101,6 +101,9 @@ def test_the_run_succeeds_and_its_record_says_what_it_made(finished: Finished) -
     assert {record.progress.attempt, *(report.trl.attempt for report in finished.reports if report.trl)} == {2}
     assert [(artifact.type, artifact.uri) for artifact in record.artifacts] == [("model", "uid-1/final")]
     assert record.artifacts[0].digest == export.digest(finished.work / "final")
+    told = [report.trl.artifacts for report in finished.reports if report.trl]
+    assert [found for found in told if found] == [record.artifacts], "the last report says it too"
+    assert record.progress.artifacts == []
     # What bitsandbytes says on CPUs that compute in bf16.
     assert "kernels-community" not in finished.run.log
 

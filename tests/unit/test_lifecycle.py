@@ -136,6 +136,14 @@ def test_a_success_whose_pods_are_gone_says_that_and_where_to_look(
     assert reason(decision, "Succeeded") == ("True", "NoExitRecord")
     said = condition(decision.status, "Succeeded")["message"]
     assert said.endswith(f"look into folder {job.uid} of PersistentVolumeClaim tune-dpo")
+    artifact = {"type": "model", "path": "u/final", "digest": "sha256:0"}
+    progress = {"attempt": 0, "activity": "exporting", "display": "4/4", "step": 4, "totalSteps": 4}
+    progress |= {"lastUpdateTime": format_time(now), "artifacts": [artifact]}
+    decision = decide(job, {**status, "progress": progress}, View(make_child(0, "Succeeded")), now)
+    assert decision.status["artifacts"] == [{**artifact, "claimName": "tune-dpo"}]
+    assert condition(decision.status, "Succeeded")["message"].endswith("artifacts are those of its last report")
+    earlier = {**progress, "attempt": 1}
+    assert "artifacts" not in decide(job, {**status, "progress": earlier}, View(make_child(0, "Succeeded")), now).status
 
 
 def test_a_failed_attempt_waits_for_all_its_pods_before_anything_is_decided(

@@ -153,6 +153,8 @@ class Progress(Told):
     evaluation_skipped: EvaluationSkipped | None = None
     """Known before weights are loaded."""
     rewards: Annotated[list[RewardReport], *_cut(16)] = []
+    artifacts: Annotated[list[Artifact], *_cut(4)] = []
+    """What came out; only in the last report of an attempt that has succeeded, and in no exit record's progress."""
     warnings: Annotated[list[Annotated[str, *_cut(300)]], *_cut(8)] = []
     """What the preflight found worth a look: cut or dropped rows, duplicates, a tight memory estimate."""
 

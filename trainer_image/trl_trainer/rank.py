@@ -69,7 +69,7 @@ def main(job: JobFile, termination: Termination) -> int:
     folder = os.environ.get(records.FOLDER)
     if folder is not None:
         records.write(Path(folder), rank, record)
-    reporter.close(done=record.outcome == "Succeeded")
+    reporter.close(done=record.outcome == "Succeeded", artifacts=record.artifacts)
     scores.close()
     tracking.finish()
     if record.outcome == "Succeeded":

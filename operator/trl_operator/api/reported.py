@@ -14,6 +14,15 @@ class Metric(Part):
     """A decimal number."""
 
 
+class ReportedArtifact(Part):
+    type: Annotated[str, Field(max_length=32)]
+    """model or adapter."""
+    path: Text1024
+    """Folder, relative to the storage volume."""
+    digest: Annotated[str, Field(max_length=80)]
+    """sha256 over the folder's files."""
+
+
 class ProgressStatus(Part):
     attempt: Count
     """Attempt that reported."""
@@ -47,6 +56,8 @@ class ProgressStatus(Part):
     """The last log entry."""
     warnings: Annotated[list[Text1024], Field(max_length=8)] = []
     """What the preflight found worth a look."""
+    artifacts: Annotated[list[ReportedArtifact], Field(max_length=4, json_schema_extra=list_map("type"))] = []
+    """What the last report says has come out, should nothing else be left that does."""
 
 
 class CheckpointStatus(Part):

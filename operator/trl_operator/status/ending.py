@@ -5,7 +5,6 @@ from datetime import datetime
 from pathlib import PurePosixPath
 from typing import Literal
 
-from trl_contract.report import Artifact
 from trl_operator.api.job import Job
 from trl_operator.api.status import ArtifactStatus, Failure, JobStatus, Phase
 from trl_operator.plan.observation import Pod, format_time
@@ -18,15 +17,19 @@ def succeed(job: Job, status: JobStatus, pods: Iterable[Pod], now: datetime) -> 
     """The job has succeeded; `pods` are those of its attempt, as far as they are known."""
     pods = tuple(pods)
     found = records(pods)
+    # Every rank may name them; the list is keyed by type, and the lowest rank has the word.
+    named = {artifact.type: artifact for record in reversed(found) for artifact in record.artifacts}
+    artifacts = [_artifact(job, artifact.type, artifact.uri, artifact.digest) for artifact in named.values()]
     reason, message = "Succeeded", "training has finished"
     if not found:
+        told = status.progress.artifacts if status.progress and status.progress.attempt == status.attempt else []
+        artifacts = [_artifact(job, artifact.type, artifact.path, artifact.digest) for artifact in told]
         reason, message = "NoExitRecord", "all pods ended with exit code 0 and left no exit record"
-    if not pods:
+        if not pods:
+            message = "its pods are gone, and with them the record of what they have left"
         place = f"folder {job.uid} of PersistentVolumeClaim {job.storage_claim}"
-        message = f"its pods are gone, and with them the record of what they have left: look into {place}"
-    # Every rank may name them; the list is keyed by type, and the lowest rank has the word.
-    artifacts = {artifact.type: _artifact(job, artifact) for record in reversed(found) for artifact in record.artifacts}
-    status.artifacts = list(artifacts.values())
+        message += ": artifacts are those of its last report" if artifacts else f": look into {place}"
+    status.artifacts = artifacts
     _end(job, status, "Succeeded", reason, message, now)
 
 
@@ -57,7 +60,7 @@ def _end(job: Job, status: JobStatus, phase: Phase, reason: str, message: str, n
     status.phase, status.completion_time = phase, format_time(now)
 
 
-def _artifact(job: Job, artifact: Artifact) -> ArtifactStatus:
+def _artifact(job: Job, kind: str, folder: str, digest: str) -> ArtifactStatus:
     """The trainer says where it is in the volume as it was mounted; the status, where it is in the claim."""
-    path = PurePosixPath(job.cluster.storage.sub_path or ".") / artifact.uri
-    return ArtifactStatus(type=artifact.type, claim_name=job.storage_claim, path=str(path), digest=artifact.digest)
+    path = PurePosixPath(job.cluster.storage.sub_path or ".") / folder
+    return ArtifactStatus(type=kind, claim_name=job.storage_claim, path=str(path), digest=digest)

@@ -149,8 +149,16 @@ def _progress(progress: Progress, percentage: int | None) -> Status:
         "lastUpdateTime": progress.last_update_time,
         "metrics": metrics,
         "warnings": [clean(warning, 300) for warning in progress.warnings],
+        "artifacts": _artifacts(progress),
     }
     return {name: value for name, value in fields.items() if value is not None and value != []}
+
+
+def _artifacts(progress: Progress) -> list[Status]:
+    return [
+        {"type": found.type, "path": clean(found.uri, 1024), "digest": clean(found.digest, 80)}
+        for found in {artifact.type: artifact for artifact in progress.artifacts}.values()
+    ]
 
 
 def _display(progress: Progress) -> str:

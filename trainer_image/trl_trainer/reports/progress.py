@@ -13,14 +13,14 @@ import threading
 import time
 import urllib.request
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from trl_contract.report import Activity, Metric, Progress, ProgressReport, RewardReport, TrainerStatus
+from trl_contract.report import Activity, Artifact, Metric, Progress, ProgressReport, RewardReport, TrainerStatus
 from trl_trainer.files import write_whole
 from trl_trainer.launch.records import now
 
@@ -150,11 +150,11 @@ class Reporter(TrainerCallback):
         else:
             self.update(activity="loading")
 
-    def close(self, *, done: bool = False) -> None:
-        """Send the last report; only a finished job is at 100 %."""
+    def close(self, *, done: bool = False, artifacts: Sequence[Artifact] = ()) -> None:
+        """Send the last report; only a finished job is at 100 %, and has artifacts."""
         if done:
             self._done = True
-            self.update()
+            self.update(artifacts=list(artifacts))
         self._sender.close()
 
     def _publish(self) -> None:

@@ -6,9 +6,11 @@ from typing import Any
 
 import pytest
 from chaos import about, through
+from reporting import Trainer, report
 
 from devcluster.fakenode import FakeNode, Pod
 from devcluster.faultproxy import FaultProxy, Request, Verdict
+from devcluster.waiting import wait_for
 
 
 def finish_everything(message: str) -> Callable[[FakeNode, Pod], None]:
@@ -91,3 +93,36 @@ def test_lists_that_are_cut_short_end_no_leader(
     assert operator.leads()
     lease = jobs.get("lease", "trl-operator")["spec"]
     assert (lease["holderIdentity"], lease["leaseTransitions"]) == ("operator-0", 1)
+
+
+def test_a_success_whose_pods_went_while_nobody_looked_has_the_artifacts_of_its_last_report(
+    make_operator: Callable[..., Any], jobs: Any, node: FakeNode, dpo: Callable[..., Any], record: Callable[..., str]
+) -> None:
+    operator = make_operator()
+    operator.start()
+    operator.receiver.start()
+    jobs.apply(dpo())
+    [pod] = node.wait_for_pods(1, "tune-dpo-0")
+    node.run(pod)
+    jobs.wait_for_phase("tune", "Running")
+    artifact = {"type": "model", "uri": "uid/final", "digest": "sha256:0"}
+    told = report(40, artifacts=[artifact])
+    assert Trainer(node, pod).post({**told, "trainerStatus": {**told["trainerStatus"], "progressPercentage": 100}})[0]
+    jobs.wait("dpojob", "tune", "shows the report", lambda status: status.get("progress", {}).get("artifacts"))
+    operator.kill()
+    node.succeed(pod, record(artifacts=[artifact]))
+
+    def has_succeeded() -> bool:
+        conditions = jobs.get("pytorchjob", "tune-dpo-0").get("status", {}).get("conditions", ())
+        return any(found["type"] == "Succeeded" and found["status"] == "True" for found in conditions)
+
+    wait_for("the PyTorchJob has succeeded", has_succeeded, 30)
+    jobs.delete("pod", pod["metadata"]["name"])
+    wait_for("the pod is gone", lambda: jobs.get("pod", pod["metadata"]["name"]) is None, 30)
+    operator.start()
+    status = jobs.wait_for_phase("tune", "Succeeded")
+    place = {"claimName": "tune-dpo", "path": "uid/final"}
+    assert status["artifacts"] == [{"type": "model", "digest": "sha256:0", **place}]
+    [ended] = [found for found in status["conditions"] if found["type"] == "Succeeded"]
+    assert ended["reason"] == "NoExitRecord"
+    assert ended["message"].endswith("artifacts are those of its last report")
