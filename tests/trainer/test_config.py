@@ -46,6 +46,7 @@ COMMON: dict[str, tuple[Any, str, Any]] = {
     "training.seed": (11, "seed", 11),
     "training.gradientCheckpointing": (True, "activation_checkpointing", True),
     "training.loggingSteps": (3, "logging_steps", 3),
+    "dataset.workers": (2, "dataloader_num_workers", 2),
     "dataset.seed": (13, "data_seed", 13),
     "evaluation.everySteps": (9, "eval_steps", 9),
     "evaluation.perDeviceBatchSize": (2, "per_device_eval_batch_size", 2),

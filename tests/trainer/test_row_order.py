@@ -1,10 +1,12 @@
-"""The order of grpo's rows is dataset.seed's, another one in each epoch (test_resume.py: the same after a resume)."""
+"""The order of grpo's rows is dataset.seed's, another one in each epoch (test_resume.py: the same after a resume); who
+makes batches of rows changes nothing."""
 
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
+from trainer_kit import KILL, Warm, at_step, job_file, metrics, preference_pairs, write_jsonl
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_trainer.stages import grpo
@@ -48,3 +50,23 @@ def test_trls_own_sampler_still_takes_the_other_seed(order: Any) -> None:
     """When this fails, the override may be needless."""
     assert order(GRPOTrainer) != order(GRPOTrainer, seed=2)
     assert order(GRPOTrainer) == order(GRPOTrainer, data_seed=2)
+
+
+def test_workers_make_the_same_batches_also_after_a_kill(warm: Warm, model_folder: Path, tmp_path: Path) -> None:
+    losses = []
+    counted = "import multiprocessing; print('workers:', len(multiprocessing.active_children()), flush=True)"
+    for workers in (0, 2):
+        folder = tmp_path / str(workers)
+        folder.mkdir()
+        write_jsonl(folder / "train.jsonl", preference_pairs(20))
+        spec = {
+            "training": {"maxSteps": 4}, "dataset": {"workers": workers, "evalSplit": 0},
+            "checkpoint": {"everySteps": 2},
+        }  # fmt: skip
+        if workers:
+            kill = at_step(4, f"{counted}; {KILL}", saved=2)
+            assert "workers: 2" in warm.run(job_file(folder, model_folder, spec=spec), prelude=kill).logs[1]
+        ended = warm.run(job_file(folder, model_folder, spec=spec, attempt=int(workers > 0)))
+        assert ended.codes == [0, 0], ended.logs
+        losses.append({line["step"]: line["loss"] for line in metrics(folder) if "loss" in line})
+    assert losses[0] == losses[1]

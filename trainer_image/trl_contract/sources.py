@@ -182,6 +182,9 @@ class Dataset(Model):
     ) = None
     """What the chat template gets beside the messages, for example {enable_thinking: false}; what a row says in its own
     chat_template_kwargs wins (not in grpo, whose rows may have none)."""
+    workers: Annotated[Int32, Field(ge=0, le=64)] = 0
+    """So many processes of each rank make batches ahead of training (PyTorch's DataLoader); at 0 the rank itself does.
+    Rows are tokenized before training, so that few jobs need any."""
     max_bad_rows: Annotated[Int32, Field(ge=0)] = 0
     """So many malformed rows are dropped and counted; one more fails the job."""
 

@@ -119,6 +119,7 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ("DPOJob", {"spec.dataset.evalSplit": 0.6}, ("spec.dataset.evalSplit", "less than or equal to 0.5")),
     ("DPOJob", {"spec.dataset.evalSplit": -0.1}, ("spec.dataset.evalSplit",)),
     ("DPOJob", {"spec.dataset.maxBadRows": -1}, ("spec.dataset.maxBadRows",)),
+    ("DPOJob", {"spec.dataset.workers": -1}, ("spec.dataset.workers",)),
     ("SFTJob", {"spec.dataset.format": "ShareGPT"}, ("spec.dataset.format", "Unsupported value", "openai-dpo")),
     ("DPOJob", {"spec.dataset.chatTemplateKwargs": "enable_thinking"}, ("spec.dataset.chatTemplateKwargs", "object")),
     ("DPOJob", {"spec.dataset.asConversation": "yes"}, ("spec.dataset.asConversation", "boolean")),

@@ -40,6 +40,7 @@ def _common(job: JobFile, *, output_dir: str, world: int, device: str) -> dict[s
         "bf16": training.precision == "bf16",
         "seed": training.seed,
         "data_seed": dataset.seed,
+        "dataloader_num_workers": dataset.workers,
         "logging_steps": training.logging_steps,
         "logging_first_step": True,
         "logging_nan_inf_filter": False,
