@@ -4,8 +4,10 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +282,31 @@ def test_a_user_error_exits_10_and_starts_nothing(tmp_path: Path, capsys: pytest
     with pytest.raises(SystemExit, match="10"):
         main(["run", str(path), "--volume", "models"])
     assert main(["run", str(tmp_path / "none.yaml")]) == 10
+
+
+def test_a_hub_that_does_not_answer_is_one_line_in_five_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {"train": {"hub": {"repo": "some/rows"}}}
+    path = write(tmp_path, changed(model={"hub": {"repo": "some/model"}}, dataset=rows))
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for word, variable, value in (
+            ("explain", "HF_HUB_OFFLINE", "1"),
+            ("run", "HF_ENDPOINT", "http://127.0.0.1:9"),
+            ("explain", "HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}"),
+        ):
+            monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+            monkeypatch.setenv(variable, value)
+            start = time.monotonic()
+            assert main([word, str(path), "--storage", str(tmp_path / "out")]) == 15
+            assert time.monotonic() - start < 5
+            (line,) = capsys.readouterr().err.splitlines()
+            assert line.startswith("error: NetworkUnavailable: ")
+            assert line.endswith(
+                "this is not on this machine: model.hub (some/model), dataset.train.hub (some/rows); try again with a"
+                " network, or give volumes"
+            )
+    assert not (tmp_path / "out").exists()
 
 
 def test_yaml_is_read_as_kubectl_reads_it(tmp_path: Path) -> None:

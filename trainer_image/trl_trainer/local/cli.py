@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from trl_contract.report import USER_ERROR_EXIT_CODE
+from trl_contract.report import EXIT_CODES, USER_ERROR_EXIT_CODE
 from trl_trainer.errors import TrainerError
-from trl_trainer.local import Places
+from trl_trainer.local import Places, hub
+from trl_trainer.local.resource import read
 
 COMMANDS = ("run", "explain")
 
@@ -23,12 +24,13 @@ def main(arguments: Sequence[str]) -> int:
             from trl_trainer.local.run import run
 
             return run(given.file, places)
+        hub.check(read(given.file), has_rows=False)
         from trl_trainer.local.explain import explain
 
         return explain(given.file, places)
     except TrainerError as error:
         print(f"error: {error.reason}: {error.message}", file=sys.stderr)
-        return USER_ERROR_EXIT_CODE
+        return EXIT_CODES.get(error.reason, USER_ERROR_EXIT_CODE)
 
 
 class _Parser(argparse.ArgumentParser):

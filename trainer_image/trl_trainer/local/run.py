@@ -18,6 +18,7 @@ from trl_trainer.checkpoints import checkpoint
 from trl_trainer.errors import UserError
 from trl_trainer.launch.network import PATIENCE
 from trl_trainer.launch.processes import end_with_parent
+from trl_trainer.local import hub
 from trl_trainer.local.receiver import Receiver
 from trl_trainer.local.resource import Resource, read
 
@@ -36,6 +37,7 @@ def run(path: Path, places: local.Places) -> int:
     job = local.here(resource, places, local.num_gpus())
     variables = user_variables(resource)
     work = Path(job.paths.storage) / job.uid
+    hub.check(resource, has_rows=(work / "data" / "report.json").exists())
     work.mkdir(parents=True, exist_ok=True)
     device = "GPU" if job.has_gpus else "CPU"
     print(f"{job.kind} {job.name}: {job.num_proc_per_node} process(es) on the {device}; files in {work}", flush=True)
