@@ -73,7 +73,7 @@ def test_a_cancelled_job_stops_for_good(make_job: Make, make_child: Make, make_p
     cancelled = make_job(runPolicy={"cancel": True, "suspend": True, "activeDeadlineSeconds": 1})
     now += timedelta(minutes=1)
     stop = decide(cancelled, status, View(make_child(0), pods=(make_pod(0),)), now)
-    assert reason(stop) == ("False", "Cancelling")
+    assert (stop.status["phase"], reason(stop)) == ("Stopping", ("False", "Cancelling"))
     end = decide(cancelled, stop.status, View(pods=(make_pod(0).vanished(),)), now)
     assert (end.status["phase"], reason(end, "Succeeded")) == ("Cancelled", ("False", "Cancelled"))
     assert "failure" not in end.status

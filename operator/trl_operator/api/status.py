@@ -24,7 +24,8 @@ from trl_operator.api.parts import (
 from trl_operator.api.reported import CheckpointStatus, EvaluationStatus, ProgressStatus, RewardStatus
 
 Phase = Literal[
-    "Pending", "Blocked", "Starting", "Running", "Restarting", "Suspended", "Succeeded", "Failed", "Cancelled",
+    "Pending", "Blocked", "Starting", "Running", "Restarting", "Stopping", "Suspended", "Succeeded", "Failed",
+    "Cancelled",
 ]  # fmt: skip
 
 

@@ -234,6 +234,7 @@ class _Machine:
         if self._is_over():
             return self._end(wish)
         self.say("Running", False, wish.reason, wish.message)
+        self.status.phase = "Stopping"
         return self._await_end()
 
     def _is_over(self) -> bool:
