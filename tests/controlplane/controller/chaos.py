@@ -262,6 +262,40 @@ class Killer:
         return "reset"
 
 
+@dataclass
+class StartKiller:
+    """Counts the calls of an operator that starts, whatever they are about, and kills it at the armed one."""
+
+    operator: Any
+    calls: list[Call] = field(default_factory=list)
+    point: Point | None = None
+
+    def begin(self, point: Point | None = None) -> None:
+        """Start the operator anew."""
+        self.calls, self.point = [], point
+        self.operator.launch()
+
+    def attach(self, proxy: FaultProxy) -> None:
+        proxy.before, proxy.after = self._before, self._after
+
+    def _before(self, request: Request) -> Verdict:
+        key = (request.method, request.resource or request.path)
+        self.calls.append(Call(*key, sum((call.method, call.resource) == key for call in self.calls) + 1))
+        return self._at("before", self.calls[-1])
+
+    def _after(self, request: Request) -> Verdict:
+        key = (request.method, request.resource or request.path)
+        made = [call for call in self.calls if (call.method, call.resource) == key]
+        return self._at("after", made[-1]) if made else "pass"
+
+    def _at(self, moment: str, call: Call) -> Verdict:
+        if self.point is None or self.point.hit or (self.point.moment, self.point.call) != (moment, call):
+            return "pass"
+        self.point.hit = True
+        self.operator.kill()
+        return "reset"
+
+
 def about(request: Request, names: dict[str, str]) -> str | None:
     """The job that a request concerns, by its name or by its uid."""
     text = f"{request.path}?{request.query}"

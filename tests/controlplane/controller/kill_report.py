@@ -40,10 +40,11 @@ def report(known: Obj) -> str:
         " controllers and the training-operator are real, the node is a fake one; the operator is forked from a process"
         " that has imported its modules. A part that fails is not written down.",
         "",
-        f"## At every call: {len(matrix)} of {len(KINDS) * len(OPERATIONS)} parts",
+        f"## At every call: {len(matrix)} of {len(KINDS) * len(OPERATIONS) + 1} parts",
         "An operation is first done to one job undisturbed, which shows its calls. Then it is done to another job for"
         " every call, and the operator is killed by SIGKILL just before the API server gets that call, or when it has"
-        " answered and the operator does not know. A call that does not come again kills nobody.",
+        " answered and the operator does not know. A call that does not come again kills nobody. `start` is the"
+        " operator's own, beside a job that runs.",
         "",
         "| kind | operation | calls | of which writes | kills | calls that did not come again | seconds |",
         "|---|---|---|---|---|---|---|",
