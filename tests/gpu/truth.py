@@ -150,6 +150,22 @@ def eight_bits(machine: Machine) -> Found:
     return _falls(found)
 
 
+def fp16(machine: Machine) -> Found:
+    _needs_gpu(machine)
+    return _falls(machine.train("fp16", "SFTJob", **LORA, training={"learningRate": 2e-3, "precision": "fp16"}))
+
+
+def activation_offloading(machine: Machine) -> Found:
+    _needs_gpu(machine)
+    plain = _earlier(machine, "sft")
+    found = machine.train(
+        "activations", "SFTJob", **LORA, training={"learningRate": 2e-3, "activationOffloading": True}
+    )
+    saved = 1 - found.measures["peak"] / plain.measures["peak"]
+    assert saved > 0, "it takes no less of the GPU's memory"
+    return {**_falls(found), "less memory than without": f"{saved:.0%}"}
+
+
 def merge(machine: Machine) -> Found:
     final = _earlier(machine, "sft").work / "final"
     output = final.parent / "merge.json"
@@ -185,6 +201,8 @@ PARTS = (
     Part("cpuOffload", "dpo under FSDP2: the loss falls, with less memory", 60, cpu_offload),
     Part("qlora", "sft: the loss falls", 45, qlora),
     Part("8-bit optimizer", "dpo, full: the loss falls", 45, eight_bits),
+    Part("fp16", "sft: the loss falls", 45, fp16),
+    Part("activationOffloading", "sft: the loss falls, with less memory", 45, activation_offloading),
     Part("merge", "the exported sft model is base and adapter", 45, merge),
 )
 assert len({part.name for part in PARTS}) == len(PARTS)

@@ -58,7 +58,10 @@ INSTEAD: dict[str, tuple[Any, str, Any]] = {
     "training.warmupRatio": (0.25, "warmup_steps", 0.25),
     "training.torchCompile": (True, "torch_compile", True),
 }
-LENGTH: dict[str, tuple[Any, str, Any]] = {"training.maxLength": (99, "max_length", 99)}
+LENGTH: dict[str, tuple[Any, str, Any]] = {
+    "training.maxLength": (99, "max_length", 99),
+    "training.activationOffloading": (True, "activation_offloading", True),
+}
 SAMPLER: dict[str, tuple[Any, str, Any]] = {"dataset.shuffle": (False, "train_sampling_strategy", "sequential")}
 OWN: dict[Kind, dict[str, tuple[Any, str, Any]]] = {
     "SFTJob": LENGTH | SAMPLER | {

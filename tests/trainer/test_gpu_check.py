@@ -14,7 +14,7 @@ REPORT = Path(__file__).parents[2] / "docs/gpu.md"
 
 # Compiling takes a minute on a CPU. Its job differs from dpo's by one field.
 SLOW = {"torchCompile"}
-NEED_A_GPU = {"memory", "cpuOffload", "qlora", "8-bit optimizer"}
+NEED_A_GPU = {"memory", "cpuOffload", "qlora", "8-bit optimizer", "fp16", "activationOffloading"}
 
 
 @pytest.fixture

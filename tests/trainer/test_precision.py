@@ -1,13 +1,21 @@
 """Several processes compute in bf16 what one does: log-probabilities keep their precision."""
 
 import json
+import math
 import random
+from contextlib import nullcontext
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from trainer_kit import SEED, TRAIN_ONLY, Warm, job_file, metrics, prompts, write_jsonl
+import torch
+from trainer_kit import SEED, TRAIN_ONLY, Warm, conversations, job_file, metrics, prompts, write_jsonl
+
+from trl_trainer.checkpoints import checkpoint
+from trl_trainer.checkpoints.publisher import FiniteGuard
+from trl_trainer.errors import TrainerError
 
 # The evaluation before training is at fixed weights; what TRL notes of each of its batches is kept. What comes after
 # training, and our own accuracy, are left out for time.
@@ -77,7 +85,6 @@ def margins(
 @pytest.fixture(scope="module")
 def other_model(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The model with other weights."""
-    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = tmp_path_factory.mktemp("other")
@@ -125,3 +132,58 @@ GRPOTrainer._get_per_token_logps_and_entropies = noted
         said = [line for line in log.splitlines() if line.startswith("log-probabilities")]
         # Of the reference and of the policy.
         assert said == ["log-probabilities torch.float32 whole"] * 2
+
+
+# What accelerate has where there is a GPU, with a scale that no gradient bears at first.
+SCALER = """
+import torch
+from accelerate import Accelerator
+from trl_trainer.preflight import image
+image._check_gpu = lambda job, device: None
+made = Accelerator.__init__
+def init(self, *given, **named):
+    made(self, *given, **named)
+    self.native_amp, self.scaler = True, torch.amp.GradScaler("cpu", init_scale=2.0**23)
+Accelerator.__init__ = init
+"""
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_fp16_leaves_steps_out_until_its_scale_is_found(
+    world: int, warm: Warm, model_folder: Path, tmp_path: Path
+) -> None:
+    """No GPU is here: accelerate's part is stood in for by the same scaler on the CPU."""
+    write_jsonl(tmp_path / "train.jsonl", conversations(32))
+    spec: dict[str, Any] = {
+        "peft": {"method": "lora", "modulesToSave": ["norm"]}, "evaluation": {"enabled": False},
+        "training": {"maxSteps": 10, "precision": "fp16", "warmupSteps": 0},
+        "checkpoint": {"everySteps": 2, "keep": 5},
+    }  # fmt: skip
+    job = job_file(tmp_path, model_folder, "SFTJob", spec=spec, numProcPerNode=world)
+    ended = warm.run(job, world, prelude=[SCALER, TRAIN_ONLY])
+    assert set(ended.codes) == {0}, ended.logs
+    steps = [line for line in metrics(tmp_path) if "loss" in line]
+    finite = [math.isfinite(line["grad_norm"]) for line in steps]
+    assert 1 < finite.index(True) < 8, steps
+    assert all(finite[finite.index(True) :]), steps
+    assert steps[-1]["loss"] < min(line["loss"] for line in steps[: finite.index(True)])
+    saved = checkpoint.published_paths(tmp_path / "storage/uid-1")
+    assert sorted(step for step, _ in saved) == [2, 4, 6, 8, 10]
+    manifests = [(folder / checkpoint.MANIFEST).read_text() for _, folder in saved]
+    # Each is one that can be read again.
+    seen = {found.step: found.metrics for found in map(checkpoint.Manifest.model_validate_json, manifests)}
+    assert "grad_norm" in seen[10]
+    assert "grad_norm" not in seen[2]
+
+
+def test_a_gradient_that_no_scale_bears_ends_the_run() -> None:
+    for scale, logs, ends in (
+        (2.0**10, {"loss": 1.0, "grad_norm": math.nan}, False),
+        (2.0**10, {"loss": math.nan, "grad_norm": math.nan}, True),
+        (0.5, {"loss": 1.0, "grad_norm": math.inf}, True),
+        (None, {"loss": 1.0, "grad_norm": math.inf}, True),
+    ):
+        guard = FiniteGuard(scale and torch.amp.GradScaler("cpu", init_scale=scale))
+        with pytest.raises(TrainerError) if ends else nullcontext():
+            guard.on_log(None, SimpleNamespace(global_step=1), None, logs)
+        assert guard.last.keys() <= {"loss"}

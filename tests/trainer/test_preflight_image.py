@@ -42,9 +42,11 @@ def test_a_plain_job_is_refused_nothing(job: Any) -> None:
     [
         ("peft", {"method": "qlora"}, "peft.method qlora needs a GPU"),
         ("training", {"optimizer": "adamw_bnb_8bit"}, "training.optimizer adamw_bnb_8bit needs a GPU"),
+        ("training", {"precision": "fp16"}, "training.precision fp16: needs a GPU, and there is none"),
+        ("training", {"activationOffloading": True}, "training.activationOffloading: needs a GPU, and there is none"),
     ],
 )
-def test_what_needs_a_gpu_is_refused_without_one(job: Any, section: str, value: dict[str, str], needs: str) -> None:
+def test_what_needs_a_gpu_is_refused_without_one(job: Any, section: str, value: dict[str, Any], needs: str) -> None:
     assert needs in refusal(job(**{section: value}), "cpu")
     given = job(**{section: value})
     image.check(given, stages.of(given), "cuda")

@@ -68,7 +68,7 @@ def test_the_wire_form_reads_back_as_the_same_job(kind: str) -> None:
         ("DPOJob", {"peft": {"method": "none", "targetParameters": ["x"]}}, "method none"),
         ("DPOJob", {"peft": {"targetParameters": ["x"], "useDora": True}}, "do not go with useDora"),
         ("DPOJob", {"peft": {"dropout": 0.1}}, "dropout"),
-        ("SFTJob", {"peft": {"method": "none", "dropout": 0.1}}, "dropout: goes with an adapter"),
+        ("SFTJob", {"peft": {"method": "none", "dropout": 0.1}}, "dropout goes with an adapter"),
         ("GRPOJob", {"peft": {"targetParameters": ["x"], "dropout": 0.1}}, "and not with targetParameters"),
         ("DPOJob", {"evaluation": {"earlyStopping": STOPPING}}, "needs everySteps"),
         ("DPOJob", {"evaluation": {"enabled": False, "everySteps": 5}}, "everySteps: needs evaluation"),

@@ -32,7 +32,7 @@ PROCESSES = (
 class JobSpec(TrainingSpec, ClusterSpec):
     """What all kinds have in common."""
 
-    rules: ClassVar = (
+    rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             f"!has(self.numProcPerNode) || {_GPU_KEYS}.size() != 1"
             f" || string(self.numProcPerNode) == string(self.resources.limits[{_GPU_KEYS}[0]])",
@@ -91,13 +91,19 @@ class JobSpec(TrainingSpec, ClusterSpec):
             "fsdp",
         ),
         Rule(
+            f"!(has(self.training.precision) && self.training.precision == 'fp16') || {_GPU_KEYS}.size() == 1",
+            "training.precision fp16 needs GPUs: name them in resources.limits, or use bf16",
+            lambda self: self.training.precision != "fp16" or self.gpus_per_node > 0,
+            "training",
+        ),
+        Rule(
             "!has(self.model.attnImplementation) || !self.model.attnImplementation.startsWith('flash')"
-            f" || {_GPU_KEYS}.size() == 1 && !(has(self.training.precision) && self.training.precision == 'fp32')",
+            f" || {_GPU_KEYS}.size() == 1 && !(has(self.training.precision) && self.training.precision != 'bf16')",
             "model.attnImplementation: flash_attention_2 and flash_attention_3 need GPUs and training.precision bf16:"
             " remove it, and PyTorch's own kernels are used",
             lambda self: (
                 not (self.model.attn_implementation or "").startswith("flash")
-                or (self.gpus_per_node > 0 and self.training.precision != "fp32")
+                or (self.gpus_per_node > 0 and self.training.precision in (None, "bf16"))
             ),
             "model",
         ),
@@ -109,16 +115,30 @@ class JobSpec(TrainingSpec, ClusterSpec):
         return self
 
 
+_OFFLOADING = Rule(
+    f"!has(self.training.activationOffloading) || !self.training.activationOffloading || {_GPU_KEYS}.size() == 1",
+    "training.activationOffloading needs GPUs: name them in resources.limits, or remove it",
+    lambda self: not self.activation_offloading or self.gpus_per_node > 0,
+    "training",
+)
+
+
 class SFTJobSpec(SFTSpec, JobSpec):
     """Supervised fine-tuning with TRL's SFTTrainer."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (*JobSpec.rules, _OFFLOADING)
 
 
 class RewardJobSpec(RewardSpec, JobSpec):
     """A reward model with TRL's RewardTrainer."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (*JobSpec.rules, _OFFLOADING)
+
 
 class DPOJobSpec(DPOSpec, JobSpec):
     """Direct preference optimization with TRL's DPOTrainer."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (*JobSpec.rules, _OFFLOADING)
 
 
 class GRPOJobSpec(GRPOSpec, JobSpec):

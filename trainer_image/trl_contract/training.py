@@ -120,8 +120,9 @@ class GrpoTraining(Model):
     """Adam's decay of the mean of their squares; 0.999 if unset."""
     adam_epsilon: Annotated[float, Field(gt=0, le=1)] | None = None
     """What keeps Adam from dividing by 0; 1e-8 if unset."""
-    precision: Literal["bf16", "fp32"] | None = None
-    """Arithmetic of the forward pass. Default: bf16 with GPUs, fp32 without."""
+    precision: Literal["bf16", "fp16", "fp32"] | None = None
+    """Arithmetic of the forward pass. Default: bf16 with GPUs, fp32 without. fp16 is for GPUs that have no bf16; steps
+    whose gradients it cannot hold are left out until their scale is found."""
     seed: Annotated[Int32, Field(ge=0)] = 42
     """Seed of everything random."""
     gradient_checkpointing: bool | None = None
@@ -138,22 +139,26 @@ class Training(GrpoTraining):
 
     max_length: Annotated[Int32, Field(ge=8)] = 1024
     """Longest sequence in tokens; what happens to longer rows is counted in the report."""
-
-
-_ADAPTER_RULES = [
-    cel(
-        "self.method != 'none' || !(has(self.targetModules) || has(self.targetParameters) || has(self.modulesToSave))",
-        "targetModules, targetParameters and modulesToSave have no meaning with method none: remove them",
-    ),
-    cel(
-        "!has(self.targetParameters) || !has(self.useDora) || !self.useDora",
-        "targetParameters do not go with useDora: remove one",
-    ),
-]
+    activation_offloading: bool = False
+    """Keep what the backward pass needs of a forward pass in the host's memory: less memory of the GPU, slower."""
 
 
 class Peft(Model):
-    model_config = ConfigDict(json_schema_extra={"x-kubernetes-validations": [*_ADAPTER_RULES]})
+    rules: ClassVar[tuple[Rule, ...]] = (
+        Rule(
+            "self.method != 'none'"
+            " || !(has(self.targetModules) || has(self.targetParameters) || has(self.modulesToSave))",
+            "targetModules, targetParameters and modulesToSave have no meaning with method none: remove them",
+            lambda self: (
+                self.method != "none" or not (self.target_modules or self.target_parameters or self.modules_to_save)
+            ),
+        ),
+        Rule(
+            "!has(self.targetParameters) || !has(self.useDora) || !self.useDora",
+            "targetParameters do not go with useDora: remove one",
+            lambda self: not (self.target_parameters and self.use_dora),
+        ),
+    )
 
     method: Literal["lora", "qlora", "none"] = "lora"
     """lora and qlora train an adapter, none trains all weights. qlora needs a GPU."""
@@ -180,16 +185,6 @@ class Peft(Model):
     use_rslora: bool = False
     """Rank-stabilized LoRA."""
 
-    @model_validator(mode="after")
-    def _none_has_no_adapter(self) -> Self:
-        if self.method == "none" and (self.target_modules or self.target_parameters or self.modules_to_save):
-            raise ValueError(
-                "peft: targetModules, targetParameters and modulesToSave have no meaning with method none: remove them"
-            )
-        if self.target_parameters and self.use_dora:
-            raise ValueError("peft: targetParameters do not go with useDora: remove one")
-        return self
-
     @property
     def lora_dropout(self) -> float:
         """peft's lora_dropout; 0 for a kind in which TRL switches dropout off."""
@@ -199,27 +194,18 @@ class Peft(Model):
 class PeftWithDropout(Peft):
     """Of a kind in which TRL leaves dropout on."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                *_ADAPTER_RULES,
-                cel(
-                    "!has(self.dropout) || self.dropout == 0.0 || self.method != 'none' && !has(self.targetParameters)",
-                    "dropout goes with an adapter, and not with targetParameters: remove it",
-                ),
-            ]
-        }
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *Peft.rules,
+        Rule(
+            "!has(self.dropout) || self.dropout == 0.0 || self.method != 'none' && !has(self.targetParameters)",
+            "dropout goes with an adapter, and not with targetParameters: remove it",
+            lambda self: self.dropout == 0 or (self.method != "none" and not self.target_parameters),
+        ),
     )
 
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of an adapter's inputs that are left out in training. With several processes gradientCheckpointing is off
     then: it would recompute with another share left out."""
-
-    @model_validator(mode="after")
-    def _dropout_has_an_adapter(self) -> Self:
-        if self.dropout > 0 and (self.method == "none" or self.target_parameters):
-            raise ValueError("peft.dropout: goes with an adapter, and not with targetParameters: remove it")
-        return self
 
     @property
     def lora_dropout(self) -> float:
@@ -634,6 +620,11 @@ class TrainingSpec(Model):
         return None
 
     @property
+    def activation_offloading(self) -> bool:
+        """training.activationOffloading; false where a kind has none."""
+        return False
+
+    @property
     def cuts_rows(self) -> bool:
         """Whether what is beyond training.maxLength is lost."""
         return True
@@ -708,6 +699,10 @@ class SFTSpec(TrainingSpec):
         return self.training.max_length
 
     @property
+    def activation_offloading(self) -> bool:
+        return self.training.activation_offloading
+
+    @property
     def cuts_rows(self) -> bool:
         return self.sft.packing_strategy in (None, "bfd")
 
@@ -733,6 +728,10 @@ class RewardSpec(TrainingSpec):
     def max_length(self) -> int:
         return self.training.max_length
 
+    @property
+    def activation_offloading(self) -> bool:
+        return self.training.activation_offloading
+
 
 class DPOSpec(TrainingSpec):
     dataset: PromptDataset
@@ -750,6 +749,10 @@ class DPOSpec(TrainingSpec):
     @property
     def max_length(self) -> int:
         return self.training.max_length
+
+    @property
+    def activation_offloading(self) -> bool:
+        return self.training.activation_offloading
 
     @property
     def reference(self) -> Literal["none", "base", "precompute", "explicit"]:

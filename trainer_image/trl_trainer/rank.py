@@ -18,7 +18,7 @@ from trl_trainer.checkpoints.form import Form
 from trl_trainer.checkpoints.publisher import FiniteGuard, LoadGuard, Publisher
 from trl_trainer.checkpoints.schedule import AlreadyTrained, Schedule
 from trl_trainer.checkpoints.writer import Writer, plain_errors
-from trl_trainer.distributed import cpu_fsdp, loading, sharding, world
+from trl_trainer.distributed import cpu_fsdp, loading, precision, sharding, world
 from trl_trainer.distributed.world import Run
 from trl_trainer.errors import Preempted, UserError
 from trl_trainer.launch import network, records, watchdog
@@ -180,6 +180,7 @@ def build(run: Run, stage: Stage, tokenizer: Any, rows: data.Data, scores: Rewar
     ends.make_savable(trainer.model)
     if rows.report.conversational:
         ends.stop_there(trainer.model, tokenizer)
+    precision.keep_trained_in_fp32(trainer.model)
     if base.is_streamed(run):
         loading.shard(run, trainer)
     return trainer
@@ -199,7 +200,7 @@ def fit(
     for line in choice.skipped:
         print(f"rank {run.rank}: {line}", flush=True)
     reporter.update(warnings=[*(line[:300] for line in choice.skipped), *reporter.state.warnings][:8])
-    guard, load_guard, form = FiniteGuard(), LoadGuard(), Form(trainer, choice.path)
+    guard, load_guard, form = FiniteGuard(trainer.accelerator.scaler), LoadGuard(), Form(trainer, choice.path)
     publishing = Publisher(run, guard, reporter, writer)
     schedule = Schedule(run, trainer, termination, publishing)
     # In this order at every event: first what may end the run, then what saves, then what decides and reports.

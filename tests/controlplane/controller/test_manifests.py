@@ -133,7 +133,10 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ("DPOJob", {"spec.training.perDeviceBatchSize": 0}, ("spec.training.perDeviceBatchSize",)),
     ("DPOJob", {"spec.training.lrScheduler": "cosin"}, ("spec.training.lrScheduler", "Unsupported value")),
     ("DPOJob", {"spec.training.optimizer": "adam"}, ("spec.training.optimizer", "Unsupported value")),
-    ("DPOJob", {"spec.training.precision": "fp16"}, ("spec.training.precision", "Unsupported value")),
+    ("DPOJob", {"spec.training.precision": "fp8"}, ("spec.training.precision", "Unsupported value")),
+    ("GRPOJob", {"spec.training.precision": "fp16"}, ("spec.training", "precision fp16 needs GPUs")),
+    ("SFTJob", {"spec.training.activationOffloading": True}, ("spec.training", "activationOffloading needs GPUs")),
+    ("GRPOJob", {"spec.training.activationOffloading": True}, ('unknown field "spec.training.activationOffloading"',)),
     ("DPOJob", {"spec.training.optimizer": "adamw_bnb_8bit"}, ("spec.training", "need one GPU and one process")),
     (
         "GRPOJob",
@@ -145,7 +148,7 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
         "SFTJob",
         {
             "spec.model.attnImplementation": "flash_attention_3",
-            "spec.training.precision": "fp32",
+            "spec.training.precision": "fp16",
             "spec.resources": GPUS,
         },
         ("spec.model", "need GPUs and training.precision bf16"),
@@ -434,6 +437,10 @@ GOOD: list[tuple[str, Change]] = [
         {"spec.fsdp.hybrid": True, "spec.numNodes": 2, "spec.resources": GPUS, "spec.storage": SHARED},
     ),
     ("DPOJob", {"spec.fsdp.cpuOffload": True, "spec.resources": GPUS}),
+    (
+        "RewardJob",
+        {"spec.training.precision": "fp16", "spec.training.activationOffloading": True, "spec.resources": GPUS},
+    ),
     ("SFTJob", {"spec.peft.dropout": 0.1, "spec.training.gradientCheckpointing": True}),
     ("GRPOJob", {"spec.peft": {"method": "lora", "dropout": 0.1}, "spec.resources": GPUS}),
     ("DPOJob", {"spec.peft": {"targetModules": ["q_proj"], "targetParameters": ["mlp.experts.gate_up_proj"]}}),

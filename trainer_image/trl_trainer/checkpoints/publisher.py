@@ -15,13 +15,21 @@ from trl_trainer.errors import TrainerError
 from trl_trainer.launch.records import classify, now
 from trl_trainer.reports.progress import Reporter, metrics_of
 
+LEAST_SCALE = 1.0
+"""GradScaler begins with 65536."""
+
 
 class FiniteGuard(TrainerCallback):
     """Ends the run when the loss or the gradient norm is no number. Every checkpoint's step is logged before it is
-    saved (Schedule sees to it), so none with such weights is ever published. Both values are the same on all ranks."""
+    saved (Schedule sees to it), so none with such weights is ever published. Both values are the same on all ranks.
 
-    def __init__(self) -> None:
+    With fp16 a gradient norm that is no number is how `scaler` (torch.amp.GradScaler) finds its scale: it leaves the
+    step out and halves the scale. Below LEAST_SCALE no scale will do.
+    """
+
+    def __init__(self, scaler: Any = None) -> None:
         self.last: dict[str, float] = {}
+        self._scaler = scaler
 
     def on_log(
         self,
@@ -33,14 +41,19 @@ class FiniteGuard(TrainerCallback):
     ) -> None:
         if not logs or "loss" not in logs:
             return
-        self.last = {name: float(logs[name]) for name in ("loss", "grad_norm") if name in logs}
-        if not all(math.isfinite(value) for value in self.last.values()):
-            said = ", ".join(f"{name} {value}" for name, value in self.last.items())
+        seen = {name: float(logs[name]) for name in ("loss", "grad_norm") if name in logs}
+        self.last = {name: value for name, value in seen.items() if math.isfinite(value)}
+        odd = seen.keys() - self.last.keys()
+        if odd and not (odd == {"grad_norm"} and self._finds_its_scale()):
+            said = ", ".join(f"{name} {value}" for name, value in seen.items())
             raise TrainerError(
                 "NonFiniteLoss",
                 f"step {state.global_step}: {said}. Lower training.learningRate or raise warmupSteps, and look for odd "
                 "rows; checkpoints of earlier steps are kept",
             )
+
+    def _finds_its_scale(self) -> bool:
+        return self._scaler is not None and self._scaler.get_scale() >= LEAST_SCALE
 
 
 class Publisher(TrainerCallback):

@@ -283,7 +283,11 @@ def keep_sharded(accelerator: Any, model: nn.Module) -> None:
     def prepare_others(*objects: Any, **options: Any) -> Any:
         if not any(thing is model for thing in objects):
             return prepare(*objects, **options)
-        found = [model if thing is model else accelerator.prepare_optimizer(thing) for thing in objects]
+        # Once more: transformers has had accelerate forget its models, and their gradients would be unscaled twice.
+        found = [
+            accelerator.prepare_model(model) if thing is model else accelerator.prepare_optimizer(thing)
+            for thing in objects
+        ]
         plugin = accelerator.state.dynamo_plugin
         if plugin.backend != DynamoBackend.NO:
             found = [torch.compile(model, **plugin.to_kwargs()) if thing is model else thing for thing in found]

@@ -7,6 +7,9 @@ from trl_contract.training import GrpoTraining, LrSchedulerArgs
 from trl_trainer.reports import tracking
 from trl_trainer.stage import Stage
 
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+"""torch's names of training.precision."""
+
 
 def arguments(job: JobFile, stage: Stage, *, output_dir: str, world: int, device: str) -> dict[str, Any]:
     """Return the keyword arguments of the kind's TRL config for a resolved job (preflight has decided the rest)."""
@@ -38,6 +41,7 @@ def _common(job: JobFile, *, output_dir: str, world: int, device: str) -> dict[s
         "max_grad_norm": training.max_grad_norm,
         "optim": training.optimizer,
         "bf16": training.precision == "bf16",
+        "fp16": training.precision == "fp16",
         "seed": training.seed,
         "data_seed": dataset.seed,
         "dataloader_num_workers": dataset.workers,
@@ -103,7 +107,7 @@ def model_init(job: JobFile, *, frozen: bool) -> dict[str, Any]:
     source = job.spec.model
     full = job.spec.peft.method == "none" and not frozen
     arguments: dict[str, Any] = {
-        "dtype": "bfloat16" if job.spec.training.precision == "bf16" and not full else "float32",
+        "dtype": "float32" if full else DTYPES[str(job.spec.training.precision)],
         "use_safetensors": True,
     }
     if source.attn_implementation is not None:

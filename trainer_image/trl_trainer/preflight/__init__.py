@@ -108,7 +108,7 @@ def _judge(
     numbers = sizes(job, base, seen)
     needs = memory.estimate(job, numbers, available(job, device), device)
     checkpoint, free = checkpoint_bytes(job, base), shutil.disk_usage(work).free
-    final = base.parameters * (2 if job.spec.peft.method != "none" and job.spec.training.precision == "bf16" else 4)
+    final = base.parameters * (2 if job.spec.peft.method != "none" and job.spec.training.precision != "fp32" else 4)
     skipped = evaluation_skipped(job, rows.report, seen)
     too_little = _too_little_memory(needs) or _too_little_disk(checkpoint, final, free)
     findings = [
@@ -294,7 +294,7 @@ def _reward_models(job: JobFile) -> int:
         if reward.reward_model is not None:
             config = architecture.classifier_config(job.paths.rewards[reward.name], f"grpo.rewards.{reward.name}")
             total += skeleton.build(config, classifier=True).num_parameters()
-    return total * (2 if job.spec.training.precision == "bf16" else 4)
+    return total * (2 if job.spec.training.precision != "fp32" else 4)
 
 
 def available(job: JobFile, device: str) -> int:

@@ -16,6 +16,7 @@ def check(job: JobFile, stage: Stage, device: str) -> None:
     UserError names the field, its value and the remedy. Looks at the model's config, at no weights and no rows.
     """
     _check_bitsandbytes(job, device)
+    _check_gpu(job, device)
     _check_attention(job, stage)
     _check_offload(job, device)
 
@@ -36,6 +37,13 @@ def _check_bitsandbytes(job: JobFile, device: str) -> None:
         )
     if method == "qlora" and training.precision != "bf16":
         raise UserError("InvalidSpec", f"peft.method qlora needs training.precision bf16, not {training.precision}")
+
+
+def _check_gpu(job: JobFile, device: str) -> None:
+    wants = ["training.precision fp16"] if job.spec.training.precision == "fp16" else []
+    wants += ["training.activationOffloading"] if job.spec.activation_offloading else []
+    if wants and device == "cpu":
+        raise UserError("InvalidSpec", f"{' and '.join(wants)}: needs a GPU, and there is none: remove it")
 
 
 def _check_attention(job: JobFile, stage: Stage) -> None:

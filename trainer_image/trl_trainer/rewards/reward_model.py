@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from trl_trainer.distributed.precision import HALF
 from trl_trainer.errors import UserError
 from trl_trainer.preflight import architecture
 from trl_trainer.rewards.score import Batch, Score
@@ -23,7 +24,7 @@ class RewardModelScorer:
         config = architecture.classifier_config(folder, field)
         self._tokenizer = AutoTokenizer.from_pretrained(folder)
         self._field = field
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        dtype = HALF.get(precision or "", torch.float32)
         self._model = AutoModelForSequenceClassification.from_pretrained(
             folder, config=config, dtype=dtype, use_safetensors=True
         )

@@ -22,6 +22,7 @@ def settings(job: JobFile[DPOSpec]) -> dict[str, Any]:
     dpo = job.spec.dpo
     return {
         "max_length": job.spec.max_length,
+        "activation_offloading": job.spec.activation_offloading,
         "train_sampling_strategy": "random" if job.spec.dataset.shuffle else "sequential",
         "beta": dpo.beta,
         "loss_type": list(dpo.loss_type),

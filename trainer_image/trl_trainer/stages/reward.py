@@ -19,6 +19,7 @@ from trl_trainer.stages import preparation
 def settings(job: JobFile[RewardSpec]) -> dict[str, Any]:
     return {
         "max_length": job.spec.max_length,
+        "activation_offloading": job.spec.activation_offloading,
         "train_sampling_strategy": "random" if job.spec.dataset.shuffle else "sequential",
         "center_rewards_coefficient": job.spec.reward.center_rewards_coefficient,
     }

@@ -24,6 +24,7 @@ def settings(job: JobFile[SFTSpec]) -> dict[str, Any]:
     sft = job.spec.sft
     return {
         "max_length": job.spec.max_length,
+        "activation_offloading": job.spec.activation_offloading,
         "train_sampling_strategy": "random" if job.spec.dataset.shuffle else "sequential",
         "packing": sft.packing,
         "packing_strategy": sft.packing_strategy or "bfd",
