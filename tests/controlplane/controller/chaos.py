@@ -269,6 +269,12 @@ class StartKiller:
     operator: Any
     calls: list[Call] = field(default_factory=list)
     point: Point | None = None
+    last: float = 0.0
+    """When the last call was made."""
+
+    def is_quiet(self) -> bool:
+        """Whether it has nothing more to ask: kopf is ready before it has listed anything."""
+        return time.monotonic() > self.last + QUIET_SECONDS / 2
 
     def begin(self, point: Point | None = None) -> None:
         """Start the operator anew."""
@@ -279,7 +285,7 @@ class StartKiller:
         proxy.before, proxy.after = self._before, self._after
 
     def _before(self, request: Request) -> Verdict:
-        key = (request.method, request.resource or request.path)
+        key, self.last = (request.method, request.resource or request.path), time.monotonic()
         self.calls.append(Call(*key, sum((call.method, call.resource) == key for call in self.calls) + 1))
         return self._at("before", self.calls[-1])
 

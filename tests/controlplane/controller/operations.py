@@ -116,6 +116,10 @@ class Run:
             for name in names:
                 self.world.patch(self.kind, name, suspend=True)
             self.wait("Suspended", names, phase("Suspended", 1))
+        # Events follow the status.
+        for name in names:
+            self.killer.watch(name, 0)
+        wait_for("nothing is asked about them", lambda: all(map(self.killer.is_quiet, names)), 30, 0.05)
 
     def wait(self, what: str, names: Sequence[str], reached: Callable[[Obj | None], bool]) -> None:
         def all_are() -> bool:

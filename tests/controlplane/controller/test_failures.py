@@ -2,7 +2,10 @@
 
 import json
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
+
+from reporting import Trainer, report
 
 from devcluster.fakenode import Exit, FakeNode
 from devcluster.waiting import wait_for
@@ -208,3 +211,31 @@ def test_the_waiting_reason_of_a_job_that_cannot_start_is_told(
     status = jobs.wait("dpojob", "tune", "tells why", told)
     assert status["phase"] == "Starting"
     assert "nowhere/nothing" in json.dumps(status)
+
+
+def test_a_training_that_reports_the_same_step_for_the_stall_timeout_is_ended_and_starts_again(
+    operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any], record: Callable[..., str]
+) -> None:
+    """How long it stands still, its reports say by their own clock; a change of runPolicy makes the operator look."""
+    policy = {"stallTimeoutSeconds": 30}
+    pods = start(jobs, node, dpo(numNodes=2, storage=SHARED, runPolicy=policy))
+
+    def stands_still(seconds_ago: float, deadline: int) -> None:
+        time = (datetime.now(UTC) - timedelta(seconds=seconds_ago)).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+        assert Trainer(node, pods[0]).post(report(5, lastUpdateTime=time))[0] == 200
+        jobs.wait("dpojob", "tune", "shows it", lambda s: s.get("progress", {}).get("lastUpdateTime") == time, 20)
+        jobs.patch("dpojob", "tune", {"spec": {"runPolicy": {"activeDeadlineSeconds": deadline}}})
+
+    stands_still(40, deadline=3600)
+    silent = jobs.wait("dpojob", "tune", "is silent", lambda s: "Stalled" in {c["type"] for c in s["conditions"]}, 20)
+    [stalled] = [found for found in silent["conditions"] if found["type"] == "Stalled"]
+    assert (stalled["status"], stalled["reason"], silent["phase"]) == ("Unknown", "NoReports", "Running")
+    node.sigterm = Exit(143, record("Preempted", reason="Preempted", message="SIGTERM", rank=0))
+    stands_still(0, deadline=3601)
+    status = jobs.wait("dpojob", "tune", "restarts", lambda s: s.get("restarts") == 1, 30)
+    [running] = [found for found in status["conditions"] if found["type"] == "Running"]
+    assert (running["reason"], "always at step 5" in running["message"]) == ("Stalled", True)
+    assert status["retry"]["counted"] == 1
+    succeed(node, run(jobs, node, "tune", 1), record(attempt=1))
+    status = jobs.wait_for_phase("tune", "Succeeded")
+    assert (status["restarts"], len(jobs.list("pytorchjobs"))) == (1, 1)
