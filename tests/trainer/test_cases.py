@@ -442,6 +442,19 @@ def test_arguments_of_a_scheduler_are_shares_of_the_job(
     assert [line["learning_rate"] for line in lines] == pytest.approx([0.01 * share for share in shares])
 
 
+def test_evaluations_and_checkpoints_come_by_share_of_an_epoch(opened: Open, warm: Warm, capsys: Any) -> None:
+    case = sft(
+        *[{"text": "Hello"}] * 6, training={"maxSteps": 12}, evaluation={"everyEpochs": 0.5},
+        checkpoint={"everyEpochs": 1},
+    )  # fmt: skip
+    # 18 rows, of which 2 are held out: 8 steps of two rows.
+    ended, lines = trained(opened, warm, case)
+    assert [line["step"] for line in lines if "eval_loss" in line and line["step"] < 12] == [0, 4, 8]
+    assert [checkpoint.step for checkpoint in ended.progress.checkpoints] == [8, 12]
+    assert explain(*opened({**case, "spec": {"evaluation": {"everyEpochs": 0.5}}})) == 0
+    assert re.search(r"evaluations during training +every 4 steps", capsys.readouterr().out)
+
+
 @pytest.mark.parametrize(
     "case",
     [

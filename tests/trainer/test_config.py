@@ -23,6 +23,7 @@ from trl_contract.training import SPECS
 from trl_trainer import supervisor
 from trl_trainer.errors import UserError
 from trl_trainer.models import adapter, arguments
+from trl_trainer.preflight import steps
 from trl_trainer.stages import STAGES
 
 # field: (value, attribute of the TRL config, value there)
@@ -122,6 +123,7 @@ ELSEWHERE = {
     "evaluation.enabled", "evaluation.maxExamples",  # data/: how many rows are held out
     "evaluation.samplePrompts",  # evaluation.py
     "checkpoint.everyMinutes", "checkpoint.everySteps", "checkpoint.keep",  # schedule.py, publisher.py
+    "evaluation.everyEpochs", "checkpoint.everyEpochs",  # below: they become everySteps
     "tracking.tensorboard", "tracking.wandb",  # tracking.py
     "peft.method", "peft.r", "peft.alpha", "peft.targetModules", "peft.targetParameters",  # below
     "peft.modulesToSave", "peft.useDora", "peft.dropout",
@@ -217,6 +219,29 @@ def test_fields_that_exclude_others_are_found_too(path: str, tmp_path: Path) -> 
 def test_of_a_geometric_mean_trl_logs_the_parts_and_learns_the_last(tmp_path: Path) -> None:
     config = build(tmp_path, "GRPOJob", {"grpo.rewardAggregation": "geometric_mean"})
     assert (config.multi_objective_aggregation, config.reward_weights) == ("sum_then_normalize", [0.0, 1.0])
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "number", "every"),
+    [
+        ("DPOJob", {}, 160, (2, 20)),  # 10 steps of 4 x 4 rows
+        ("DPOJob", {"training.maxSteps": 3, "training.gradientAccumulationSteps": 40}, 160, (1, 2)),
+        ("SFTJob", {"sft.packing": True}, 320, (5, 40)),
+        ("GRPOJob", {"grpo.numIterations": 3}, 40, (8, 60)),  # 10 batches of 4 prompts, each used three times
+    ],
+)
+def test_epochs_become_the_nearest_number_of_steps(
+    kind: Kind, fields: dict[str, Any], number: int, every: tuple[int, int], tmp_path: Path
+) -> None:
+    shares = {"evaluation.everyEpochs": 0.25, "checkpoint.everyEpochs": 2}
+    job = steps.by_epochs(resolved(tmp_path, kind, {**fields, **shares}), STAGES[kind], number)
+    assert (job.spec.evaluation.every_steps, job.spec.checkpoint.every_steps) == every
+    assert (
+        job.spec.evaluation.every_epochs
+        is job.spec.checkpoint.every_epochs
+        is job.spec.checkpoint.every_minutes
+        is None
+    )
 
 
 @pytest.mark.parametrize("kind", STAGES)

@@ -10,7 +10,8 @@ from trl_contract.training import EvaluationBase, Grpo, GRPOSpec, GrpoTraining, 
 def resolve(job: JobFile) -> JobFile:
     """Return `job` with every default filled in that depends on another field; what the user gave is kept.
 
-    Only `training.gradientCheckpointing` may stay unset: it depends on the memory estimate, which the trainer makes.
+    What depends on the memory estimate (`training.gradientCheckpointing`) or on the rows (`everyEpochs`, as steps) is
+    left to the trainer, which knows these.
     """
     spec = job.spec
     changes: dict[str, Any] = {
@@ -20,7 +21,7 @@ def resolve(job: JobFile) -> JobFile:
     }
     if isinstance(spec, GRPOSpec):
         changes["grpo"] = _grpo(spec.grpo)
-    if spec.checkpoint.every_minutes is None and spec.checkpoint.every_steps is None:
+    if spec.checkpoint.every_minutes is spec.checkpoint.every_steps is spec.checkpoint.every_epochs is None:
         changes["checkpoint"] = spec.checkpoint.model_copy(update={"every_minutes": 15.0})
     if spec.fsdp.state_dict_type == "auto":
         changes["fsdp"] = spec.fsdp.model_copy(update={"state_dict_type": "sharded"})

@@ -476,19 +476,22 @@ class EarlyStopping(Model):
 
 
 class EvaluationBase(Model):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                cel(
-                    "!has(self.earlyStopping) || has(self.everySteps)",
-                    "earlyStopping needs everySteps: it looks at the evaluations during training",
-                ),
-                cel(
-                    "!has(self.everySteps) || !has(self.enabled) || self.enabled",
-                    "everySteps needs evaluation: set enabled to true or remove it",
-                ),
-            ]
-        }
+    rules: ClassVar = (
+        Rule(
+            "!(has(self.everySteps) && has(self.everyEpochs))",
+            "give everySteps or everyEpochs, not both",
+            lambda self: self.every_steps is None or self.every_epochs is None,
+        ),
+        Rule(
+            "!has(self.earlyStopping) || has(self.everySteps) || has(self.everyEpochs)",
+            "earlyStopping needs everySteps or everyEpochs: it looks at the evaluations during training",
+            lambda self: self.early_stopping is None or self.is_repeated,
+        ),
+        Rule(
+            "!(has(self.everySteps) || has(self.everyEpochs)) || !has(self.enabled) || self.enabled",
+            "everySteps and everyEpochs need evaluation: set enabled to true, or remove them",
+            lambda self: self.enabled or not self.is_repeated,
+        ),
     )
 
     enabled: bool = True
@@ -497,6 +500,8 @@ class EvaluationBase(Model):
     """Evaluate the base model too, so that before and after can be compared."""
     every_steps: Annotated[Int32, Field(ge=1)] | None = None
     """Evaluate also every so many steps."""
+    every_epochs: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """Evaluate also every so many epochs, such as 0.25: rounded to steps."""
     per_device_batch_size: Annotated[Int32, Field(ge=1, le=4096)] | None = None
     """Rows per process; as training's if unset."""
     max_examples: Annotated[Int32, Field(ge=1)] = 512
@@ -504,13 +509,10 @@ class EvaluationBase(Model):
     early_stopping: EarlyStopping | None = None
     """End training when the evaluations do not get better."""
 
-    @model_validator(mode="after")
-    def _stopping_looks_at_something(self) -> Self:
-        if self.early_stopping is not None and self.every_steps is None:
-            raise ValueError("evaluation.earlyStopping: needs everySteps: it looks at the evaluations during training")
-        if self.every_steps is not None and not self.enabled:
-            raise ValueError("evaluation.everySteps: needs evaluation: set enabled to true or remove it")
-        return self
+    @property
+    def is_repeated(self) -> bool:
+        """Whether there are evaluations during training."""
+        return self.every_steps is not None or self.every_epochs is not None
 
 
 class RewardEvaluation(EvaluationBase):
@@ -528,26 +530,22 @@ class GrpoEvaluation(Evaluation):
 
 
 class Checkpoint(Model):
-    model_config = ConfigDict(
-        json_schema_extra={
-            "x-kubernetes-validations": [
-                cel("!(has(self.everyMinutes) && has(self.everySteps))", "give everyMinutes or everySteps, not both")
-            ]
-        }
+    rules: ClassVar = (
+        Rule(
+            "[has(self.everyMinutes), has(self.everySteps), has(self.everyEpochs)].filter(h, h).size() <= 1",
+            "give only one of everyMinutes, everySteps and everyEpochs",
+            lambda self: [self.every_minutes, self.every_steps, self.every_epochs].count(None) >= 2,
+        ),
     )
 
     every_minutes: Annotated[float, Field(gt=0, le=10080)] | None = None
-    """Publish a checkpoint every so many minutes; 15 if neither is given."""
+    """Publish a checkpoint every so many minutes; 15 if none of the three is given."""
     every_steps: Annotated[Int32, Field(ge=1)] | None = None
     """Publish a checkpoint every so many steps."""
+    every_epochs: Annotated[float, Field(gt=0, le=1000)] | None = None
+    """Publish a checkpoint every so many epochs, such as 0.5: rounded to steps."""
     keep: Annotated[Int32, Field(ge=2, le=100)] = 3
     """How many published checkpoints are kept."""
-
-    @model_validator(mode="after")
-    def _one_interval(self) -> Self:
-        if self.every_minutes is not None and self.every_steps is not None:
-            raise ValueError("checkpoint: give everyMinutes or everySteps, not both")
-        return self
 
 
 class Fsdp(Model):

@@ -92,7 +92,9 @@ def train(job: JobFile, scores: Rewards, reporter: Reporter, termination: Termin
     image.check(job, stage, run.device)
     tokenizer = load_tokenizer(job)
     rows, known = load_data(run, stage, tokenizer, scores, reporter)
-    run = replace(run, job=preflight.decide(job, known))
+    # With packing the rows are full sequences now, perhaps fewer than the ranks: then accelerate repeats some.
+    number = max(len(rows.train), run.world)
+    run = replace(run, job=steps.by_epochs(preflight.decide(job, known), stage, number))
     tracking.begin(job, run.work, is_main=run.is_main)
     with watchdog.led("loading the model", leads=run.is_main):
         trainer = build(run, stage, tokenizer, rows, scores, known.memory.sync_each_batch)
@@ -166,9 +168,7 @@ def build(run: Run, stage: Stage, tokenizer: Any, rows: data.Data, scores: Rewar
         world=run.world,
         device=run.device,
     )
-    # With packing the rows are full sequences now, perhaps fewer than the ranks: then accelerate repeats some.
-    number = max(len(rows.train), run.world)
-    total = stage.total_steps(run.job, number) or steps.of_rows(run.job, number)
+    total = steps.total(run.job, stage, max(len(rows.train), run.world))
     found["warmup_steps"] = steps.warmup(run.job, total)
     if "num_decay_steps" in (schedule := found["lr_scheduler_kwargs"]):
         schedule["num_decay_steps"] = steps.decay(schedule["num_decay_steps"], found["warmup_steps"], total)

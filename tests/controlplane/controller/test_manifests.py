@@ -222,7 +222,7 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     (
         "SFTJob",
         {"spec.evaluation": {"everySteps": 5, "enabled": False}},
-        ("spec.evaluation", "everySteps needs evaluation"),
+        ("spec.evaluation", "everySteps and everyEpochs need evaluation"),
     ),
     (
         "SFTJob",
@@ -326,7 +326,10 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     # evaluation, checkpoint
     ("DPOJob", {"spec.evaluation.everySteps": 0}, ("spec.evaluation.everySteps",)),
     ("DPOJob", {"spec.evaluation.samplePrompts": [""]}, ("spec.evaluation.samplePrompts[0]",)),
-    ("DPOJob", {"spec.checkpoint": {"everyMinutes": 1, "everySteps": 1}}, ("spec.checkpoint", "not both")),
+    ("DPOJob", {"spec.checkpoint": {"everyMinutes": 1, "everySteps": 1}}, ("spec.checkpoint", "give only one of")),
+    ("DPOJob", {"spec.checkpoint": {"everyEpochs": 1, "everySteps": 1}}, ("spec.checkpoint", "give only one of")),
+    ("DPOJob", {"spec.evaluation": {"everyEpochs": 1, "everySteps": 1}}, ("spec.evaluation", "not both")),
+    ("SFTJob", {"spec.evaluation": {"everyEpochs": 1, "enabled": False}}, ("spec.evaluation", "need evaluation")),
     ("DPOJob", {"spec.checkpoint.keep": 1}, ("spec.checkpoint.keep", "greater than or equal to 2")),
     # topology
     ("DPOJob", {"spec.numNodes": 0}, ("spec.numNodes",)),
@@ -425,6 +428,8 @@ GOOD: list[tuple[str, Change]] = [
             "spec.dpo": {"fDivergenceType": "alpha_divergence", "fAlphaDivergenceCoef": 1, "ldAlpha": 0},
         },
     ),
+    ("GRPOJob", {"spec.evaluation": {"everyEpochs": 0.1, "earlyStopping": {**STOPPING, "metric": "reward"}}}),
+    ("SFTJob", {"spec.checkpoint": {"everyEpochs": 2}}),
     ("SFTJob", {"spec.sft": {"packing": True, "packingStrategy": "wrapped", "lossType": "dft"}}),
     ("GRPOJob", {"spec.grpo.rewards": None, "spec.grpo.rewardPreset": "customer-service", "spec.grpo.delta": 2}),
     ("GRPOJob", {"spec.grpo.rewards": [{"name": "x", "softOverlong": {"cache": 256}}, {**KEYWORD, "weight": -1}]}),

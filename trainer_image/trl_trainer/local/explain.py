@@ -19,7 +19,7 @@ from trl_trainer.local.resource import read
 from trl_trainer.local.sources import storage_folder
 from trl_trainer.models import adapter, arguments
 from trl_trainer.models.tokenizer import load_tokenizer
-from trl_trainer.preflight import Preflight, memory
+from trl_trainer.preflight import Preflight, memory, steps
 from trl_trainer.preflight.architecture import Architecture
 from trl_trainer.preflight.clock import Clock
 from trl_trainer.preflight.lengths import Lengths
@@ -151,6 +151,8 @@ _NAMES = (
     "processes",
     "rows per optimizer step",
     "optimizer steps",
+    "evaluations during training",
+    "checkpoints",
     "activations",
     "gradients are reduced every",
     "per process: weights",
@@ -178,9 +180,23 @@ def _column(job: JobFile, stage: Stage, base: Architecture, seen: Lengths, limit
         str(world),
         str(training.per_device_batch_size * training.gradient_accumulation_steps * world),
         "packing decides" if total is None else str(total),
+        *_intervals(job if stage.pack(job) else steps.by_epochs(job, stage, seen.kept)),
         "recomputed" if needs.gradient_checkpointing else "kept",
         "micro-step" if needs.sync_each_batch else "step",
         *(_size(part) for part in (*parts, needs.activations, *preflight.host_needs(job, needs, sizes, base).values())),
+    ]
+
+
+def _intervals(job: JobFile) -> list[str]:
+    """Return how often the job evaluates and saves."""
+    evaluation, checkpoint = job.spec.evaluation, job.spec.checkpoint
+    units = ("steps", "epochs", "minutes")
+    return [
+        next((f"every {number:g} {unit}" for number, unit in zip(given, units, strict=False) if number), "none")
+        for given in (
+            (evaluation.every_steps, evaluation.every_epochs),
+            (checkpoint.every_steps, checkpoint.every_epochs, checkpoint.every_minutes),
+        )
     ]
 
 

@@ -49,7 +49,7 @@ def _common(job: JobFile, *, output_dir: str, world: int, device: str) -> dict[s
         "logging_first_step": True,
         "logging_nan_inf_filter": False,
         "torch_compile": training.torch_compile,
-        "eval_strategy": "no" if evaluation.every_steps is None else "steps",
+        "eval_strategy": "steps" if evaluation.is_repeated else "no",
         "eval_steps": evaluation.every_steps,
         "save_strategy": "no",
         "report_to": tracking.report_to(job),

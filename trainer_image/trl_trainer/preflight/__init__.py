@@ -186,7 +186,7 @@ def evaluation_skipped(job: JobFile, report: DataReport, seen: Lengths) -> Evalu
         return None
     if report.eval:
         return EvaluationSkipped(reason="HeldOutRowsDropped", message=_dropped(job, seen))
-    if dataset.eval is None and dataset.eval_split == 0 and evaluation.every_steps is None:
+    if dataset.eval is None and dataset.eval_split == 0 and not evaluation.is_repeated:
         return None  # as asked for
     return EvaluationSkipped(
         reason="NoHeldOutRows", message="no rows are held out (dataset.eval, or evalSplit of at least two rows)"

@@ -1,10 +1,14 @@
 """How many optimizer steps the rows give; jobs that would train none, or not on every rank, are refused. Pure."""
 
 import math
+from typing import TypeVar
 
 from trl_contract.jobfile import JobFile
-from trl_contract.training import GRPOSpec
+from trl_contract.training import Checkpoint, EvaluationBase, GRPOSpec
 from trl_trainer.errors import UserError
+from trl_trainer.stage import Stage
+
+Section = TypeVar("Section", EvaluationBase, Checkpoint)
 
 
 def of_rows(job: JobFile, number: int) -> int:
@@ -33,6 +37,27 @@ def of_prompts(job: JobFile[GRPOSpec], number: int) -> int:
             f" {training.gradient_accumulation_steps} / numGenerations {grpo.num_generations} = {prompts}",
         )
     return _steps(job, number // prompts * grpo.num_iterations)
+
+
+def total(job: JobFile, stage: Stage, number: int) -> int:
+    """Return the optimizer steps of a resolved job on `number` training rows, which are packed if they are to be."""
+    return stage.total_steps(job, number) or of_rows(job, number)
+
+
+def by_epochs(job: JobFile, stage: Stage, number: int) -> JobFile:
+    """Return the resolved job with every everyEpochs as the everySteps that they are on `number` training rows: the
+    nearest number, one at least."""
+    training = job.spec.training.model_copy(update={"epochs": 1.0, "max_steps": None})
+    one = job.model_copy(update={"spec": job.spec.model_copy(update={"training": training})})
+
+    def in_steps(section: Section) -> Section:
+        if section.every_epochs is None:
+            return section
+        every = max(1, round(section.every_epochs * total(one, stage, number)))
+        return section.model_copy(update={"every_steps": every, "every_epochs": None})
+
+    sections = {"evaluation": in_steps(job.spec.evaluation), "checkpoint": in_steps(job.spec.checkpoint)}
+    return job.model_copy(update={"spec": job.spec.model_copy(update=sections)})
 
 
 def warmup(job: JobFile, total: int) -> int:
