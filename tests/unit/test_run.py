@@ -131,7 +131,7 @@ def test_a_reward_job_made_anew_does_not_swap_the_model_of_a_run(job_object: Mak
     world.kube.put("persistentvolumeclaims", {"metadata": {"name": "judge-rm"}, "spec": {}})
     key = ("GRPOJob", "team", "tune")
     job = world.kube.objects.pop(("dpojobs", "team", "tune"))
-    world.kube.put("grpojobs", job)
+    world.store.put_job(world.kube.put("grpojobs", job))
 
     def reconcile() -> dict[str, Any]:
         asyncio.run(world.reconciler.reconcile(key))
@@ -188,7 +188,7 @@ def test_a_run_of_which_no_attempt_has_begun_is_pinned_by_whoever_begins_it(job_
     world = Mid(job_object(dataset=ROWS), now)
     job = world.kube.objects["dpojobs", "team", "tune"]
     killed = {"attempt": 0, "restarts": 0, "run": {"image": "trainer:0", "digest": "sha256:of another version"}}
-    world.kube.put("dpojobs", {**job, "status": killed})
+    world.store.put_job(world.kube.put("dpojobs", {**job, "status": killed}))
     world.reconcile()
     assert world.status["run"]["digest"] == digest(world.run_map["data"])
     assert world.template["containers"][0]["image"] == "trainer:1"
