@@ -32,8 +32,9 @@ from trl_operator.runs import find_run
 from trl_operator.status.conditions import Status, set_condition
 from trl_operator.status.decision import Decision
 from trl_operator.status.events import Event, events, manifest
-from trl_operator.status.lifecycle import decide, refused
+from trl_operator.status.lifecycle import decide
 from trl_operator.status.progress import last_words, without_eta
+from trl_operator.status.refusal import refused
 from trl_operator.store.needs import Needs
 from trl_operator.store.objects import key_of
 from trl_operator.store.store import Store
@@ -159,6 +160,8 @@ class Reconciler:
             return await self._between(job, obj, attempt.number, others)
         if child is None or child.state != "active":
             await self._refresh_pods(attempt, child.state if child else "gone")
+        if child is not None and child.suspended_by:
+            self._store.forget_gone_pods(replace(attempt, child_uid=child.uid))
         pods = tuple(self._store.pods(replace(attempt, child_uid=child.uid) if child else attempt))
         denied = denials(child, self._needs.warnings(child)) if child and len(pods) < job.cluster.num_nodes else ()
         older_waits = half_since(pods, job.cluster.num_nodes) is not None and self._store.an_older_job_waits(job.uid)

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -163,6 +164,19 @@ def test_a_pytorchjob_that_is_gone_is_a_failed_attempt(make_job: Make, make_chil
     decision = decide(job, status, View(), now)
     assert reason(decision) == ("False", "ChildDeleted")
     assert decision.status["attempt"] == 1
+
+
+def test_an_attempt_that_somebody_suspends_waits_for_them(
+    make_job: Make, make_child: Make, make_pod: Make, now: datetime
+) -> None:
+    job, status = running(make_job, make_child, now, runPolicy={"activeDeadlineSeconds": 60})
+    suspended = replace(make_child(0), suspended_by="kubectl-patch")
+    decision = decide(job, status, View(suspended, pods=(make_pod(0).vanished(),)), now)
+    assert (decision.status["phase"], reason(decision)) == ("Starting", ("False", "WorkloadSuspended"))
+    assert "by kubectl-patch" in condition(decision.status, "Running")["message"]
+    assert (decision.delete, decision.requeue) == ([], 60)
+    cancelled = make_job(runPolicy={"cancel": True})
+    assert decide(cancelled, decision.status, View(suspended), now).delete == [suspended]
 
 
 def test_a_pod_that_vanished_releases_the_gang(make_job: Make, make_child: Make, make_pod: Make, now: datetime) -> None:

@@ -81,7 +81,17 @@ def child_from(obj: Obj) -> Child | None:
         state=state,
         deleting="deletionTimestamp" in metadata,
         message=conditions.get("Failed", {}).get("message", ""),
+        suspended_by=_suspended_by(obj),
     )
+
+
+def _suspended_by(obj: Obj) -> str:
+    if not obj.get("spec", {}).get("runPolicy", {}).get("suspend"):
+        return ""
+    for entry in obj["metadata"].get("managedFields", ()):
+        if "f:suspend" in entry.get("fieldsV1", {}).get("f:spec", {}).get("f:runPolicy", {}):
+            return str(entry["manager"])
+    return "somebody"
 
 
 def maker(pod: Obj) -> Owner | None:

@@ -90,6 +90,8 @@ class Child:
     state: Literal["active", "succeeded", "failed"]
     deleting: bool = False
     message: str = ""
+    suspended_by: str = ""
+    """Who has suspended it, which we never do: its pods go, and come again when it is let go. Empty: nobody."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,14 @@ _IMAGE = {"ImagePullBackOff", "ErrImagePull", "InvalidImageName", "ErrImageNever
 _REFUSALS = (("exceeded quota", "QuotaExceeded"), ("violates PodSecurity", "PodSecurityDenied"))
 _REFUSED = "CreateRefused"
 REFUSAL_REASONS = frozenset({_REFUSED, *(reason for _, reason in _REFUSALS)})
-WAITING_REASONS = REFUSAL_REASONS | {"Unschedulable", "ImagePullFailed", "SecretNotFound", "SecretKeyNotFound"}
+WORKLOAD_SUSPENDED = "WorkloadSuspended"
+WAITING_REASONS = REFUSAL_REASONS | {
+    WORKLOAD_SUSPENDED,
+    "Unschedulable",
+    "ImagePullFailed",
+    "SecretNotFound",
+    "SecretKeyNotFound",
+}
 """Reasons of Running=False that stand until somebody does something."""
 
 

@@ -10,7 +10,7 @@ from trl_operator.api.stored import read_status, written
 from trl_operator.plan.acceptance import Blocker, seconds_to_next_look
 from trl_operator.plan.observation import Child, format_time, parse_time
 from trl_operator.plan.outcome import Cause, classify
-from trl_operator.plan.starting import REFUSAL_REASONS, refusal, waiting_reason
+from trl_operator.plan.starting import REFUSAL_REASONS, WORKLOAD_SUSPENDED, waiting_reason
 from trl_operator.plan.upstream import upstreams
 from trl_operator.plan.view import View
 from trl_operator.policy import deadline, restart, stall, start, stop, suspend, ttl
@@ -43,14 +43,6 @@ def decide(job: Job, current: Status, view: View, now: datetime) -> Decision:
         decision = machine.alive() if started else machine.between()
     decision.status = written(status)
     return decision
-
-
-def refused(job: Job, current: Status, what: str, words: str, now: datetime) -> Status:
-    """Return the next status of `job` when `what` its attempt needs was not created, in the API server's words why."""
-    status = read_status(current)
-    message = f"attempt {status.attempt} has yet to start: {what} could not be created: {words}"
-    set_condition(status, "Running", "False", refusal(words), message, generation=job.generation, now=now)
-    return written(status)
 
 
 @dataclass
@@ -136,6 +128,8 @@ class _Machine:
             return self.finished()
         if wish := stop.wish(policy, self.status, self.now):
             return self._stop(wish)
+        if child is not None and child.suspended_by and child.state == "active" and not child.deleting:
+            return self._held(child)
         if cause := self._given_up():
             return self._release(cause)
         if self.view.failed():
@@ -143,6 +137,13 @@ class _Machine:
         self._show_running()
         left = min(self._deadline_left(), self._start_left(), self._show_stall())
         return Decision(delete=self._stale_children(), requeue=_finite(left))
+
+    def _held(self, child: Child) -> Decision:
+        """Somebody has suspended the workload: that is for them to undo."""
+        message = f"{child.kind} {child.name} was suspended by {child.suspended_by}: let it go, or cancel the job"
+        self.say("Running", False, WORKLOAD_SUSPENDED, message)
+        self.status.phase = "Starting"
+        return Decision(delete=self._stale_children(), requeue=_finite(self._deadline_left()))
 
     def _show_running(self) -> None:
         nodes = self.job.cluster.num_nodes

@@ -176,10 +176,7 @@ class Store:
     def _forget_child(self, known: Child | None) -> None:
         if known is not None:
             del self._children[known.job[1], known.name]
-            siblings = self._children_of[known.owner_uid]
-            del siblings[known.name]
-            if not siblings:
-                del self._children_of[known.owner_uid]
+            _discard(self._children_of, known.owner_uid, known.name)
 
     def expect_child(self, namespace: str, name: str) -> None:
         """A workload that is about to be created is no news. Called before it is."""
@@ -224,13 +221,12 @@ class Store:
 
     def _forget_unless_wanted(self, pod: Pod) -> None:
         """Events come in any order: whoever is the last to know of a pod's end forgets it."""
-        if self._is_wanted(pod):
-            return
+        if not self._is_wanted(pod):
+            self._forget(pod)
+
+    def _forget(self, pod: Pod) -> None:
         del self._pods[pod.uid]
-        siblings = self._pods_of[pod.job_uid]
-        del siblings[pod.uid]
-        if not siblings:
-            del self._pods_of[pod.job_uid]
+        _discard(self._pods_of, pod.job_uid, pod.uid)
 
     def _is_wanted(self, pod: Pod) -> bool:
         """Whether the pod is of its job's attempt, or of the next one, of which the job's watch has yet to tell.
@@ -243,6 +239,11 @@ class Store:
         current = job.attempt.number if job.attempt else 0
         return current <= pod.attempt <= current + 1 and not (pod.gone and job.ended)
 
+    def forget_gone_pods(self, attempt: Attempt) -> None:
+        """They have not failed it: others come in their place."""
+        for pod in filter(lambda pod: pod.finished, self.pods(attempt)):
+            self._forget(pod)
+
     def pods(self, attempt: Attempt) -> list[Pod]:
         return [pod for pod in self._pods_of.get(attempt.job_uid, {}).values() if attempt.has(pod)]
 
@@ -253,11 +254,8 @@ class Store:
             job = self.jobs.get(next(iter(pods.values())).job)
             if job is not None and job.uid == other:
                 ages[other] = (job.created, other)
-        waiting = [other for other in ages if self._is_half_placed(self._pods_of[other].values())]
-        return uid in ages and any(ages[other] < ages[uid] for other in waiting)
-
-    def _is_half_placed(self, pods: Iterable[Pod]) -> bool:
-        return len({bool(pod.node) for pod in pods if not pod.finished}) == 2
+        placed = {other: {bool(p.node) for p in self._pods_of[other].values() if not p.finished} for other in ages}
+        return uid in ages and any(ages[other] < ages[uid] for other in ages if len(placed[other]) == 2)
 
     # -- fresh lists: watches do not tell what was deleted while they were cut off
 
@@ -289,6 +287,12 @@ class Store:
         for pod in known:
             if pod.uid not in uids and pod.version <= version:
                 self._vanish(pod.uid)
+
+
+def _discard(index: dict[str, dict[str, T]], owner: str, name: str) -> None:
+    del index[owner][name]
+    if not index[owner]:
+        del index[owner]
 
 
 def _ignore(_: Key) -> None:

@@ -239,3 +239,24 @@ def test_a_training_that_reports_the_same_step_for_the_stall_timeout_is_ended_an
     succeed(node, run(jobs, node, "tune", 1), record(attempt=1))
     status = jobs.wait_for_phase("tune", "Succeeded")
     assert (status["restarts"], len(jobs.list("pytorchjobs"))) == (1, 1)
+
+
+def test_a_pytorchjob_that_somebody_suspends_waits_and_goes_on_at_no_cost(
+    operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any], record: Callable[..., str]
+) -> None:
+    node.sigterm = Exit(143, record("Preempted", reason="Preempted", message="SIGTERM", rank=0))
+    start(jobs, node, dpo(numNodes=2, storage=SHARED))
+    jobs.patch("pytorchjob", "tune-dpo-0", {"spec": {"runPolicy": {"suspend": True}}})
+
+    def waits(status: Any) -> bool:
+        return any(found["reason"] == "WorkloadSuspended" for found in status["conditions"])
+
+    status = jobs.wait("dpojob", "tune", "waits", waits, 30)
+    [running] = [found for found in status["conditions"] if found["type"] == "Running"]
+    assert (running["status"], status["phase"]) == ("False", "Starting")
+    assert running["message"].startswith("PyTorchJob tune-dpo-0 was suspended by kubectl-patch: let it go")
+    wait_for("its pods are gone", lambda: not jobs.list("pods"), 30)
+    jobs.patch("pytorchjob", "tune-dpo-0", {"spec": {"runPolicy": {"suspend": False}}})
+    succeed(node, run(jobs, node, "tune", 0), record())
+    status = jobs.wait_for_phase("tune", "Succeeded")
+    assert (status["attempt"], status["restarts"]) == (0, 0)
