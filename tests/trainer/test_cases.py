@@ -18,7 +18,7 @@ import pytest
 import yaml
 from pyarrow import parquet
 from trainer_kit import Warm, write_jsonl
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from trl_contract.report import ExitRecord
 from trl_contract.resolve import resolve
@@ -356,6 +356,10 @@ NOTED = [
         sft({"text": "Hello"}, dataset={"chatTemplateKwargs": {"thinking": False}}),
         r"- dataset.chatTemplateKwargs: the rows are plain text, and no chat template is used",
     ),
+    (
+        reward(PAIR, of_model={"addTokens": ["<think>", "<|im_end|>"]}),
+        r"- model.addTokens: the embeddings have 261 rows, and 1 more are added for <think>, <\|im_end\|>\n",
+    ),
     ("orca-columns", r"columns that are not read: system \(8 rows\)"),
     (
         sft({"prompt": "a", "completion": "b", "system": "Be kind.", "images": ["a.png"]}),
@@ -617,6 +621,38 @@ def test_settings_of_generation_that_contradict_each_other_are_no_failure_at_the
     assert (ended.outcome, ended.message) == ("Succeeded", "trained 2 steps")
     (final,) = tmp_path.glob("out/*/final")
     assert settings.items() <= json.loads((final / "generation_config.json").read_text()).items()
+
+
+THINKING = "<think>It left.</think> It leaves."
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        sft({"text": THINKING}, model="untied", of_model={"addTokens": ["<think>", "<end>"], "eosToken": "<end>"}),
+        grpo(
+            {"prompt": THINKING}, of_model={"addTokens": ["<think>", "<end>"], "eosToken": "<end>"},
+            training={"gradientAccumulationSteps": 2},
+        ),
+    ],
+    ids=["sft", "grpo"],
+)  # fmt: skip
+def test_added_tokens_are_rows_of_the_exported_model(
+    case: dict[str, Any], opened: Open, models: Callable[[str], Path], warm: Warm, tmp_path: Path
+) -> None:
+    ended, _ = trained(opened, warm, case)
+    assert ended.outcome == "Succeeded"
+    (final,) = tmp_path.glob("out/*/final")
+    tokenizer, model = AutoTokenizer.from_pretrained(final), AutoModelForCausalLM.from_pretrained(final)
+    assert tokenizer("<think>a").input_ids[0] == 261
+    assert tokenizer.eos_token_id == 262
+    assert model.get_input_embeddings().weight.shape == model.lm_head.weight.shape == (263, 32)
+    before = AutoModelForCausalLM.from_pretrained(models(case["model"]) / case["model"]).lm_head.weight
+    begun = before.mean(dim=0)
+    learnt = (model.lm_head.weight[261:] - begun).abs().max(dim=1).values
+    assert (learnt < 0.01).all(), "a new row begins as the mean of all others"
+    if case["kind"] == "SFTJob":
+        assert (learnt > 0).all()
 
 
 @pytest.mark.parametrize("make", [sft, reward])

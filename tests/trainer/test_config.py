@@ -113,7 +113,7 @@ OWN: dict[Kind, dict[str, tuple[Any, str, Any]]] = {
 }  # fmt: skip
 # Used by a part that has tests of its own.
 ELSEWHERE = {
-    "model.hub", "model.volume", "model.chatTemplate", "model.eosToken", "model.padToken",  # models/
+    "model.hub", "model.volume", "model.chatTemplate", "model.eosToken", "model.padToken", "model.addTokens",  # models/
     "dataset.train", "dataset.eval", "dataset.evalSplit", "dataset.maxExamples", "dataset.columns",  # data/
     "dataset.systemPrompt", "dataset.maxBadRows", "dataset.maxPromptLength", "dataset.format",
     "dataset.asConversation", "dataset.chatTemplateKwargs", "dataset.mixture",

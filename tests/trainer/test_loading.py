@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 from loading_kit import GRPO, ROWS, large_model, measure, size
-from trainer_kit import KILL, TRAIN_ONLY, Warm, at_step, job_file, metrics, write_jsonl
+from trainer_kit import KILL, TRAIN_ONLY, Warm, at_step, job_file, metrics, preference_pairs, write_jsonl
+from transformers import AutoModelForCausalLM
 from trl import DPOTrainer, GRPOTrainer
 
 # transformers and accelerate load and shard as they do without us.
@@ -306,3 +307,32 @@ def test_a_model_of_the_hub_is_mapped_from_the_cache(
     assert sum(value.untyped_storage().nbytes() for value in found.parameters()) < 100
     assert loading.mapped_share(found) > 0.9
     assert found.config._name_or_path == "org/base"
+
+
+def test_two_ranks_add_the_tokens_that_one_adds(warm: Warm, model_folder: Path, tmp_path: Path) -> None:
+    """To the policy and to its reference, and they train and export them."""
+    pairs = preference_pairs(16)
+    for pair in pairs:
+        pair["chosen"][0]["content"] = f"<think> {pair['chosen'][0]['content']}"
+    losses = []
+    for world in (1, 2):
+        folder = tmp_path / str(world)
+        folder.mkdir()
+        write_jsonl(folder / "train.jsonl", pairs)
+        spec = {
+            "model": {"addTokens": ["<think>", "<unseen>"]}, "evaluation": {"enabled": False},
+            "training": {"maxSteps": 3, "perDeviceBatchSize": 4 // world}, "checkpoint": {"everySteps": 10},
+        }  # fmt: skip
+        job = job_file(folder, model_folder, spec=spec, numProcPerNode=world)
+        ended = warm.run(job, world, prelude=[TRAIN_ONLY] if world == 1 else [])
+        assert set(ended.codes) == {0}, ended.logs
+        losses.append([line["loss"] for line in metrics(folder) if "loss" in line])
+    alone, both = losses
+    assert len(alone) == 3
+    assert alone == pytest.approx(both, abs=1e-4)
+    final = tmp_path / "2/storage/uid-1/final"
+    model, before = (AutoModelForCausalLM.from_pretrained(folder) for folder in (final, model_folder))
+    number = before.config.vocab_size
+    assert model.lm_head.weight.shape[0] == model.config.vocab_size == number + 2
+    moved = (model.lm_head.weight[number:] - before.lm_head.weight.mean(dim=0)).abs().max(dim=1).values
+    assert 0 < moved[0] < 0.05

@@ -62,7 +62,7 @@ def test_the_wire_form_reads_back_as_the_same_job(kind: str) -> None:
         (
             "DPOJob",
             {"dpo": {"referenceModel": {"mode": "explicit", "source": {"hub": {"repo": "a/b"}, "chatTemplate": "x"}}}},
-            "remove attnImplementation, chatTemplate, eosToken, padToken",
+            "remove attnImplementation, chatTemplate, eosToken, padToken, addTokens",
         ),
         ("DPOJob", {"peft": {"method": "none", "targetModules": ["q_proj"]}}, "method none"),
         ("DPOJob", {"peft": {"method": "none", "targetParameters": ["x"]}}, "method none"),

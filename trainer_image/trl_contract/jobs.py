@@ -91,6 +91,12 @@ class JobSpec(TrainingSpec, ClusterSpec):
             "fsdp",
         ),
         Rule(
+            "!has(self.model.addTokens) || self.peft.method == 'none'",
+            "model.addTokens: an adapter does not train the rows of new tokens: set peft.method to none, or remove it",
+            lambda self: self.model.add_tokens is None or self.peft.method == "none",
+            "model",
+        ),
+        Rule(
             f"!(has(self.training.precision) && self.training.precision == 'fp16') || {_GPU_KEYS}.size() == 1",
             "training.precision fp16 needs GPUs: name them in resources.limits, or use bf16",
             lambda self: self.training.precision != "fp16" or self.gpus_per_node > 0,

@@ -68,6 +68,11 @@ class ModelSource(Model):
     chat template ends turns."""
     pad_token: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     """Token of the vocabulary that fills batches up. Default: the tokenizer's own, or eosToken where it has none."""
+    add_tokens: (
+        Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=1, max_length=64)] | None
+    ) = None
+    """Tokens that the tokenizer learns. The embeddings grow where they have no rows for them; a new row begins as the
+    mean of all others. With peft.method none, which trains them."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -224,7 +224,7 @@ FDivergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_diverg
 GrpoLoss = Literal["grpo", "dapo", "dr_grpo", "bnpo", "cispo", "sapo", "luspo", "vespo"]
 
 
-OF_THE_MODEL = ("attnImplementation", "chatTemplate", "eosToken", "padToken")
+OF_THE_MODEL = ("attnImplementation", "chatTemplate", "eosToken", "padToken", "addTokens")
 """Fields of a ModelSource that a reference shares with the model that is trained."""
 
 

@@ -114,6 +114,8 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ("DPOJob", {"spec.model": {"volume": {"claimName": "C", "path": "a"}}}, ("spec.model.volume.claimName",)),
     ("DPOJob", {"spec.model.attnImplementation": "auto"}, ("spec.model.attnImplementation", "Unsupported value")),
     ("DPOJob", {"spec.model.chatTemplate": "x" * 16385}, ("spec.model.chatTemplate", "16384")),
+    ("DPOJob", {"spec.model.addTokens": ["<a>"]}, ("spec.model", "an adapter does not train the rows of new tokens")),
+    ("SFTJob", {"spec.model.addTokens": []}, ("spec.model.addTokens", "at least 1")),
     ("DPOJob", {"spec.model.eosToken": ""}, ("spec.model.eosToken", "at least 1")),
     ("SFTJob", {"spec.model.padToken": 5}, ("spec.model.padToken", "string")),
     ("DPOJob", {"spec.dataset.evalSplit": 0.6}, ("spec.dataset.evalSplit", "less than or equal to 0.5")),
@@ -209,12 +211,12 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
                 "source": {"hub": {"repo": "a/b"}, "attnImplementation": "sdpa"},
             }
         },
-        ("spec.dpo.referenceModel", "remove attnImplementation, chatTemplate, eosToken, padToken"),
+        ("spec.dpo.referenceModel", "remove attnImplementation, chatTemplate, eosToken, padToken, addTokens"),
     ),
     (
         "DPOJob",
         {"spec.dpo.referenceModel": {"mode": "explicit", "source": {"hub": {"repo": "a/b"}, "eosToken": "x"}}},
-        ("spec.dpo.referenceModel", "remove attnImplementation, chatTemplate, eosToken, padToken"),
+        ("spec.dpo.referenceModel", "remove attnImplementation, chatTemplate, eosToken, padToken, addTokens"),
     ),
     ("DPOJob", {"spec.peft": {"method": "none", "targetParameters": ["w"]}}, ("spec.peft", "method none")),
     ("DPOJob", {"spec.peft": {"targetParameters": ["w"], "useDora": True}}, ("spec.peft", "useDora: remove one")),
@@ -442,6 +444,7 @@ GOOD: list[tuple[str, Change]] = [
         {"spec.fsdp.hybrid": True, "spec.numNodes": 2, "spec.resources": GPUS, "spec.storage": SHARED},
     ),
     ("DPOJob", {"spec.fsdp.cpuOffload": True, "spec.resources": GPUS}),
+    ("GRPOJob", {"spec.model.addTokens": ["<a>"], "spec.peft.method": "none"}),
     (
         "RewardJob",
         {"spec.training.precision": "fp16", "spec.training.activationOffloading": True, "spec.resources": GPUS},

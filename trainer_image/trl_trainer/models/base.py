@@ -15,7 +15,7 @@ from transformers import (
 from trl_trainer.distributed import loading
 from trl_trainer.distributed.world import Run
 from trl_trainer.launch.network import HUB, patiently
-from trl_trainer.models import adapter, arguments, quantized, skeleton, source
+from trl_trainer.models import adapter, arguments, quantized, skeleton, source, vocabulary
 from trl_trainer.stage import Stage
 
 HEADS = ("classifier", "score")
@@ -29,11 +29,17 @@ def is_streamed(run: Run) -> bool:
     return run.world > 1 and not (peft.method == "qlora" and peft.use_dora)
 
 
+def is_ours(run: Run) -> bool:
+    """Return whether TRL's trainer gets a model that we have made, not the place of one."""
+    return is_streamed(run) or run.job.spec.model.add_tokens is not None
+
+
 def trained(run: Run, stage: Stage, args: Any) -> str | PreTrainedModel:
     """Return what TRL's trainer gets as its model: where it is, for TRL to load, or the model for `loading.shard`."""
     where, peft = source.path(run.job), run.job.spec.peft
-    if not is_streamed(run):
+    if not is_ours(run):
         return where
+    wanted = vocabulary.rows(run.job)
     kwargs = arguments.model_init(run.job, frozen=False)
     # TRL warns if it gets a model and these.
     args.model_init_kwargs = None
@@ -42,9 +48,11 @@ def trained(run: Run, stage: Stage, args: Any) -> str | PreTrainedModel:
         # As TRL does: a reward model's head has random weights.
         set_seed(run.job.spec.training.seed)
         # DoRA begins with the norms of the weights.
-        return from_files(where, kwargs, stage, convert_later=not peft.use_dora)
+        made = from_files(where, kwargs, stage, convert_later=run.world > 1 and not peft.use_dora)
+        vocabulary.grow(made, wanted)
+        return made
 
-    model = loading.load(run, make)
+    model = loading.load(run, make) if run.world > 1 else make()
     for name, module in model.named_modules():
         if name.endswith((*(peft.modules_to_save or ()), *(HEADS if stage.is_classifier else ()))):
             # peft makes copies of these, and trains them.

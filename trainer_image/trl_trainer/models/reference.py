@@ -10,7 +10,7 @@ from trl.trainer import dpo_trainer, grpo_trainer
 
 from trl_trainer.distributed import loading, precision, sharding
 from trl_trainer.distributed.world import Run
-from trl_trainer.models import arguments, base, source
+from trl_trainer.models import arguments, base, source, vocabulary
 
 
 def explicit_reference(run: Run, args: DPOConfig) -> PreTrainedModel | None:
@@ -34,9 +34,16 @@ def frozen(run: Run, args: TrainingArguments, where: str, revision: str | None) 
     """Return a model that is only asked, in the precision of the arithmetic, and sharded as the policy of a trainer
     with `args` is."""
     kwargs = {**arguments.model_init(run.job, frozen=True), "revision": revision}
+    wanted = vocabulary.rows(run.job) if where == source.path(run.job) else 0
+
+    def make() -> PreTrainedModel:
+        made = base.from_files(where, kwargs, convert_later=run.world > 1)
+        vocabulary.grow(made, wanted)
+        return made
+
     if run.world == 1:
-        return base.from_files(where, kwargs, convert_later=False)
-    model = loading.load(run, lambda: base.from_files(where, kwargs, convert_later=True))
+        return make()
+    model = loading.load(run, make)
     policy = precision.policy(run.job.spec.training.precision)
     loading.shard_frozen(run, model, policy, sharding.mesh(args, run))
     return model
@@ -67,12 +74,12 @@ def in_grpo(run: Run, args: TrainingArguments) -> Iterator[None]:
     replaces a function of TRL's.
     """
     original: Any = grpo_trainer.create_model_from_path
-    has_policy = base.is_streamed(run)
+    has_policy = base.is_ours(run)
 
     def create(where: str, *given: Any, **kwargs: Any) -> Any:
         nonlocal has_policy
         if has_policy:
-            return frozen(run, args, where, run.job.spec.model.revision)
+            return frozen(run, args, source.path(run.job), run.job.spec.model.revision)
         # The policy, where TRL loads it, comes first.
         has_policy = True
         return original(where, *given, **kwargs)

@@ -16,8 +16,8 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.", "spiece.model"
 
 
 def load_tokenizer(job: JobFile) -> Any:
-    """Return the base model's tokenizer, with the chat template, eosToken and padToken that the job gives, and with a
-    padding token.
+    """Return the base model's tokenizer, with the chat template and the tokens that the job gives, and with a padding
+    token.
 
     UserError if there is no such model, it has no tokenizer that can be read, or that does not know such a token.
     """
@@ -36,6 +36,7 @@ def load_tokenizer(job: JobFile) -> Any:
         raise UserError("ModelNotFound", f"model: the tokenizer of {where} cannot be read: {error}") from error
     if job.spec.model.chat_template is not None:
         found.chat_template = job.spec.model.chat_template
+    found.add_tokens(job.spec.model.add_tokens or [])
     for field, name in (("eosToken", "eos_token"), ("padToken", "pad_token")):
         token = getattr(job.spec.model, name)
         if token is not None:

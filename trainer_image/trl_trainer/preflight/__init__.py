@@ -117,6 +117,7 @@ def _judge(
         *([f"evaluation is skipped: {skipped.message}"] if skipped else _held_out_findings(job, seen)),
         *_warmup_findings(job, total_steps),
         *_expert_findings(base),
+        *_vocabulary_findings(job, base),
         *ends.findings(job, stage, tokenizer, base, rows),
         *template.unread_options(
             tokenizer, job.spec.dataset.chat_template_kwargs, conversational=rows.report.conversational
@@ -221,6 +222,13 @@ def _expert_findings(base: Architecture) -> list[str]:
         f"peft.targetParameters: the experts of the model, {100 * base.in_bare_experts / base.parameters:.0f} % of its"
         f" parameters, get no adapter: add {', '.join(base.bare_experts)}"
     ]
+
+
+def _vocabulary_findings(job: JobFile, base: Architecture) -> list[str]:
+    if not job.spec.model.add_tokens:
+        return []
+    names, had = ", ".join(job.spec.model.add_tokens), base.vocabulary - base.grown
+    return [f"model.addTokens: the embeddings have {had} rows, and {base.grown} more are added for {names}"]
 
 
 def _too_little_memory(needs: MemoryEstimate) -> tuple[FailureReason, str] | None:

@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from trl_contract.jobfile import JobFile
 from trl_trainer.errors import UserError
-from trl_trainer.models import adapter, skeleton, source
+from trl_trainer.models import adapter, skeleton, source, vocabulary
 from trl_trainer.models.skeleton import Skeleton
 from trl_trainer.preflight import targets
 from trl_trainer.stage import Stage
@@ -74,6 +74,8 @@ class Architecture:
     """In the largest block, or in all that is in no block if that is more (skeleton.parts)."""
     converted: bool
     """Whether transformers makes the weights of other tensors (skeleton.Skeleton)."""
+    grown: int
+    """Rows of the vocabulary that are new, for tokens that the job adds."""
 
 
 def inspect(job: JobFile, stage: Stage) -> Architecture:
@@ -86,10 +88,11 @@ def inspect(job: JobFile, stage: Stage) -> Architecture:
     check_kind(config, where, classifier)
     check_unquantized(config, where, "model")
     found = covered(where, job.spec.model.revision, config, "model", classifier=classifier, new_head=classifier)
-    return of_model(job, stage, found.model, converted=found.converted)
+    grown = vocabulary.grow(found.model, vocabulary.rows(job))
+    return of_model(job, stage, found.model, converted=found.converted, grown=grown)
 
 
-def of_model(job: JobFile, stage: Stage, model: Any, *, converted: bool = False) -> Architecture:
+def of_model(job: JobFile, stage: Stage, model: Any, *, converted: bool = False, grown: int = 0) -> Architecture:
     """Return the same of a model without weights; it gets the job's adapter."""
     parameters, linear = model.num_parameters(), _linear(model)
     counts = {name: value.numel() for name, value in model.named_parameters()}
@@ -122,6 +125,7 @@ def of_model(job: JobFile, stage: Stage, model: Any, *, converted: bool = False)
         largest=max(counts.values()),
         unit=max(units.values()),
         converted=converted,
+        grown=grown,
         **widths,
     )
 

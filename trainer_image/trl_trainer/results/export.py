@@ -19,7 +19,7 @@ from trl_trainer.distributed.world import Run
 from trl_trainer.errors import TrainerError
 from trl_trainer.files import fsync
 from trl_trainer.launch import watchdog
-from trl_trainer.models import skeleton, source
+from trl_trainer.models import skeleton, source, vocabulary
 from trl_trainer.models.skeleton import Skeleton
 from trl_trainer.results.merge import merge
 from trl_trainer.results.shards import Shards, sha256
@@ -48,6 +48,7 @@ def write(run: Run, stage: Stage, trainer: Trainer, tokenizer: Any) -> Written |
         folder.mkdir()
     where = source.folder(run.job)
     base = skeleton.of_folder(where, source.read_config(str(where), None, "model"), stage.is_classifier)
+    vocabulary.grow(base.model, vocabulary.rows(run.job))
     trained = trainer.accelerator.unwrap_model(trainer.model)
     for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
         # As the job's tokenizer says; a classifier reads its result at the last token that fills nothing up.
