@@ -560,6 +560,21 @@ def test_of_a_geometric_mean_the_parts_are_logged_and_it_is_learnt(opened: Open,
     assert [line["reward"] for line in lines if "loss" in line] == pytest.approx([-number / 8 for number in tokens])
 
 
+def test_completions_for_several_steps_are_sampled_at_once_and_learnt_before_a_checkpoint(
+    opened: Open, warm: Warm
+) -> None:
+    case = grpo(
+        *[{"prompt": [USER]}] * 5, training={"maxSteps": None, "gradientAccumulationSteps": 2},
+        dataset={"evalSplit": 0}, checkpoint={"everySteps": 1}, of_grpo={"stepsPerGeneration": 6},
+    )  # fmt: skip
+    # Of 15 prompts 2 batches of 2 x 6 / 2 prompts, each for 3 steps.
+    ended, lines = trained(opened, warm, case)
+    assert (ended.outcome, ended.step) == ("Succeeded", 6)
+    assert [checkpoint.step for checkpoint in ended.progress.checkpoints] == [3, 6]
+    sampled = [line["step"] for line in lines if "completions/mean_length" in line]
+    assert sampled == [1, 4], "the steps at which TRL has sampled"
+
+
 def test_constant_rewards_are_said_once_and_after_a_while() -> None:
     said: list[str] = []
     watching = ConstantRewards(said.append)

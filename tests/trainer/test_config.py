@@ -90,6 +90,7 @@ OWN: dict[Kind, dict[str, tuple[Any, str, Any]]] = {
         "grpo.beta": (0.3, "beta", 0.3),
         "grpo.numGenerations": (2, "num_generations", 2),
         "grpo.numIterations": (3, "num_iterations", 3),
+        "grpo.stepsPerGeneration": (6, "steps_per_generation", 6),
         "grpo.lossType": ("dr_grpo", "loss_type", "dr_grpo"),
         "grpo.scaleRewards": ("batch", "scale_rewards", "batch"),
         "grpo.epsilon": (0.3, "epsilon", 0.3),
@@ -228,6 +229,7 @@ def test_of_a_geometric_mean_trl_logs_the_parts_and_learns_the_last(tmp_path: Pa
         ("DPOJob", {"training.maxSteps": 3, "training.gradientAccumulationSteps": 40}, 160, (1, 2)),
         ("SFTJob", {"sft.packing": True}, 320, (5, 40)),
         ("GRPOJob", {"grpo.numIterations": 3}, 40, (8, 60)),  # 10 batches of 4 prompts, each used three times
+        ("GRPOJob", {"grpo.stepsPerGeneration": 8}, 47, (2, 20)),  # 5 batches of 8 prompts, each for two steps
     ],
 )
 def test_epochs_become_the_nearest_number_of_steps(

@@ -436,6 +436,9 @@ class Grpo(Model):
     """Completions per prompt. perDeviceBatchSize x processes x gradientAccumulationSteps must be a multiple of it."""
     num_iterations: Annotated[Int32, Field(ge=1, le=64)] = 1
     """Optimizer passes over each batch of completions."""
+    steps_per_generation: Annotated[Int32, Field(ge=1, le=65536)] | None = None
+    """Micro-steps for which completions are sampled at once: a multiple of gradientAccumulationSteps, and once that if
+    unset. More batches sample faster, and the policy has moved on when the later ones are learnt from."""
     loss_type: GrpoLoss = "dapo"
     """How the loss is normalized."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
@@ -796,6 +799,11 @@ class GRPOSpec(TrainingSpec):
         super().check_world(world)
         training, groups, size = self.training, self.grpo.num_generations, self.evaluation.per_device_batch_size
         batch = training.per_device_batch_size * world * training.gradient_accumulation_steps
+        if self.steps_per_generation % training.gradient_accumulation_steps:
+            raise ValueError(
+                f"grpo.stepsPerGeneration: {self.steps_per_generation} must be a multiple of"
+                f" training.gradientAccumulationSteps {training.gradient_accumulation_steps}: remove it, or change one"
+            )
         if batch % groups:
             raise ValueError(
                 f"training: perDeviceBatchSize {training.per_device_batch_size} x {world} processes x"
@@ -828,9 +836,19 @@ class GRPOSpec(TrainingSpec):
         return self.grpo.beta > 0
 
     @property
+    def steps_per_generation(self) -> int:
+        """grpo.stepsPerGeneration, or its default."""
+        return self.grpo.steps_per_generation or self.training.gradient_accumulation_steps
+
+    @property
+    def steps_per_sampling(self) -> int:
+        """Optimizer steps between two times of sampling."""
+        return self.grpo.num_iterations * self.steps_per_generation // self.training.gradient_accumulation_steps
+
+    @property
     def save_multiple(self) -> int:
-        # The completions of a batch are used for numIterations steps and are not saved.
-        return self.grpo.num_iterations
+        # Completions that are yet to be learnt from are not saved.
+        return self.steps_per_sampling
 
 
 SPECS: dict[Kind, type[TrainingSpec]] = {

@@ -87,6 +87,7 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
         {"spec.dpo": {"lossType": ["aot"], "useWeighting": True}},
         ("spec.dpo", "useWeighting does not go with lossType aot"),
     ),
+    ("GRPOJob", {"spec.grpo.stepsPerGeneration": 6}, ("spec.grpo", "multiple of training.gradientAccumulationSteps")),
     ("GRPOJob", {"spec.grpo.delta": 2, "spec.grpo.lossType": "cispo"}, ("spec.grpo", "delta works only with lossType")),
     # fields of other kinds
     ("SFTJob", {"spec.dpo": {}}, ('unknown field "spec.dpo"',)),
@@ -432,6 +433,7 @@ GOOD: list[tuple[str, Change]] = [
     ),
     ("GRPOJob", {"spec.evaluation": {"everyEpochs": 0.1, "earlyStopping": {**STOPPING, "metric": "reward"}}}),
     ("SFTJob", {"spec.checkpoint": {"everyEpochs": 2}}),
+    ("GRPOJob", {"spec.grpo.stepsPerGeneration": 8}),
     ("SFTJob", {"spec.sft": {"packing": True, "packingStrategy": "wrapped", "lossType": "dft"}}),
     ("GRPOJob", {"spec.grpo.rewards": None, "spec.grpo.rewardPreset": "customer-service", "spec.grpo.delta": 2}),
     ("GRPOJob", {"spec.grpo.rewards": [{"name": "x", "softOverlong": {"cache": 256}}, {**KEYWORD, "weight": -1}]}),

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trl_contract.base import Model
 from trl_contract.jobfile import JobFile
-from trl_contract.training import BITSANDBYTES_OPTIMIZERS, DPOSpec
+from trl_contract.training import BITSANDBYTES_OPTIMIZERS, DPOSpec, GRPOSpec
 
 OPTIMIZER_BYTES: dict[str, float] = {
     "adamw_torch_fused": 8,
@@ -312,10 +312,11 @@ def _values(job: JobFile, sizes: Sizes) -> float:
 
 
 def _generation(job: JobFile, sizes: Sizes, gathered: float) -> float:
-    """Return the bytes of answering the prompts of a whole step at once (TRL's steps_per_generation): keys and values
+    """Return the bytes of answering the prompts of all micro-steps at once that TRL samples for: keys and values
     of all tokens, one block's work on the prompts, and a few copies of the next token's logits in fp32."""
-    compute, training = _compute(job), job.spec.training
-    sequences = training.per_device_batch_size * training.gradient_accumulation_steps
+    assert isinstance(job.spec, GRPOSpec), "the others do not generate"
+    compute = _compute(job)
+    sequences = job.spec.training.per_device_batch_size * job.spec.steps_per_generation
     cache = sequences * sizes.length * sizes.layers * 2 * sizes.keys * compute
     reading = sequences * sizes.prompt * (3 * compute * sizes.wide + 10 * sizes.hidden)
     # No gradients are there then, but they are counted beside.
@@ -333,6 +334,8 @@ def _changes(job: JobFile, device: str) -> Iterator[tuple[str, JobFile, float]]:
     while size > 1 and size % 2 == 0:
         size //= 2
         steps = training.gradient_accumulation_steps * (training.per_device_batch_size // size)
+        if isinstance(job.spec, GRPOSpec) and (job.spec.grpo.steps_per_generation or steps) % steps:
+            break
         smaller = {"per_device_batch_size": size, "gradient_accumulation_steps": steps, "gradient_checkpointing": True}
         text = f"perDeviceBatchSize: {size} and gradientAccumulationSteps: {steps}"
         yield f"training.{f'{recompute} with ' if recompute else ''}{text}", _with(job, "training", **smaller), 1

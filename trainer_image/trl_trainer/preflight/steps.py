@@ -26,17 +26,19 @@ def of_rows(job: JobFile, number: int) -> int:
 
 def of_prompts(job: JobFile[GRPOSpec], number: int) -> int:
     """Return the same for a kind that samples completions: TRL takes whole batches of prompts and drops the rest."""
-    training, grpo, world = job.spec.training, job.spec.grpo, job.world_size
-    completions = training.per_device_batch_size * world * training.gradient_accumulation_steps
-    prompts = completions // grpo.num_generations
+    training, groups, world = job.spec.training, job.spec.grpo.num_generations, job.world_size
+    sampled, name = job.spec.steps_per_generation, "gradientAccumulationSteps"
+    if job.spec.grpo.steps_per_generation is not None:
+        name = "stepsPerGeneration"
+    prompts = training.per_device_batch_size * world * sampled // groups
     if number < prompts:
         raise UserError(
             "DataFormatError",
             f"dataset.train: {number} prompts are fewer than one step needs: perDeviceBatchSize"
-            f" {training.per_device_batch_size} x {world} processes x gradientAccumulationSteps"
-            f" {training.gradient_accumulation_steps} / numGenerations {grpo.num_generations} = {prompts}",
+            f" {training.per_device_batch_size} x {world} processes x {name} {sampled} / numGenerations {groups} ="
+            f" {prompts}",
         )
-    return _steps(job, number // prompts * grpo.num_iterations)
+    return _steps(job, number // prompts * job.spec.steps_per_sampling)
 
 
 def total(job: JobFile, stage: Stage, number: int) -> int:

@@ -29,6 +29,7 @@ def settings(job: JobFile[GRPOSpec]) -> dict[str, Any]:
         "beta": grpo.beta,
         "num_generations": grpo.num_generations,
         "num_iterations": grpo.num_iterations,
+        "steps_per_generation": job.spec.steps_per_generation,
         "loss_type": grpo.loss_type,
         "scale_rewards": grpo.scale_rewards,
         "epsilon": grpo.epsilon,
