@@ -356,7 +356,7 @@ def test_disk_space_is_checked_for_checkpoints_and_the_final_model(run, monkeypa
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage._replace(free=3_000_000))
     assert (
-        run(PAIRS, peft={"method": "none"}, checkpoint={"keep": 5}).findings[0].startswith("storage: 0.0 GiB are free")
+        run(PAIRS, peft={"method": "none"}, checkpoint={"keep": 5}).findings[0].startswith("storage: 2.9 MiB are free")
     )
     monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     with pytest.raises(UserError, match=r"one checkpoint .* and the final model") as caught:

@@ -139,7 +139,8 @@ def _smallest(job: JobFile, sizes: memory.Sizes) -> str:
 
 def _print_findings(known: Preflight, more: list[str]) -> None:
     print(f"\nhere: {known.memory.describe()}")
-    print(f"a checkpoint has {_size(known.checkpoint_bytes)}, and {_size(known.free_bytes)} are free here")
+    checkpoint, free = preflight.size(known.checkpoint_bytes), preflight.size(known.free_bytes)
+    print(f"a checkpoint has {checkpoint}, and {free} are free here")
     too_little = [f"this machine has too little for it: {known.too_little[1]}"] if known.too_little else []
     findings = [*too_little, *known.findings, *more]
     print("\n# Worth a look" if findings else "\nnothing stands out")
@@ -183,7 +184,10 @@ def _column(job: JobFile, stage: Stage, base: Architecture, seen: Lengths, limit
         *_intervals(job if stage.pack(job) else steps.by_epochs(job, stage, seen.kept)),
         "recomputed" if needs.gradient_checkpointing else "kept",
         "micro-step" if needs.sync_each_batch else "step",
-        *(_size(part) for part in (*parts, needs.activations, *preflight.host_needs(job, needs, sizes, base).values())),
+        *(
+            preflight.size(part)
+            for part in (*parts, needs.activations, *preflight.host_needs(job, needs, sizes, base).values())
+        ),
     ]
 
 
@@ -205,7 +209,3 @@ def _available(device: str) -> int:
     if device == "cpu":
         return sys.maxsize
     return int(torch.cuda.mem_get_info()[1]) if torch.cuda.is_available() else TYPICAL
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.1f} GiB" if count >= 2**29 else f"{count / 2**20:.1f} MiB"

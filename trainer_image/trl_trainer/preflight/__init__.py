@@ -244,13 +244,14 @@ def _too_little_disk(checkpoint: int, final: int, free: int) -> tuple[FailureRea
         return None
     return (
         "StorageFull",
-        f"storage: {_gib(free)} are free, but one checkpoint ({_gib(checkpoint)}) and the final model"
-        f" ({_gib(final)}) need {_gib(checkpoint + final)}",
+        f"storage: {size(free)} are free, but one checkpoint ({size(checkpoint)}) and the final model"
+        f" ({size(final)}) need {size(checkpoint + final)}",
     )
 
 
-def _gib(count: int) -> str:
-    return f"{count / GIB:.1f} GiB"
+def size(count: int) -> str:
+    """Return a number of bytes in a unit that says something."""
+    return f"{count / GIB:.1f} GiB" if count >= GIB / 2 else f"{count / 2**20:.1f} MiB"
 
 
 def check_tokenizer(job: JobFile, tokenizer: Any, base: Architecture) -> None:
@@ -335,7 +336,7 @@ def host_memory_findings(needs: dict[str, int], limit: int) -> list[str]:
     if wanted <= limit:
         return []
     return [
-        f"{doing} takes up to {_gib(wanted)} of each pod's memory, and it has {_gib(limit)}: raise"
+        f"{doing} takes up to {size(wanted)} of each pod's memory, and it has {size(limit)}: raise"
         " resources.limits.memory"
     ]
 
@@ -345,7 +346,7 @@ def _disk_findings(job: JobFile, checkpoint: int, final: int, free: int) -> list
     # A new checkpoint is written before an old one goes.
     wanted = (job.spec.checkpoint.keep + 1) * checkpoint + final
     if free < wanted:
-        return [f"storage: {_gib(free)} are free; checkpoint.keep {job.spec.checkpoint.keep} needs {_gib(wanted)}"]
+        return [f"storage: {size(free)} are free; checkpoint.keep {job.spec.checkpoint.keep} needs {size(wanted)}"]
     return []
 
 
