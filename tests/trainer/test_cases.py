@@ -198,6 +198,11 @@ REFUSED = [
         r"training.maxLength: a row of 981 tokens is longer than the 256 positions .* GPT2LMHeadModel has: set it to",
     ),
     (
+        sft({"text": "Hello"}, model="gpt2", dataset={"eval": {"inline": [{"text": "a" * 300}]}}),
+        "InvalidSpec",
+        r"training.maxLength: a row of 301 tokens is longer than the 256 positions",
+    ),
+    (
         grpo({"prompt": "Hello"}, model="gpt2", generation={"maxCompletionLength": 300}),
         "InvalidSpec",
         r"grpo.generation.maxCompletionLength: 300 tokens after a prompt of 5 are more than the 256 positions",
@@ -327,6 +332,10 @@ NOTED = [
         r"- 4 of 4 sequences that were looked at begin with <\|bos\|> twice",
     ),
     ("eval-cut", r"- evaluation is skipped: 2 of 2 held-out rows are dropped: nothing .* training.maxLength 64"),
+    (
+        sft({"text": "Hello"}, dataset={"eval": {"inline": [{"text": "a"}, {"text": "a" * 2000}]}}),
+        r"- 1 of 2 held-out rows are cut: longer than training.maxLength 1024",
+    ),
     (
         dpo(PAIR, dataset={"evalSplit": 0}, evaluation={"everySteps": 1}),
         r"- evaluation is skipped: no rows are held out",

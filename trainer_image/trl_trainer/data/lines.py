@@ -4,6 +4,7 @@ import json
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from trl_trainer.stage import Row
@@ -34,14 +35,18 @@ class Lines:
 
     def picked(self, places: Iterable[int]) -> Iterator[bytes]:
         """Yield the lines at these places, in this order; keeps 8 bytes for each line of the file."""
+        with self.path.open("rb") as file:
+            for place in places:
+                file.seek(self._begins[place])
+                yield file.readline()
+
+    @cached_property
+    def _begins(self) -> "array[int]":
         begins, at = array("q"), 0
         for line in self:
             begins.append(at)
             at += len(line)
-        with self.path.open("rb") as file:
-            for place in places:
-                file.seek(begins[place])
-                yield file.readline()
+        return begins
 
     def parts(self) -> Iterator[tuple[int, int]]:
         """Yield where each part begins, in bytes, and how many rows it has."""

@@ -125,16 +125,16 @@ class UsableRows:
         if rows.has_calls(shaped) and self._takes_text_arguments:
             shaped = rows.with_text_arguments(shaped)
         self._stage.check_row(self._job, shaped)
-        line = _encode(shaped)
-        if self._form is not None and rows.form(shaped) != self._form:
-            raise BadRow(f"has {rows.form(shaped)}, but the rows before have {self._form}")
+        line, form = _encode(shaped), rows.form(shaped)
+        if self._form is not None and form != self._form:
+            raise BadRow(f"has {form}, but the rows before have {self._form}")
         template.check(self._tokenizer, shaped)
         self._calls = self._calls or template.check_calls(self._tokenizer, shaped)
         limit = self._max_prompt_length
         if limit is not None and template.prompt_length(self._tokenizer, shaped) > limit:
             self._long_prompts += 1
             return None
-        self._form = rows.form(shaped)
+        self._form = form
         self._empty_answers += any(rows.is_blank(answer) for answer in rows.answers(shaped))
         self._formats[taken_for] += 1
         self._unread.update(rows.unread(row, shaped, dataset.columns or {}))

@@ -81,8 +81,8 @@ def _write(job: JobFile, usable: UsableRows, folder: Path, fingerprint: str, bef
     own = evaluation.enabled and dataset.eval is not None
     rest, held_out, sources = _split(job, total, 0 if own or not evaluation.enabled else dataset.eval_split, usable)
     lines = Lines(everything, total)
-    evals = _LineFile(held).write(usable.eval(folder) if own else lines.picked(held_out))
-    trains = _LineFile(train).write(lines.picked(rest))
+    evals = _LineFile(held).write(usable.eval(folder) if own else lines.picked(held_out.tolist()))
+    trains = _LineFile(train).write(lines.picked(rest.tolist()))
     everything.unlink()
     fsync(folder)
     different = numpy.unique(trains.hashes)

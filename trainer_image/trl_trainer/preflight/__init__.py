@@ -154,14 +154,15 @@ def decide(job: JobFile, known: Preflight) -> JobFile:
 
 def _check_positions(job: JobFile, base: Architecture, seen: Lengths) -> None:
     """Raise UserError if a sequence is longer than the table of positions that the model looks them up in."""
-    longest = job.spec.sequence_length(seen.longest)
+    longest_row = max(seen.longest, seen.held_out_longest)
+    longest = job.spec.sequence_length(longest_row)
     if not base.looks_up_positions or base.positions is None or longest <= base.positions:
         return
     if isinstance(job.spec, GRPOSpec):
         raise UserError(
             "InvalidSpec",
             f"grpo.generation.maxCompletionLength: {job.spec.grpo.generation.max_completion_length} tokens after a"
-            f" prompt of {seen.longest} are more than the {base.positions} positions that a {base.name} has: lower it,"
+            f" prompt of {longest_row} are more than the {base.positions} positions that a {base.name} has: lower it,"
             " or dataset.maxPromptLength",
         )
     raise UserError(
@@ -195,7 +196,11 @@ def evaluation_skipped(job: JobFile, report: DataReport, seen: Lengths) -> Evalu
 
 
 def _held_out_findings(job: JobFile, seen: Lengths) -> list[str]:
-    return [_dropped(job, seen)] if seen.held_out_dropped else []
+    found = [_dropped(job, seen)] if seen.held_out_dropped else []
+    if seen.held_out_cut:
+        limit = f"training.maxLength {job.spec.max_length}"
+        found.append(f"{seen.held_out_cut} of {seen.held_out} held-out rows are cut: longer than {limit}")
+    return found
 
 
 def _dropped(job: JobFile, seen: Lengths) -> str:

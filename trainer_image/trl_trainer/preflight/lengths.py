@@ -36,6 +36,9 @@ class Lengths(Model):
     """Held-out rows of which that was looked at too."""
     held_out_dropped: int = 0
     """Of these, those that TRL leaves out."""
+    held_out_cut: int = 0
+    """Of these, those that lose their end."""
+    held_out_longest: int = 0
 
     @property
     def exact(self) -> bool:
@@ -50,14 +53,8 @@ class Lengths(Model):
 def measure(job: JobFile, stage: Stage, rows: Written, tokenizer: Any, tokenize: Tokenize) -> Lengths:
     """Return the lengths of up to SAMPLE training rows, evenly spread, and what TRL does with them and as many held-out
     ones: it is asked to prepare them. UserError if no training row is left."""
-    sample = _sample(rows.train)
-    prompts = [len(ids) for ids in tokenized(tokenizer, [prompt(row) for row in sample])]
-    wholes = [stage.sequences(row, tokenizer.eos_token or "") for row in sample]
-    flat = iter(tokenized(tokenizer, [text for texts in wholes for text in texts]))
-    lengths = [
-        max((len(next(flat)) for _ in texts), default=alone) for texts, alone in zip(wholes, prompts, strict=True)
-    ]
-    held_out = _sample(rows.eval)
+    sample, held_out = _sample(rows.train), _sample(rows.eval)
+    lengths, held_out_lengths = (_lengths(stage, tokenizer, found) for found in (sample, held_out))
     dropped, held_out_dropped = 0, 0
     if stage.tokens:
         dropped = len(sample) - _left(tokenize, sample, "train")
@@ -68,10 +65,28 @@ def measure(job: JobFile, stage: Stage, rows: Written, tokenizer: Any, tokenize:
             f"every one of {len(sample)} rows is dropped: nothing of it that would be learnt is within"
             f" training.maxLength ({job.spec.max_length}); the longest has {max(lengths)} tokens: raise it",
         )
+    found = _summary(lengths, len(rows.train), cut=_cut(job, lengths, dropped), dropped=dropped)
+    return found.model_copy(
+        update={
+            "held_out": len(held_out),
+            "held_out_dropped": held_out_dropped,
+            "held_out_cut": _cut(job, held_out_lengths, held_out_dropped),
+            "held_out_longest": max(held_out_lengths, default=0),
+        }
+    )
+
+
+def _lengths(stage: Stage, tokenizer: Any, rows: list[Row]) -> list[int]:
+    """Return the tokens of the longest sequence of each row."""
+    prompts = [len(ids) for ids in tokenized(tokenizer, [prompt(row) for row in rows])]
+    wholes = [stage.sequences(row, tokenizer.eos_token or "") for row in rows]
+    flat = iter(tokenized(tokenizer, [text for texts in wholes for text in texts]))
+    return [max((len(next(flat)) for _ in texts), default=alone) for texts, alone in zip(wholes, prompts, strict=True)]
+
+
+def _cut(job: JobFile, lengths: list[int], dropped: int) -> int:
     longer = sum(length > (job.spec.max_length or length) for length in lengths)
-    cut = max(0, longer - dropped) if job.spec.cuts_rows else 0
-    found = _summary(lengths, len(rows.train), cut=cut, dropped=dropped)
-    return found.model_copy(update={"held_out": len(held_out), "held_out_dropped": held_out_dropped})
+    return max(0, longer - dropped) if job.spec.cuts_rows else 0
 
 
 def _sample(rows: Lines) -> list[Row]:
