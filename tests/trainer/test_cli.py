@@ -203,7 +203,7 @@ def test_explain_tries_the_rewards_on_a_few_rows(
     assert "num_generations: 4\n" in text
     assert "9 rows to train on, 1 held out" in text
     result, text = explain("return [missing]")
-    assert result == 10
+    assert result == 14
     assert "mine" in text
     assert "missing" in text
 
@@ -426,7 +426,7 @@ def test_a_reward_model_from_a_job_is_the_newest_that_was_made_here(tmp_path: Pa
     metrics.write_text('{"eval_accuracy": 0.5}\n{"loss": 1.0}\n{"eval_accuracy": 0.6}\n')
     job = local.here(read(path), places, gpus=0)
     assert job.paths.rewards == {"judge": str(tmp_path / "out" / "judge-0000000a" / "final")}
-    scratch = local.here(read(path), places, gpus=0, scratch=tmp_path / "scratch")
+    scratch, _ = local.imagined(read(path), places, 0, tmp_path / "scratch")
     assert scratch.paths.rewards == job.paths.rewards
     assert scratch.paths.storage == str(tmp_path / "scratch")
 

@@ -160,7 +160,7 @@ class Dataset(Model):
 
     train: DataSource | None = None
     """Rows to train on; or `mixture`."""
-    mixture: Annotated[list[MixtureSource], Field(min_length=1, max_length=16)] | None = None
+    mixture: Annotated[list[MixtureSource], Field(min_length=1, max_length=32)] | None = None
     """Several sources of rows to train on, mixed by the seed."""
     eval: DataSource | None = None
     """Rows to evaluate on; unset: `evalSplit` of the training rows are held out."""

@@ -26,18 +26,49 @@ def num_gpus(devices: Path = Path("/dev")) -> int:
     return int(torch.cuda.device_count())
 
 
-def here(resource: Resource, places: Places, gpus: int, scratch: Path | None = None) -> JobFile:
+def here(resource: Resource, places: Places, gpus: int) -> JobFile:
     """Return the job file with which `resource` trains on this machine, on all `gpus` or on the CPU.
 
-    Inline rows and ConfigMaps of the same file are written below the job's folder, which is in `scratch` if that is
-    given. UserError if a place is missing or the machine cannot do what the job asks for.
+    Inline rows and ConfigMaps of the same file are written below the job's folder. UserError if a place is missing or
+    the machine cannot do what the job asks for.
     """
-    job = _job(resource, per_node=gpus or resource.cluster.num_proc_per_node or 1, has_gpus=gpus > 0)
-    if resource.training.peft.method == "qlora" and not gpus:
-        raise UserError("InvalidSpec", "spec.peft.method: qlora needs a GPU, and this machine has none; use lora")
-    _check_groups(job)
-    found = sources.find(resource, places)
-    storage = (scratch or sources.storage_folder(resource, places)).resolve()
+    job = _job(resource, gpus)
+    if found := _obstacles(job):
+        raise UserError("InvalidSpec", "\n".join(found))
+    return _placed(job, resource, places, sources.storage_folder(resource, places))
+
+
+def imagined(resource: Resource, places: Places, gpus: int, scratch: Path) -> tuple[JobFile, list[str]]:
+    """Return what `here` does, but below `scratch`, and why this machine cannot run it.
+
+    Where it cannot, the job is the nearest that could: with lora for qlora, and with the cluster's processes.
+    """
+    job = _job(resource, gpus)
+    found = _obstacles(job)
+    if job.spec.peft.method == "qlora" and not gpus:
+        peft = job.spec.peft.model_copy(update={"method": "lora"})
+        job = job.model_copy(update={"spec": job.spec.model_copy(update={"peft": peft})})
+    if _obstacles(job):
+        job = job.model_copy(update={"num_proc_per_node": resource.cluster.world_size})
+    return _placed(job, resource, places, scratch), found
+
+
+def _obstacles(job: JobFile) -> list[str]:
+    """Return why this machine cannot run a job that the cluster can, a line for each reason."""
+    found = []
+    if job.spec.peft.method == "qlora" and not job.has_gpus:
+        found.append("spec.peft.method: qlora needs a GPU, and this machine has none; use lora")
+    try:
+        # What CEL says of the cluster's processes, for those of this machine.
+        job.spec.check_world(job.world_size)
+    except ValueError as error:
+        found.append(f"spec.{error}")
+    return found
+
+
+def _placed(job: JobFile, resource: Resource, places: Places, storage: Path) -> JobFile:
+    """Return `job` with its own name, number and paths below `storage`."""
+    found, storage = sources.find(resource, places), storage.resolve()
     uid = f"{resource.name}-{_digest(job, resource, found)}"
     work = storage / uid
     return job.model_copy(
@@ -46,10 +77,11 @@ def here(resource: Resource, places: Places, gpus: int, scratch: Path | None = N
 
 
 def as_written(job: JobFile, resource: Resource) -> JobFile:
-    """Return `job` (of `here`) with the nodes, processes and GPUs that the resource asks the cluster for."""
+    """Return `job` (of `here` or `imagined`) with what the resource asks the cluster for."""
     cluster = resource.cluster
     return job.model_copy(
         update={
+            "spec": resource.training,
             "num_nodes": cluster.num_nodes,
             "num_proc_per_node": cluster.processes_per_node,
             "has_gpus": cluster.gpus_per_node > 0,
@@ -57,28 +89,20 @@ def as_written(job: JobFile, resource: Resource) -> JobFile:
     )
 
 
-def _job(resource: Resource, *, per_node: int, has_gpus: bool) -> JobFile:
+def _job(resource: Resource, gpus: int) -> JobFile:
     policy = resource.cluster.run_policy
     return JobFile(
         kind=resource.kind,
         namespace=resource.namespace,
         name=resource.name,
         uid=resource.name,
-        num_proc_per_node=per_node,
-        has_gpus=has_gpus,
+        num_proc_per_node=gpus or resource.cluster.num_proc_per_node or 1,
+        has_gpus=gpus > 0,
         stall_timeout_seconds=policy.stall_timeout_seconds,
         termination_grace_period_seconds=policy.termination_grace_period_seconds,
         paths=Paths(storage="."),
         spec=resource.training,
     )
-
-
-def _check_groups(job: JobFile) -> None:
-    """What CEL says of the cluster's processes, for those of this machine."""
-    try:
-        job.spec.check_world(job.world_size)
-    except ValueError as error:
-        raise UserError("InvalidSpec", f"spec.{error}") from None
 
 
 def _digest(job: JobFile, resource: Resource, found: Sources) -> str:

@@ -15,11 +15,12 @@ from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
 from trl_trainer import data, local, preflight, rewards, stages
 from trl_trainer.data import Written
+from trl_trainer.errors import UserError
 from trl_trainer.local.resource import read
 from trl_trainer.local.sources import storage_folder
 from trl_trainer.models import adapter, arguments
 from trl_trainer.models.tokenizer import load_tokenizer
-from trl_trainer.preflight import Preflight, memory, steps
+from trl_trainer.preflight import Preflight, image, memory, steps
 from trl_trainer.preflight.architecture import Architecture
 from trl_trainer.preflight.clock import Clock
 from trl_trainer.preflight.lengths import Lengths
@@ -46,7 +47,7 @@ def explain(path: Path, places: local.Places) -> int:
     quiet = warnings.catch_warnings(action="ignore", category=FutureWarning)
     with quiet, tempfile.TemporaryDirectory(prefix="trl-") as folder:
         with clock.check("sources"):
-            given = local.here(resource, places, local.num_gpus(), scratch=Path(folder))
+            given, obstacles = local.imagined(resource, places, local.num_gpus(), Path(folder))
         here, there = resolve(given), resolve(local.as_written(given, resource))
         with clock.check("tokenizer"):
             tokenizer, stage = load_tokenizer(here), stages.of(here)
@@ -59,6 +60,9 @@ def explain(path: Path, places: local.Places) -> int:
         known = preflight.judge(here, stage, tokenizer, rows, base, seen, storage, _device(here), clock)
         with clock.check("rewards"):
             findings = _try_rewards(here, rows)
+        obstacles += _refused(here, stage)
+        findings += [f"this machine cannot run it, {obstacle}" for obstacle in obstacles]
+        findings += [f"with this image, {refused}" for refused in _refused(there, stage) if refused not in obstacles]
         _print_findings(known, findings)
         print(f"\n{clock}")
     return 0
@@ -71,6 +75,15 @@ def _try_rewards(job: JobFile, rows: Written) -> list[str]:
         return scores.try_out(rows.train.take(range(3)))
     finally:
         scores.close()
+
+
+def _refused(job: JobFile, stage: Stage) -> list[str]:
+    """Return why `run`, or a pod, would refuse the job before it reads rows."""
+    try:
+        image.check(job, stage, _device(job))
+    except UserError as error:
+        return [error.message]
+    return []
 
 
 def _device(job: JobFile) -> str:
