@@ -41,7 +41,7 @@ def patiently(what: str, ask: Callable[[], T]) -> T:
             if isinstance(error, TrainerError) or not is_network(error):
                 raise
             now = time.monotonic()
-            patience = 0.0 if what == HUB and _is_offline() else _patience
+            patience = 0.0 if what == HUB and is_offline() else _patience
             left = _silent_since.setdefault(what, now) + patience - now
             words = f"{what} does not answer: {(str(error).splitlines() or [type(error).__name__])[0]}"
             if left <= 0:
@@ -57,5 +57,6 @@ def patiently(what: str, ask: Callable[[], T]) -> T:
         pause = min(2 * pause, LONGEST_PAUSE)
 
 
-def _is_offline() -> bool:
+def is_offline() -> bool:
+    """Return whether the environment forbids to ask the hub."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")

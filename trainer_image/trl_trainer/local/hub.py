@@ -12,6 +12,7 @@ from typing import Any
 from trl_contract.base import Model
 from trl_contract.sources import HubDataset, HubModel
 from trl_trainer.errors import TrainerError
+from trl_trainer.launch.network import is_offline
 from trl_trainer.local.resource import Resource
 
 SECONDS = 2.5
@@ -25,9 +26,9 @@ def check(resource: Resource, *, has_rows: bool) -> None:
     TrainerError(NetworkUnavailable) names what is not here.
     """
     named = list(_named(resource.training, ""))
-    if not named or (not _is_offline() and _answers()):
+    if not named or (not is_offline() and _answers()):
         return
-    why = "HF_HUB_OFFLINE is set" if _is_offline() else f"{_endpoint()} does not answer"
+    why = "HF_HUB_OFFLINE is set" if is_offline() else f"{_endpoint()} does not answer"
     # Before the first import of its client, which reads it then.
     os.environ["HF_HUB_OFFLINE"] = "1"
     from huggingface_hub import try_to_load_from_cache
@@ -61,10 +62,6 @@ def _named(value: Any, field: str) -> Iterator[tuple[str, HubModel | HubDataset]
 
 def _endpoint() -> str:
     return os.environ.get("HF_ENDPOINT", "https://huggingface.co")
-
-
-def _is_offline() -> bool:
-    return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def _answers() -> bool:
