@@ -159,7 +159,7 @@ REFUSED = [
         "DataFormatError",
         r"every one of 2 rows is dropped: .* learnt is within training.maxLength \(20\)",
     ),
-    ("everysteps-disabled", "InvalidSpec", r"spec.evaluation: .*everySteps: needs evaluation: set enabled to true"),
+    ("everysteps-disabled", "InvalidSpec", r"spec.evaluation: everySteps and everyEpochs need evaluation: set enabled"),
     (
         dpo(PAIR, dataset={"evalSplit": 0}, evaluation={"everySteps": 1, "earlyStopping": STOPPING}),
         "InvalidSpec",
