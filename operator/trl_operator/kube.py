@@ -133,13 +133,15 @@ class Kube:
         query = {"fieldManager": manager, "force": "true"}
         return await self._request("PATCH", path, body, query, "application/apply-patch+yaml")
 
-    async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> bool:
-        """Delete this very object in the background; return False if it was gone already."""
-        body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+    async def delete(self, resource: Resource, namespace: str, name: str, uid: str, version: str = "") -> bool:
+        """Delete this very object in the background, with a version only in this state; return False if it was gone
+        already. Raises status 409 if it has changed since that version."""
+        preconditions = {"uid": uid} | ({"resourceVersion": version} if version else {})
+        body = {"propagationPolicy": "Background", "preconditions": preconditions}
         try:
             await self._request("DELETE", resource.path(namespace, name), body)
         except ApiError as error:
-            if error.status not in (404, 409):
+            if error.status != 404 and (error.status != 409 or version):
                 raise
             return False
         return True

@@ -257,7 +257,8 @@ class Reconciler:
                 # The end of whoever awaits it tells.
                 return None
             self._lease.check()
-            await self._kube.delete(JOBS[job.info.kind], job.namespace, job.name, job.uid)
+            version = obj["metadata"]["resourceVersion"]
+            await self._kube.delete(JOBS[job.info.kind], job.namespace, job.name, job.uid, version)
             return None
         if decision.create:
             assert pinned is not None, "an attempt begins only when nothing stands against it"

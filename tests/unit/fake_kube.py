@@ -103,10 +103,12 @@ class FakeKube:
         self.writes.append((manager, resource.plural))
         return self.put(resource.plural, body)
 
-    async def delete(self, resource: Resource, namespace: str, name: str, uid: str) -> bool:
+    async def delete(self, resource: Resource, namespace: str, name: str, uid: str, version: str = "") -> bool:
         found = self.objects.get((resource.plural, namespace, name))
         if found is None or found["metadata"]["uid"] != uid:
             return False
+        if version not in ("", found["metadata"]["resourceVersion"]):
+            raise ApiError(409, "the object has been modified")
         self.writes.append(("delete", resource.plural))
         del self.objects[resource.plural, namespace, name]
         return True

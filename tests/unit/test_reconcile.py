@@ -208,6 +208,27 @@ def test_a_job_that_has_changed_since_it_was_told_is_read(job_object: Objects, n
     assert world.status["phase"] == "Cancelled"
 
 
+def test_a_job_that_is_changed_just_before_its_ttl_is_over_stays(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = world.kube.objects["dpojobs", "team", "tune"]
+    ended = {**job["status"], "phase": "Succeeded", "completionTime": "2026-11-20T11:40:00Z", "conditions": []}
+    short = {**job["spec"], "runPolicy": {"ttlSecondsAfterFinished": 60}}
+    world.store.put_job(world.kube.put("dpojobs", {**job, "spec": short, "status": ended}))
+    delete = world.kube.delete
+
+    async def changed_first(*args: Any) -> bool:
+        longer = {**short, "runPolicy": {"ttlSecondsAfterFinished": 10_000_000}}
+        world.kube.put("dpojobs", {**world.kube.objects["dpojobs", "team", "tune"], "spec": longer})
+        return await delete(*args)
+
+    monkeypatch.setattr(world.kube, "delete", changed_first)
+    with pytest.raises(ApiError, match="modified"):
+        world.reconcile()
+    world.reconcile()
+    assert ("dpojobs", "team", "tune") in world.kube.objects
+
+
 def test_a_spec_that_cannot_be_read_is_told_and_leaves_phase_and_end_of_what_has_begun(
     world: World, child_object: Objects, pod_object: Objects
 ) -> None:

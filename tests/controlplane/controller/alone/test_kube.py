@@ -55,6 +55,10 @@ def test_only_the_very_object_that_is_meant_is_deleted(use: Use, namespace: str)
         made = await kube.create(CONFIG_MAPS, config_map("a"), namespace)
         assert not await kube.delete(CONFIG_MAPS, namespace, "a", "another-uid")
         assert await kube.get(CONFIG_MAPS, namespace, "a") is not None
+        with pytest.raises(ApiError) as caught:
+            await kube.delete(CONFIG_MAPS, namespace, "a", made["metadata"]["uid"], version="1")
+        assert caught.value.status == 409, "it has changed since"
+        assert await kube.get(CONFIG_MAPS, namespace, "a") is not None
         for was_there in (True, False):
             assert await kube.delete(CONFIG_MAPS, namespace, "a", made["metadata"]["uid"]) is was_there
         assert await kube.get(CONFIG_MAPS, namespace, "a") is None
