@@ -19,7 +19,7 @@ from trainer_kit import job_file
 from trl_contract.base import Kind
 from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
-from trl_contract.training import SPECS
+from trl_contract.spec import SPECS
 from trl_trainer import supervisor
 from trl_trainer.errors import UserError
 from trl_trainer.models import adapter, arguments
@@ -343,14 +343,14 @@ def test_named_values_are_transformers_own(field: str) -> None:
 def test_losses_are_all_that_trl_has() -> None:
     from trl.trainer import dpo_trainer, grpo_trainer
 
-    from trl_contract.training import (
+    from trl_contract.stages import (  # fmt: skip
         DIVERGENCE_LOSSES,
         TWO_SIDED_LOSSES,
         UNWEIGHTED_LOSSES,
         DpoLoss,
         FDivergence,
         GrpoLoss,
-    )  # fmt: skip
+    )
 
     assert set(DpoLoss.__args__) == set(re.findall(r'loss_type == "(\w+)"', inspect.getsource(dpo_trainer)))  # type: ignore[attr-defined]
     assert set(DIVERGENCE_LOSSES) == _listed(dpo_trainer, "f_divergence_loss_types = ")

@@ -21,8 +21,8 @@ from trainer_kit import (
     write_jsonl,
 )
 
+from trl_contract.evaluation import EarlyStopping
 from trl_contract.report import ExitRecord
-from trl_contract.training import EarlyStopping
 from trl_trainer.checkpoints import checkpoint
 from trl_trainer.checkpoints.early_stopping import no_better
 

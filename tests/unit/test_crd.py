@@ -8,7 +8,7 @@ from pydantic import Field
 
 from trl_contract.base import KINDS, Model
 from trl_contract.cluster import ClusterSpec
-from trl_contract.training import SPECS
+from trl_contract.spec import SPECS
 from trl_operator.api import crd
 from trl_operator.api.kinds import KINDS as INFOS
 from trl_operator.api.schema import structural_schema

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from trl_contract.training import SPECS
+from trl_contract.spec import SPECS
 from trl_operator.api.kinds import KINDS
 
 FOLDER = Path(__file__).parents[2] / "examples"

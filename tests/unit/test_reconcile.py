@@ -208,9 +208,7 @@ def test_a_job_that_has_changed_since_it_was_told_is_read(job_object: Objects, n
     assert world.status["phase"] == "Cancelled"
 
 
-def test_a_job_that_is_changed_just_before_its_ttl_is_over_stays(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_job_that_is_changed_just_before_its_ttl_is_over_stays(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     job = world.kube.objects["dpojobs", "team", "tune"]
     ended = {**job["status"], "phase": "Succeeded", "completionTime": "2026-11-20T11:40:00Z", "conditions": []}
     short = {**job["spec"], "runPolicy": {"ttlSecondsAfterFinished": 60}}

@@ -6,7 +6,7 @@ from pydantic import Field, SerializeAsAny, model_validator
 from typing_extensions import TypeVar
 
 from trl_contract.base import CONTRACT_VERSION, Kind, Model
-from trl_contract.training import SPECS, TrainingSpec
+from trl_contract.spec import SPECS, TrainingSpec
 
 Spec = TypeVar("Spec", bound=TrainingSpec, default=TrainingSpec, covariant=True)
 

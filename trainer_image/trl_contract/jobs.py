@@ -7,7 +7,8 @@ from pydantic import model_validator
 
 from trl_contract.base import Kind, Rule
 from trl_contract.cluster import GPU_PATTERN, MAX_CPU_PROCESSES_PER_NODE, ClusterSpec
-from trl_contract.training import BITSANDBYTES_OPTIMIZERS, DPOSpec, GRPOSpec, RewardSpec, SFTSpec, TrainingSpec
+from trl_contract.spec import DPOSpec, GRPOSpec, RewardSpec, SFTSpec, TrainingSpec
+from trl_contract.training import BITSANDBYTES_OPTIMIZERS
 
 API_VERSION = "trl-operator.io/v1alpha1"
 NAME_PATTERN = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"

@@ -2,9 +2,12 @@
 
 from typing import Any
 
+from trl_contract.evaluation import EvaluationBase
 from trl_contract.jobfile import JobFile
 from trl_contract.rewards import PRESETS
-from trl_contract.training import EvaluationBase, Grpo, GRPOSpec, GrpoTraining, Peft
+from trl_contract.spec import GRPOSpec
+from trl_contract.stages import Grpo
+from trl_contract.training import GrpoTraining, Peft
 
 
 def resolve(job: JobFile) -> JobFile:

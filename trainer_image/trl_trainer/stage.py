@@ -9,7 +9,7 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Stage:
-    """All that the trainer must know of a kind beside its spec (trl_contract.training says the rest)."""
+    """All that the trainer must know of a kind beside its spec (trl_contract.spec says the rest)."""
 
     method: str
     """What it does, in a few words for the model card."""

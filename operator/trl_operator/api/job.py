@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from trl_contract.cluster import ClusterSpec
-from trl_contract.training import TrainingSpec
+from trl_contract.spec import TrainingSpec
 from trl_operator.api.kinds import KINDS, KindInfo
 from trl_operator.constants import API_VERSION, GROUP, VERSION
 

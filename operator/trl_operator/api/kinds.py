@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from trl_contract.base import Kind
 from trl_contract.jobs import DPOJobSpec, GRPOJobSpec, JobSpec, RewardJobSpec, SFTJobSpec
-from trl_contract.training import DPOSpec, GRPOSpec, RewardSpec, SFTSpec, TrainingSpec
+from trl_contract.spec import DPOSpec, GRPOSpec, RewardSpec, SFTSpec, TrainingSpec
 
 
 @dataclass(frozen=True)

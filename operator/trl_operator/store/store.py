@@ -27,7 +27,7 @@ class Store:
     """
 
     def __init__(self) -> None:
-        self._changed: Callable[[Key], None] = _ignore
+        self._changed: Callable[[Key], None] = lambda _: None
         self.jobs: dict[Key, StoredJob] = {}
         self._children: dict[tuple[str, str], Child] = {}
         self._children_of: dict[str, dict[str, Child]] = {}
@@ -293,10 +293,6 @@ def _discard(index: dict[str, dict[str, T]], owner: str, name: str) -> None:
     del index[owner][name]
     if not index[owner]:
         del index[owner]
-
-
-def _ignore(_: Key) -> None:
-    pass
 
 
 def _is_news(known: T | None, found: T) -> bool:

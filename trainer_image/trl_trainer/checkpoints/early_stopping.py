@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from trl_contract.training import EarlyStopping
+from trl_contract.evaluation import EarlyStopping
 from trl_trainer.checkpoints.schedule import AlreadyTrained
 from trl_trainer.errors import UserError
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from trl_contract.base import KINDS, Broken, Kind, Model
 from trl_contract.cluster import ClusterSpec
 from trl_contract.jobs import API_VERSION, JOB_SPECS, NAME_RULE, JobSpec
-from trl_contract.training import SPECS, TrainingSpec
+from trl_contract.spec import SPECS, TrainingSpec
 from trl_trainer.errors import UserError
 
 METADATA = {

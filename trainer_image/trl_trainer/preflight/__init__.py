@@ -10,7 +10,7 @@ import torch
 from trl_contract.base import Model
 from trl_contract.jobfile import JobFile
 from trl_contract.report import EvaluationSkipped, FailureReason
-from trl_contract.training import GRPOSpec
+from trl_contract.spec import GRPOSpec
 from trl_trainer.data import DataReport, Tokenize, Written, template
 from trl_trainer.errors import UserError
 from trl_trainer.models import skeleton, source

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from trl_contract.base import Model
 from trl_contract.jobfile import JobFile
-from trl_contract.training import BITSANDBYTES_OPTIMIZERS, DPOSpec, GRPOSpec
+from trl_contract.spec import DPOSpec, GRPOSpec
+from trl_contract.training import BITSANDBYTES_OPTIMIZERS
 
 OPTIMIZER_BYTES: dict[str, float] = {
     "adamw_torch_fused": 8,

@@ -3,8 +3,10 @@
 import math
 from typing import TypeVar
 
+from trl_contract.evaluation import EvaluationBase
 from trl_contract.jobfile import JobFile
-from trl_contract.training import Checkpoint, EvaluationBase, GRPOSpec
+from trl_contract.spec import GRPOSpec
+from trl_contract.training import Checkpoint
 from trl_trainer.errors import UserError
 from trl_trainer.stage import Stage
 

@@ -14,7 +14,7 @@ from trl.rewards import get_soft_overlong_punishment
 from trl_contract.jobfile import JobFile
 from trl_contract.report import FailureReason, RewardReport
 from trl_contract.rewards import RewardFunction
-from trl_contract.training import GRPOSpec
+from trl_contract.spec import GRPOSpec
 from trl_trainer.errors import TrainerError, UserError
 from trl_trainer.rewards import builtin
 from trl_trainer.rewards.geometric_mean import GeometricMean

@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
 
 from trl_contract.jobfile import JobFile
-from trl_contract.training import DPOSpec
+from trl_contract.spec import DPOSpec
 from trl_trainer.data import Data, DataReport, rows
 from trl_trainer.distributed.world import Run
 from trl_trainer.errors import UserError

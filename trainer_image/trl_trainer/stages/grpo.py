@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig, GRPOTrainer
 
 from trl_contract.jobfile import JobFile
-from trl_contract.training import GRPOSpec
+from trl_contract.spec import GRPOSpec
 from trl_trainer.data import Data, DataReport, rows
 from trl_trainer.data.turns import BadRow
 from trl_trainer.distributed.world import Run

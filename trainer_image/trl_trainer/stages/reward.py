@@ -6,7 +6,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import RewardConfig, RewardTrainer
 
 from trl_contract.jobfile import JobFile
-from trl_contract.training import RewardSpec
+from trl_contract.spec import RewardSpec
 from trl_trainer.data import Data, rows
 from trl_trainer.distributed.world import Run
 from trl_trainer.models import adapter, base

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from trl import SFTConfig, SFTTrainer, get_training_chat_template, pack_dataset
 
 from trl_contract.jobfile import JobFile
-from trl_contract.training import SFTSpec
+from trl_contract.spec import SFTSpec
 from trl_trainer.data import Data, DataReport, rows, template
 from trl_trainer.data.rows import conversational
 from trl_trainer.distributed.world import Run
