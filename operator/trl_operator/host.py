@@ -56,9 +56,13 @@ def read_settings(model: type[S]) -> S | None:
 def stop_at_signals() -> asyncio.Event:
     """Return what SIGTERM and SIGINT set."""
     stop = asyncio.Event()
+    _listen(stop)
+    return stop
+
+
+def _listen(stop: asyncio.Event) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    return stop
 
 
 async def until(stop: asyncio.Event, *work: Coroutine[Any, Any, None]) -> None:
@@ -94,7 +98,8 @@ async def watch(
 ) -> None:
     """List everything, then let kopf keep it; kopf starts anew when kinds appear or go, and when it fails.
 
-    kopf takes over the signals of the process: when it ends without being asked to, the process is to end.
+    kopf takes over the signals of the process: when it ends without being asked to, the process is to end. Raises what
+    ends it before it has begun to watch: that would end it again.
     """
     await relist.first()
     filled.set()
@@ -106,8 +111,12 @@ async def watch(
             failure = await handlers.watch(watched, namespaces, restart, watching)
             for task in beside:
                 task.cancel()
+        # Nobody else hears a signal until kopf has begun again.
+        _listen(stop)
         if failure is not None:
-            logger.warning("everything is listed and watched anew: %s: %s", type(failure).__name__, failure)
+            if not watching.is_set():
+                raise failure
+            logger.warning("everything is listed and watched anew", exc_info=failure)
             if clock() - began > SOUND_SECONDS:
                 pauses = iter(handlers.Backoffs())
             await asyncio.sleep(next(pauses))

@@ -6,18 +6,12 @@ from datetime import UTC, datetime
 
 from pydantic import ValidationError
 
-from trl_contract.report import ExitRecord
+from trl_contract.report import EXIT_CODES, ExitRecord
 from trl_operator.plan.observation import Pod, parse_time
 from trl_operator.plan.reasons import REASONS
 
-_CODES = {
-    11: "OutOfGPUMemory",
-    12: "NonFiniteLoss",
-    13: "CheckpointCorrupt",
-    14: "RewardError",
-    15: "NetworkUnavailable",
-    143: "Preempted",
-}
+_CODES = {code: reason for reason, code in reversed(EXIT_CODES.items()) if code not in (1, 137)}
+"""The reason of an exit code that only one has, or the first of two; 1 and 137 say nothing."""
 _NODE_FAULTS = {"DeletionByTaintManager": "NodeLost", "DeletionByPodGC": "NodeLost", "TerminationByKubelet": "NodeLost"}
 _UNKNOWN_ENDS = ("Unknown", "ContainerStatusUnknown")
 """What containerd (with exit code 255) and the kubelet (137) say of containers that did not survive a reboot."""

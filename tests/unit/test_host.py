@@ -1,0 +1,58 @@
+"""What goes on when kopf ends: everything is watched anew, a signal is heard, and a fault of ours is not hidden."""
+
+import asyncio
+import os
+import signal
+from typing import Any
+
+import pytest
+
+from trl_operator import handlers, host
+
+
+class Relist:
+    """Lists at once."""
+
+    async def first(self) -> None:
+        pass
+
+    async def keep(self, _: asyncio.Event) -> None:
+        await asyncio.Event().wait()
+
+
+def watch(stop: asyncio.Event) -> Any:
+    return host.watch([], Relist(), [], asyncio.Event(), stop)  # type: ignore[arg-type]
+
+
+def test_a_signal_between_two_runs_of_kopf_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[str] = []
+
+    async def fails(watched: Any, namespaces: Any, restart: Any, watching: asyncio.Event) -> Exception:
+        """It has taken over the signals, as kopf does, and leaves them so."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, lambda: heard.append("by nobody"))
+        watching.set()
+        loop.call_later(0.2, os.kill, os.getpid(), signal.SIGTERM)
+        return ValueError("an answer that ends too early")
+
+    monkeypatch.setattr(handlers, "watch", fails)
+
+    async def main() -> None:
+        stop = host.stop_at_signals()
+        await asyncio.wait_for(host.until(stop, watch(stop)), 20)
+
+    asyncio.run(main())
+    assert heard == []
+
+
+def test_what_ends_kopf_before_it_watches_ends_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fails(*_: Any) -> Exception:
+        return TypeError("a fault of ours")
+
+    monkeypatch.setattr(handlers, "watch", fails)
+
+    async def main() -> None:
+        await asyncio.wait_for(watch(asyncio.Event()), 20)
+
+    with pytest.raises(TypeError, match="of ours"):
+        asyncio.run(main())
