@@ -402,6 +402,12 @@ def test_rows_that_packing_spreads_over_sequences_are_not_said_to_be_cut(
     assert ("training rows are cut" in capsys.readouterr().out) == is_said
 
 
+def test_a_held_out_row_is_cut_whatever_packing_does_to_those_that_are_trained_on(opened: Open, capsys: Any) -> None:
+    packing = {"packing": True, "packingStrategy": "wrapped"}
+    assert explain(*opened(sft(*[{"text": "Hello " * 40}] * 8, sft=packing, training={"maxLength": 16}))) == 0
+    assert re.search(r"held-out rows? (is|are) cut", capsys.readouterr().out)
+
+
 def test_a_preset_of_rewards_is_shown_in_full(opened: Open, capsys: Any) -> None:
     preset = {"rewards": [], "rewardPreset": "customer-service", "normalizeWeights": True}
     assert explain(*opened(grpo({"prompt": [USER]}, of_grpo=preset))) == 0

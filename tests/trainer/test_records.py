@@ -80,6 +80,14 @@ def test_the_cause_of_a_wrapped_exception_counts() -> None:
     assert records.classify(error)[0] == "NetworkUnavailable"
 
 
+def test_only_the_frames_of_one_who_was_waited_for_in_vain_are_left_out() -> None:
+    told = TrainerError("NetworkUnavailable", "the hub does not answer: timed out")
+    reset = ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")
+    found = [records.failure(error, time="2026-11-26T12:00:00Z", attempt=0, rank=0) for error in (told, reset)]
+    assert [record.reason for record in found] == ["NetworkUnavailable"] * 2
+    assert [bool(record.log) for record in found] == [False, True]
+
+
 def ended(reason: FailureReason | None, second: int, rank: int = 0) -> ExitRecord:
     outcome = "Succeeded" if reason is None else "Preempted" if reason == "Preempted" else "Failed"
     return ExitRecord(

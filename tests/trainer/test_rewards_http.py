@@ -147,3 +147,17 @@ def test_what_is_no_number_has_a_reason(service):
     nothing, wrong = scorer(service)(BATCH)
     assert nothing is None
     assert wrong.endswith("/score answered True")
+
+
+def test_patience_is_whole_again_once_somebody_has_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "_patience", 60)
+    monkeypatch.setattr(network, "_silent_since", {})
+    monkeypatch.setattr(network.time, "sleep", lambda seconds: None)
+    answers: list[Exception] = [ConnectionRefusedError("refused"), ValueError("no JSON")]
+
+    def ask() -> None:
+        raise answers.pop(0)
+
+    with pytest.raises(ValueError, match="no JSON"):
+        network.patiently("a server", ask)
+    assert network._silent_since == {}

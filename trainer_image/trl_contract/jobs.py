@@ -64,6 +64,12 @@ class JobSpec(TrainingSpec, ClusterSpec):
             "peft",
         ),
         Rule(
+            "self.peft.method != 'qlora' || !has(self.training.precision) || self.training.precision == 'bf16'",
+            "peft.method qlora needs training.precision bf16: remove precision, or use lora",
+            lambda self: self.peft.method != "qlora" or self.training.precision in (None, "bf16"),
+            "peft",
+        ),
+        Rule(
             f"!(self.training.optimizer in {sorted(BITSANDBYTES_OPTIMIZERS)})"
             f" || {_GPU_KEYS}.size() == 1 && self.numNodes * {PROCESSES} == 1",
             "training.optimizer: adamw_bnb_8bit and paged_adamw_8bit need one GPU and one process: use"

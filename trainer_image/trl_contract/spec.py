@@ -52,7 +52,7 @@ class TrainingSpec(Model):
 
     @property
     def cuts_rows(self) -> bool:
-        """Whether what is beyond training.maxLength is lost."""
+        """Whether what of a training row is beyond training.maxLength is lost; of a held-out row it always is."""
         return True
 
     def sequence_length(self, longest: int) -> int:

@@ -27,6 +27,7 @@ Optimizer = Literal["adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "ada
 BITSANDBYTES_OPTIMIZERS: frozenset[Optimizer] = frozenset({"adamw_bnb_8bit", "paged_adamw_8bit"})
 """They need a GPU, and a job of one process."""
 
+WITHOUT_ADAM: frozenset[Optimizer] = frozenset({"adafactor", "sgd"})
 SCHEDULERS_WITH_ARGS: frozenset[LrScheduler] = frozenset({"cosine_with_min_lr", "warmup_stable_decay"})
 
 
@@ -62,28 +63,27 @@ class GrpoTraining(Model):
             lambda self: self.lr_scheduler != "polynomial" or self.learning_rate is None or self.learning_rate > 1e-7,
         ),
         Rule(
-            "!has(self.lrSchedulerArgs) || self.lrScheduler in ['cosine_with_min_lr', 'warmup_stable_decay']",
+            f"!has(self.lrSchedulerArgs) || self.lrScheduler in {sorted(SCHEDULERS_WITH_ARGS)}",
             "lrSchedulerArgs are for lrScheduler cosine_with_min_lr and warmup_stable_decay: remove them, or use one"
             " of these",
             lambda self: self.lr_scheduler_args is None or self.lr_scheduler in SCHEDULERS_WITH_ARGS,
         ),
         Rule(
-            "!has(self.lrSchedulerArgs) || self.lrScheduler == 'warmup_stable_decay'"
+            "!has(self.lrSchedulerArgs) || self.lrScheduler != 'cosine_with_min_lr'"
             " || !(has(self.lrSchedulerArgs.decayRatio) || has(self.lrSchedulerArgs.decayType))",
             "lrSchedulerArgs: decayRatio and decayType are for lrScheduler warmup_stable_decay: remove them",
             lambda self: (
                 self.lr_scheduler_args is None
-                or self.lr_scheduler == "warmup_stable_decay"
+                or self.lr_scheduler != "cosine_with_min_lr"
                 or self.lr_scheduler_args.decay_ratio is self.lr_scheduler_args.decay_type is None
             ),
         ),
         Rule(
             "!(has(self.adamBeta1) || has(self.adamBeta2) || has(self.adamEpsilon))"
-            " || !(self.optimizer in ['adafactor', 'sgd'])",
+            f" || !(self.optimizer in {sorted(WITHOUT_ADAM)})",
             "adamBeta1, adamBeta2 and adamEpsilon have no meaning for optimizer adafactor and sgd: remove them",
             lambda self: (
-                self.adam_beta1 is self.adam_beta2 is self.adam_epsilon is None
-                or self.optimizer not in ("adafactor", "sgd")
+                self.adam_beta1 is self.adam_beta2 is self.adam_epsilon is None or self.optimizer not in WITHOUT_ADAM
             ),
         ),
     )

@@ -57,8 +57,7 @@ def main(job: JobFile, termination: Termination) -> int:
         termination.watched = True
         failed = records.now()
         reason, message = records.classify(error)
-        if reason == "NetworkUnavailable":
-            # Its frames are those of a client's retries, by the hundred.
+        if records.says_all(error):
             print(f"rank {rank}: {message}", flush=True)
         else:
             traceback.print_exception(error)

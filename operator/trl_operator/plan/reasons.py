@@ -32,7 +32,7 @@ REASONS: dict[str, Reason] = {
     "RewardError": Reason("Correct the reward that the message names; onError: zero counts errors as 0."),
     "RewardUnavailable": Reason("Check that the reward's service answers.", retryable=True),
     "NetworkUnavailable": Reason(
-        "Look at the network between the pod and the server in the message: it did not answer for ten minutes.",
+        "Look at the network between the pod and the server in the message, and at the server's name.",
         retryable=True,
         free=True,
     ),

@@ -163,6 +163,11 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ("DPOJob", {"spec.peft.method": "prefix"}, ("spec.peft.method", "Unsupported value")),
     ("DPOJob", {"spec.peft": {"method": "none", "targetModules": ["q_proj"]}}, ("spec.peft", "method none")),
     ("DPOJob", {"spec.peft.method": "qlora"}, ("spec.peft", "qlora needs GPUs")),
+    (
+        "SFTJob",
+        {"spec.peft": {"method": "qlora"}, "spec.resources": GPUS, "spec.training.precision": "fp16"},
+        ("spec.peft", "qlora needs training.precision bf16: remove precision, or use lora"),
+    ),
     ("DPOJob", {"spec.peft.r": 0}, ("spec.peft.r",)),
     ("DPOJob", {"spec.peft.dropout": 0.1}, ('unknown field "spec.peft.dropout"',)),
     ("SFTJob", {"spec.peft.dropout": 1}, ("spec.peft.dropout", "less than 1")),

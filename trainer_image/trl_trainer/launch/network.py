@@ -39,6 +39,8 @@ def patiently(what: str, ask: Callable[[], T]) -> T:
             found = ask()
         except Exception as error:
             if isinstance(error, TrainerError) or not is_network(error):
+                # Somebody has answered.
+                _silent_since.pop(what, None)
                 raise
             now = time.monotonic()
             patience = 0.0 if what == HUB and is_offline() else _patience

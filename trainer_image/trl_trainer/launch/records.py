@@ -96,14 +96,19 @@ def _first_line(error: BaseException) -> str:
     return lines[0][:800]
 
 
+def says_all(error: BaseException) -> bool:
+    """Return whether the message is all there is to tell: the frames of a client that has asked a silent server again
+    and again are those of its retries, by the hundred."""
+    return isinstance(error, TrainerError) and error.reason == "NetworkUnavailable"
+
+
 def failure(
     error: BaseException, *, time: str, attempt: int, rank: int, progress: Progress | None = None
 ) -> ExitRecord:
     """Return the record of a rank that `error` ended at `time`, with the tail of its traceback and how far it had
     come."""
     reason, message = classify(error)
-    # The frames of a client whose server does not answer tell nothing.
-    log = "" if reason == "NetworkUnavailable" else "".join(traceback.format_exception(error))
+    log = "" if says_all(error) else "".join(traceback.format_exception(error))
     return ExitRecord(
         outcome="Preempted" if reason == "Preempted" else "Failed",
         attempt=attempt,

@@ -154,7 +154,11 @@ def _wrong_metadata(metadata: Any) -> list[str]:
     if not isinstance(namespace, str) or not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", namespace):
         wrong.append(f"metadata.namespace: {namespace!r} is no name of a namespace")
     for field, form in (("labels", LABEL), ("annotations", ".*")):
-        for key, value in (metadata.get(field) or {}).items():
+        given = metadata.get(field) or {}
+        if not isinstance(given, dict):
+            wrong.append(f"metadata.{field}: {given!r} must be an object of names and texts")
+            continue
+        for key, value in given.items():
             if not re.fullmatch(QUALIFIED, str(key)):
                 wrong.append(f"metadata.{field}: {key!r} is no name of Kubernetes, like app or example.com/app")
             if value is not None and not (isinstance(value, str) and re.fullmatch(form, value, re.DOTALL)):

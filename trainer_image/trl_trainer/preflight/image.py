@@ -36,7 +36,10 @@ def _check_bitsandbytes(job: JobFile, device: str) -> None:
             " use adamw_torch_fused, whose state is sharded, or adafactor",
         )
     if method == "qlora" and training.precision != "bf16":
-        raise UserError("InvalidSpec", f"peft.method qlora needs training.precision bf16, not {training.precision}")
+        raise UserError(
+            "InvalidSpec",
+            f"peft.method qlora needs training.precision bf16, not {training.precision}: remove precision, or use lora",
+        )
 
 
 def _check_gpu(job: JobFile, device: str) -> None:

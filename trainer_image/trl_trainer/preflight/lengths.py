@@ -65,7 +65,8 @@ def measure(job: JobFile, stage: Stage, rows: Written, tokenizer: Any, tokenize:
             f"every one of {len(sample)} rows is dropped: nothing of it that would be learnt is within"
             f" training.maxLength ({job.spec.max_length}); the longest has {max(lengths)} tokens: raise it",
         )
-    found = _summary(lengths, len(rows.train), cut=_cut(job, lengths, dropped), dropped=dropped)
+    cut = _cut(job, lengths, dropped) if job.spec.cuts_rows else 0
+    found = _summary(lengths, len(rows.train), cut=cut, dropped=dropped)
     return found.model_copy(
         update={
             "held_out": len(held_out),
@@ -86,7 +87,7 @@ def _lengths(stage: Stage, tokenizer: Any, rows: list[Row]) -> list[int]:
 
 def _cut(job: JobFile, lengths: list[int], dropped: int) -> int:
     longer = sum(length > (job.spec.max_length or length) for length in lengths)
-    return max(0, longer - dropped) if job.spec.cuts_rows else 0
+    return max(0, longer - dropped)
 
 
 def _sample(rows: Lines) -> list[Row]:
