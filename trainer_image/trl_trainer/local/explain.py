@@ -102,6 +102,10 @@ def _config(job: JobFile) -> dict[str, Any]:
         # The plan below says what the memory of the GPU decides.
         for section in (found, found.get("fsdp_config", {})):
             section.pop("activation_checkpointing", None)
+    # What these are depends on the number of rows.
+    found["lr_scheduler_kwargs"] = {k: v for k, v in found["lr_scheduler_kwargs"].items() if k != "num_decay_steps"}
+    if found["eval_steps"] is None:
+        del found["eval_steps"]
     return {name: value for name, value in found.items() if name not in UNTOLD}
 
 

@@ -12,6 +12,8 @@ from trl_trainer.stage import Row, Stage
 
 LOOKED_AT = 100
 """Rows; a doubled token is in all of them, or in none."""
+TOKENS = ("eos_token_id", "pad_token_id", "bos_token_id")
+"""Settings of a model and of its generation that a job's tokenizer decides."""
 
 
 def findings(job: JobFile, stage: Stage, tokenizer: Any, base: Architecture, rows: Written) -> list[str]:
@@ -43,7 +45,7 @@ def make_savable(model: Any) -> None:
     try:
         given.validate(strict=True)
     except ValueError:
-        ends = {name: getattr(given, name) for name in ("eos_token_id", "pad_token_id", "bos_token_id")}
+        ends = {name: getattr(given, name) for name in TOKENS}
         model.generation_config = GenerationConfig(**ends)
 
 

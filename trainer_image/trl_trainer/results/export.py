@@ -21,6 +21,7 @@ from trl_trainer.files import fsync
 from trl_trainer.launch import watchdog
 from trl_trainer.models import skeleton, source, vocabulary
 from trl_trainer.models.skeleton import Skeleton
+from trl_trainer.preflight.ends import TOKENS
 from trl_trainer.results.merge import merge
 from trl_trainer.results.shards import Shards, sha256
 from trl_trainer.stage import Stage
@@ -50,7 +51,7 @@ def write(run: Run, stage: Stage, trainer: Trainer, tokenizer: Any) -> Written |
     base = skeleton.of_folder(where, source.read_config(str(where), None, "model"), stage.is_classifier)
     vocabulary.grow(base.model, vocabulary.rows(run.job))
     trained = trainer.accelerator.unwrap_model(trainer.model)
-    for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
+    for name in TOKENS:
         # As the job's tokenizer says; a classifier reads its result at the last token that fills nothing up.
         setattr(base.model.config.get_text_config(), name, getattr(trained.config.get_text_config(), name, None))
     if trained.can_generate():
@@ -71,7 +72,7 @@ def _stop_where_trained(folder: Path, where: Path, trained: Any) -> None:
     path, given = folder / "generation_config.json", where / "generation_config.json"
     if path.exists():
         config = json.loads((given if given.exists() else path).read_text())
-        for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
+        for name in TOKENS:
             value = getattr(trained.generation_config, name)
             config |= {} if value is None else {name: value}
         path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
