@@ -157,6 +157,18 @@ class DPOJobSpec(DPOSpec, JobSpec):
 class GRPOJobSpec(GRPOSpec, JobSpec):
     """Group relative policy optimization with TRL's GRPOTrainer."""
 
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *JobSpec.rules,
+        Rule(
+            "!has(self.grpo.stepsPerGeneration)"
+            " || self.grpo.stepsPerGeneration % self.training.gradientAccumulationSteps == 0",
+            "grpo.stepsPerGeneration must be a multiple of training.gradientAccumulationSteps: remove it, or change"
+            " one of the two",
+            lambda self: self.steps_per_generation % self.training.gradient_accumulation_steps == 0,
+            "grpo",
+        ),
+    )
+
 
 JOB_SPECS: dict[Kind, type[JobSpec]] = {
     "SFTJob": SFTJobSpec,

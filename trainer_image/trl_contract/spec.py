@@ -224,11 +224,6 @@ class GRPOSpec(TrainingSpec):
         super().check_world(world)
         training, groups, size = self.training, self.grpo.num_generations, self.evaluation.per_device_batch_size
         batch = training.per_device_batch_size * world * training.gradient_accumulation_steps
-        if self.steps_per_generation % training.gradient_accumulation_steps:
-            raise ValueError(
-                f"grpo.stepsPerGeneration: {self.steps_per_generation} must be a multiple of"
-                f" training.gradientAccumulationSteps {training.gradient_accumulation_steps}: remove it, or change one"
-            )
         if batch % groups:
             raise ValueError(
                 f"training: perDeviceBatchSize {training.per_device_batch_size} x {world} processes x"

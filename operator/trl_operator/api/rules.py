@@ -52,12 +52,6 @@ def _whole_groups() -> list[Rule]:
             " self.grpo.numGenerations])",
             field=".training",
         ),
-        cel(
-            "!has(self.grpo.stepsPerGeneration)"
-            " || self.grpo.stepsPerGeneration % self.training.gradientAccumulationSteps == 0",
-            "grpo.stepsPerGeneration must be a multiple of training.gradientAccumulationSteps: remove it",
-        )
-        | {"fieldPath": ".grpo"},
         _bound(
             "self.numNodes * " + PROCESSES,
             rule=f"!has({evaluation}) || {evaluation} * b % self.grpo.numGenerations == 0",
