@@ -86,6 +86,16 @@ def test_the_prompt_of_two_plain_texts_ends_with_a_whole_word(chosen, rejected, 
     assert (prompt + shaped["chosen"], prompt + shaped["rejected"]) == (chosen, rejected)
 
 
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"name": "f", "arguments": {}}]}
+FOUND = {"role": "tool", "content": "on its way"}
+
+
+@pytest.mark.parametrize("asked", [[USER, HI, THANKS], [USER, CALL, FOUND]])
+def test_grpo_takes_the_whole_of_messages_that_end_with_what_the_model_answers(asked):
+    assert shape("GRPOJob", {"messages": asked}) == {"prompt": asked}
+    assert shape("GRPOJob", {"messages": [*asked, NO]}) == {"prompt": asked}
+
+
 def test_grpo_takes_the_history_up_to_the_last_assistant_turn_of_messages():
     assert shape("GRPOJob", {"messages": [SYSTEM, USER, HI, THANKS, NO], "id": "7"}) == {
         "prompt": [SYSTEM, USER, HI, THANKS],

@@ -191,8 +191,8 @@ def prompt(row: Row) -> Row:
         asked = _content(row["prompt"], "prompt")
     elif "messages" in row:
         messages = turns.messages(row["messages"], "messages")
-        last = max((i for i, message in enumerate(messages) if message["role"] == "assistant"), default=len(messages))
-        asked = messages[:last]
+        # A conversation that ends with a question, or with what a tool answered, has its answer yet to come.
+        asked = messages[:-1] if messages[-1]["role"] == "assistant" else messages
     else:
         raise _missing(row, "prompt, or messages")
     _check_prompt(asked)
