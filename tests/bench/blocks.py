@@ -220,7 +220,7 @@ def bare_losses(run: Any, tokenizer: Any, steps: int) -> list[float]:
     rows = plain.load(run.job)
     trainer = DPOTrainer(
         model=source.path(run.job), args=args, train_dataset=rows, processing_class=tokenizer,
-        peft_config=adapter.lora(run.job, "CAUSAL_LM"),
+        peft_config=adapter.lora(run.job, "CAUSAL_LM", source.path(run.job)),
     )  # fmt: skip
     trainer.add_callback(Stop())
     trainer.train()

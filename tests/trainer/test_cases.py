@@ -191,6 +191,21 @@ REFUSED = [
         "InvalidSpec",
         r"peft.modulesToSave: the model has no embed_token; the nearest names are embed_tokens,",
     ),
+    (
+        sft({"text": "Hello"}, of_model={"addTokens": ["<a>"]}, peft={"method": "lora", "modulesToSave": ["lm_head"]}),
+        "InvalidSpec",
+        r"peft.modulesToSave: lm_head cannot go with model.addTokens, which trains its new rows: remove it",
+    ),
+    (
+        sft(
+            {"text": "Hello"},
+            model="phi",
+            of_model={"addTokens": ["<a>"]},
+            peft={"method": "lora", "targetModules": ["q_proj"]},
+        ),
+        "InvalidSpec",
+        r"model.addTokens: lm_head has a bias, which peft leaves out .*: set peft.method to none",
+    ),
     ("lora-all-head", "InvalidSpec", r"peft.targetModules: SFTJob trains no adapter on the output head: remove it"),
     (
         "lora-gpt2-long",
@@ -660,12 +675,16 @@ THINKING = "<think>It left.</think> It leaves."
     "case",
     [
         sft({"text": THINKING}, model="untied", of_model={"addTokens": ["<think>", "<end>"], "eosToken": "<end>"}),
+        sft(
+            {"text": THINKING}, model="untied", of_model={"addTokens": ["<think>", "<end>"], "eosToken": "<end>"},
+            peft={"method": "lora"},
+        ),
         grpo(
             {"prompt": THINKING}, of_model={"addTokens": ["<think>", "<end>"], "eosToken": "<end>"},
             training={"gradientAccumulationSteps": 2},
         ),
     ],
-    ids=["sft", "grpo"],
+    ids=["sft", "sft-lora", "grpo"],
 )  # fmt: skip
 def test_added_tokens_are_rows_of_the_exported_model(
     case: dict[str, Any], opened: Open, models: Callable[[str], Path], warm: Warm, tmp_path: Path

@@ -2,11 +2,14 @@
 
 import inspect
 import json
+import math
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from loading_kit import GRPO, ROWS, large_model, measure, size
+from peft import LoraConfig, PeftModel, get_peft_model
 from trainer_kit import KILL, TRAIN_ONLY, Warm, at_step, job_file, metrics, preference_pairs, write_jsonl
 from transformers import AutoModelForCausalLM
 from trl import DPOTrainer, GRPOTrainer
@@ -309,30 +312,70 @@ def test_a_model_of_the_hub_is_mapped_from_the_cache(
     assert found.config._name_or_path == "org/base"
 
 
-def test_two_ranks_add_the_tokens_that_one_adds(warm: Warm, model_folder: Path, tmp_path: Path) -> None:
-    """To the policy and to its reference, and they train and export them."""
+@pytest.mark.parametrize(
+    ("method", "tied", "modes"),
+    [
+        ("none", True, ["auto", "auto"]),
+        ("lora", True, ["auto", "precompute"]),
+        ("lora", False, ["precompute", "auto"]),
+    ],
+    ids=["full", "lora-tied", "lora-untied"],
+)
+def test_two_ranks_add_the_tokens_that_one_adds(
+    method: str, tied: bool, modes: list[str], warm: Warm, model_folder: Path, tmp_path: Path
+) -> None:
+    """To the policy and to its reference, and they train and export them. What an adapter is compared with is the base
+    with new rows as they began: the same that is asked before training. The untied base has room for them, and
+    sharding converts its weights."""
+    before = AutoModelForCausalLM.from_pretrained(model_folder)
+    number = before.config.vocab_size
+    if not tied:
+        before.config.tie_word_embeddings, before.config.vocab_size = False, number + 2
+        model_folder = shutil.copytree(model_folder, tmp_path / "untied")
+        before = type(before)(before.config).bfloat16()
+        before.save_pretrained(model_folder)
     pairs = preference_pairs(16)
     for pair in pairs:
         pair["chosen"][0]["content"] = f"<think> {pair['chosen'][0]['content']}"
     losses = []
-    for world in (1, 2):
+    for world, mode in enumerate(modes, 1):
         folder = tmp_path / str(world)
         folder.mkdir()
         write_jsonl(folder / "train.jsonl", pairs)
         spec = {
             "model": {"addTokens": ["<think>", "<unseen>"]}, "evaluation": {"enabled": False},
-            "training": {"maxSteps": 3, "perDeviceBatchSize": 4 // world}, "checkpoint": {"everySteps": 10},
+            "training": {"maxSteps": 3, "perDeviceBatchSize": 4 // world, "learningRate": 1e-2},
+            "checkpoint": {"everySteps": 10}, "peft": {"method": method}, "dpo": {"referenceModel": {"mode": mode}},
         }  # fmt: skip
         job = job_file(folder, model_folder, spec=spec, numProcPerNode=world)
         ended = warm.run(job, world, prelude=[TRAIN_ONLY] if world == 1 else [])
         assert set(ended.codes) == {0}, ended.logs
         losses.append([line["loss"] for line in metrics(folder) if "loss" in line])
     alone, both = losses
-    assert len(alone) == 3
+    assert alone[0] == pytest.approx(math.log(2), abs=1e-4)
+    assert alone[2] < 0.6
     assert alone == pytest.approx(both, abs=1e-4)
     final = tmp_path / "2/storage/uid-1/final"
-    model, before = (AutoModelForCausalLM.from_pretrained(folder) for folder in (final, model_folder))
-    number = before.config.vocab_size
-    assert model.lm_head.weight.shape[0] == model.config.vocab_size == number + 2
-    moved = (model.lm_head.weight[number:] - before.lm_head.weight.mean(dim=0)).abs().max(dim=1).values
-    assert 0 < moved[0] < 0.05
+    model = AutoModelForCausalLM.from_pretrained(final)
+    for old, new in zip(tables(before), tables(model), strict=True):
+        assert new.shape[0] == model.config.vocab_size == number + 2
+        begun = old.mean(dim=0) if tied else old[number:]
+        assert 0 < (new[number:] - begun).abs().max(dim=1).values[0] < 0.05
+        assert new[:number].equal(old[:number]) == (method == "lora")
+    if method == "lora":
+        before.resize_token_embeddings(number + 2, mean_resizing=False)
+        adapted = PeftModel.from_pretrained(before, final / "adapter").merge_and_unload()
+        assert all(old.equal(new) for old, new in zip(tables(adapted), tables(model), strict=True))
+
+
+def tables(model: Any) -> list[Any]:
+    return [model.get_input_embeddings().weight, model.lm_head.weight]
+
+
+def test_peft_says_nothing_of_the_bias_of_a_head_with_new_rows(model_folder: Path) -> None:
+    """vocabulary.complete_head says it; when this fails, that can go."""
+    model = AutoModelForCausalLM.from_pretrained(model_folder)
+    config = LoraConfig(target_modules=["q_proj"], trainable_token_indices=[0])
+    head = get_peft_model(model, config).get_output_embeddings()
+    assert head.weight.shape == model.get_input_embeddings().weight.shape
+    assert not hasattr(head, "bias")

@@ -43,6 +43,7 @@ def changed(made, processes=None, **training):
 
 
 FULL = {"peft": {"method": "none"}}
+GROWN = {"model": {"volume": {"claimName": "models", "path": "tiny"}, "addTokens": ["<a>"]}}
 
 
 SMALL = {"perDeviceBatchSize": 1}
@@ -166,6 +167,11 @@ def test_activations_of_one_process_by_hand():
     assert estimate(less, SIZES, BIG, "cpu").activations == 10 * tokens * 4 * 500 + last + loss
 
 
+def test_new_rows_of_an_adapter_cost_a_copy_of_the_head_and_its_whole_gradient():
+    plain, grown = (estimate(given, SIZES, BIG, "cpu").activations for given in (job(), job(**GROWN)))
+    assert grown == plain + (4 + 4) * 10 * M
+
+
 def test_generation_holds_keys_and_values_of_a_whole_step():
     made = job("GRPOJob", gpus=True, training={"gradientCheckpointing": True})
     answers = replace(SIZES, prompt=10, length=100_000)
@@ -191,6 +197,8 @@ def test_generation_holds_keys_and_values_of_a_whole_step():
         (job(gpus=True, nodes=2, **FULL), "cuda", 800 * M, "peft.method: lora"),
         (job("DPOJob", gpus=True, **FULL), "cuda", 1980 * M, "dpo.referenceModel.mode: precompute"),
         (job(gpus=True), "cuda", 250 * M, "peft.method: qlora"),
+        # Which does not train the rows of new tokens.
+        (job(gpus=True, **GROWN), "cuda", 250 * M, "numNodes: 4"),
         # qlora needs a GPU.
         (job(), "cpu", 440 * M, "numNodes: 4"),
         (

@@ -31,6 +31,12 @@ CASES: dict[str, dict[str, Any]] = {
         # Three steps an epoch: it is resumed in the middle of the second one, as grpo-lora is.
         "spec": {"peft": {"method": "lora", "r": 4}, "dataset": {"maxExamples": 27}},
     },
+    # One rank has no row of the new token's.
+    "dpo-lora-added-token": {
+        "kind": "DPOJob",
+        "spec": {"model": {"addTokens": ["sent it"]}, "peft": {"method": "lora", "r": 4}},
+        "forms": ["auto", "full"],
+    },
     # Two ranks have no row of lora_A.
     "dpo-lora-more-ranks-than-r": {
         "kind": "DPOJob",
@@ -142,7 +148,7 @@ def check_form(checkpoint: Path, ended: Ended, form: str, *, adapter: bool) -> N
         assert sum(gathered) == 2 * 4 * sum(tensor.numel() for tensor in whole.values())
         assert (checkpoint / "adapter_model.safetensors").exists()
     if adapter:
-        assert {name for name in names if "lora_" not in name} <= {
+        assert {name for name in names if "lora_" not in name and ".trainable_tokens_delta" not in name} <= {
             "base_model.model.score.modules_to_save.default.weight"
         }
     assert any("lora_" in name for name in names) == adapter

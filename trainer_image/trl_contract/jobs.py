@@ -98,9 +98,9 @@ class JobSpec(TrainingSpec, ClusterSpec):
             "fsdp",
         ),
         Rule(
-            "!has(self.model.addTokens) || self.peft.method == 'none'",
-            "model.addTokens: an adapter does not train the rows of new tokens: set peft.method to none, or remove it",
-            lambda self: self.model.add_tokens is None or self.peft.method == "none",
+            "!has(self.model.addTokens) || self.peft.method != 'qlora'",
+            "model.addTokens: qlora does not train rows of new tokens: set peft.method to lora or none, or remove it",
+            lambda self: self.model.add_tokens is None or self.peft.method != "qlora",
             "model",
         ),
         Rule(

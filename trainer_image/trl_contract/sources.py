@@ -72,7 +72,7 @@ class ModelSource(Model):
         Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=1, max_length=64)] | None
     ) = None
     """Tokens that the tokenizer learns. The embeddings grow where they have no rows for them; a new row begins as the
-    mean of all others. With peft.method none, which trains them."""
+    mean of all others. With peft.method none or lora; an adapter trains and holds the rows of these tokens alone."""
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:

@@ -24,7 +24,7 @@ from trl_trainer.errors import Preempted, UserError
 from trl_trainer.launch import network, records, watchdog
 from trl_trainer.launch.termination import Termination
 from trl_trainer.launch.watchdog import Watchdog
-from trl_trainer.models import arguments, base
+from trl_trainer.models import arguments, base, vocabulary
 from trl_trainer.models.tokenizer import load_tokenizer
 from trl_trainer.preflight import Preflight, ends, image, steps
 from trl_trainer.preflight.clock import Clock
@@ -179,6 +179,7 @@ def build(run: Run, stage: Stage, tokenizer: Any, rows: data.Data, scores: Rewar
     ends.make_savable(trainer.model)
     if rows.report.conversational:
         ends.stop_there(trainer.model, tokenizer)
+    vocabulary.complete_head(trainer.model)
     precision.keep_trained_in_fp32(trainer.model)
     if base.is_streamed(run):
         loading.shard(run, trainer)

@@ -115,7 +115,11 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ("DPOJob", {"spec.model": {"volume": {"claimName": "C", "path": "a"}}}, ("spec.model.volume.claimName",)),
     ("DPOJob", {"spec.model.attnImplementation": "auto"}, ("spec.model.attnImplementation", "Unsupported value")),
     ("DPOJob", {"spec.model.chatTemplate": "x" * 16385}, ("spec.model.chatTemplate", "16384")),
-    ("DPOJob", {"spec.model.addTokens": ["<a>"]}, ("spec.model", "an adapter does not train the rows of new tokens")),
+    (
+        "DPOJob",
+        {"spec.model.addTokens": ["<a>"], "spec.peft": {"method": "qlora"}, "spec.resources": GPUS},
+        ("spec.model", "qlora does not train rows of new tokens"),
+    ),
     ("SFTJob", {"spec.model.addTokens": []}, ("spec.model.addTokens", "at least 1")),
     ("DPOJob", {"spec.model.eosToken": ""}, ("spec.model.eosToken", "at least 1")),
     ("SFTJob", {"spec.model.padToken": 5}, ("spec.model.padToken", "string")),
@@ -452,6 +456,7 @@ GOOD: list[tuple[str, Change]] = [
     ),
     ("DPOJob", {"spec.fsdp.cpuOffload": True, "spec.resources": GPUS}),
     ("GRPOJob", {"spec.model.addTokens": ["<a>"], "spec.peft.method": "none"}),
+    ("DPOJob", {"spec.model.addTokens": ["<a>"], "spec.peft.method": "lora"}),
     (
         "RewardJob",
         {"spec.training.precision": "fp16", "spec.training.activationOffloading": True, "spec.resources": GPUS},

@@ -15,6 +15,8 @@ from transformers import (
     GptOssForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    PhiConfig,
+    PhiForCausalLM,
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -114,6 +116,10 @@ def llama() -> Any:
     return LlamaForCausalLM(LlamaConfig(**WIDTHS, bos_token_id=1, eos_token_id=4))
 
 
+def phi() -> Any:
+    return PhiForCausalLM(PhiConfig(**WIDTHS, bos_token_id=None, eos_token_id=4))
+
+
 OTHER_END = {"eos_token": "<|endoftext|>", "pad_token": "<|pad|>"}
 MODELS = {
     "base": lambda: (qwen(), tokenizer()),
@@ -130,6 +136,8 @@ MODELS = {
     "genin": lambda: (qwen(), tokenizer(END_INSIDE)),
     "gpt2": lambda: (gpt2(), tokenizer(None, eos_token="<|endoftext|>", bos_token="<|endoftext|>")),
     "gptoss": lambda: (gpt_oss(), tokenizer()),
+    # Its head has a bias.
+    "phi": lambda: (phi(), tokenizer()),
     "qwenmoe": lambda: (qwen_moe(), tokenizer()),
 }
 

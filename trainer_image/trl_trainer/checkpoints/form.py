@@ -49,7 +49,8 @@ def _set(plugin: Any, form: str) -> None:
 
 
 def _save_adapter_only(trainer: Trainer) -> None:
-    """Replace `trainer.save_model`, which gathers the base model beside the adapter in the full form."""
+    """Replace `trainer.save_model`, which gathers the base model beside the adapter in the full form; the sharded one
+    is without it too."""
 
     def save_model(output_dir: str | None = None, **_: Any) -> None:
         if trainer.accelerator.state.fsdp_plugin.state_dict_type.name != FULL:
@@ -59,3 +60,7 @@ def _save_adapter_only(trainer: Trainer) -> None:
             trainer.model.save_pretrained(output_dir or trainer.args.output_dir, state_dict=state)
 
     trainer.save_model = save_model
+    for config in trainer.model.peft_config.values():
+        # peft adds whole embeddings to an adapter whose base, as it is named here, has fewer rows. save_pretrained
+        # finds the name again.
+        config.base_model_name_or_path = None

@@ -18,12 +18,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate.utils import DynamoBackend, fsdp2_apply_ac, fsdp2_prepare_model
+from peft import PeftModel
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from transformers import PreTrainedModel, Trainer
 
+from trl_trainer.distributed import sharding
 from trl_trainer.distributed.world import Run, broadcast, gather
 from trl_trainer.errors import TrainerError
 
@@ -118,10 +120,32 @@ def shard(run: Run, trainer: Trainer) -> None:
     plugin.set_auto_wrap_policy(model)
     if plugin.activation_checkpointing:
         fsdp2_apply_ac(accelerator, model)
-    _stream(
-        run, model, lambda: fsdp2_prepare_model(accelerator, model), isinstance(plugin.cpu_offload, CPUOffloadPolicy)
-    )
+    trains_rows = isinstance(model, PeftModel) and run.job.spec.model.add_tokens is not None
+
+    def wrap() -> None:
+        if not trains_rows:
+            fsdp2_prepare_model(accelerator, model)
+            return
+        # Who asks for the weight of a module of which peft trains rows gets a new one, unless the adapter is off.
+        with model.disable_adapter():
+            _shard_tables(model, plugin, sharding.mesh(trainer.args, run))
+            fsdp2_prepare_model(accelerator, model)
+
+    _stream(run, model, wrap, isinstance(plugin.cpu_offload, CPUOffloadPolicy))
     keep_sharded(accelerator, model)
+
+
+def _shard_tables(model: Any, plugin: Any, mesh: DeviceMesh | None) -> None:
+    """Make embedding and head one group, so that both are whole from the embedding's forward pass on: TRL's fused head
+    reads the head's weight and does not call the module, and peft cannot put rows into shards."""
+    found = [model.get_input_embeddings(), getattr(model, "get_output_embeddings", lambda: None)()]
+    fully_shard(
+        [module for module in found if module is not None],
+        mp_policy=plugin.mixed_precision_policy,
+        offload_policy=plugin.cpu_offload,
+        reshard_after_forward=False,
+        mesh=mesh,
+    )
 
 
 def shard_frozen(run: Run, model: PreTrainedModel, policy: MixedPrecisionPolicy, mesh: DeviceMesh | None) -> None:

@@ -7,19 +7,21 @@ from peft import LoraConfig
 from transformers import BitsAndBytesConfig
 
 from trl_contract.jobfile import JobFile
+from trl_trainer.models import vocabulary
 
 ALL_LINEAR = "all-linear"
 """peft's own word for all linear layers but the output head."""
 
 
-def lora(job: JobFile, task_type: str = "CAUSAL_LM") -> LoraConfig | None:
-    """Return the adapter to train, or None for full fine-tuning."""
+def lora(job: JobFile, task_type: str, model: Any) -> LoraConfig | None:
+    """Return the adapter of `model` to train, with the rows of the tokens that the job adds, or None for full
+    fine-tuning. `model` may be the place of one where the job adds none."""
     given = lora_arguments(job, task_type)
     if given is None:
         return None
     targets = given["target_modules"]
     assert targets == ALL_LINEAR or ALL_LINEAR not in targets, "preflight says what it means beside other names"
-    return LoraConfig(**given)
+    return LoraConfig(**given, trainable_token_indices=vocabulary.trained_rows(job, model))
 
 
 def lora_arguments(job: JobFile, task_type: str) -> dict[str, Any] | None:

@@ -50,6 +50,10 @@ def trained(run: Run, stage: Stage, args: Any) -> str | PreTrainedModel:
         # DoRA begins with the norms of the weights.
         made = from_files(where, kwargs, stage, convert_later=run.world > 1 and not peft.use_dora)
         vocabulary.grow(made, wanted)
+        if wanted and peft.method == "lora":
+            # peft makes copies of their new rows, and trains them.
+            for value in vocabulary.tables(made).values():
+                loading.now(value)
         return made
 
     model = loading.load(run, make) if run.world > 1 else make()

@@ -283,7 +283,9 @@ def _adapter(job: JobFile, stage: Stage, model: Any) -> tuple[int, list[str]]:
     # peft finds layers, and the weights of all experts are one parameter.
     experts = [name for name, value in model.named_parameters() if ".experts." in name and value.ndim == 3]
     task = stage.task_type
-    config = adapter.lora(job, task) or LoraConfig(r=job.spec.peft.r, target_modules="all-linear", task_type=task)
+    config = adapter.lora(job, task, model) or LoraConfig(
+        r=job.spec.peft.r, target_modules="all-linear", task_type=task
+    )
     try:
         adapted = get_peft_model(model, config, low_cpu_mem_usage=True)
     except ValueError as error:

@@ -255,6 +255,7 @@ def _transient(job: JobFile, sizes: Sizes, recompute: bool) -> tuple[float, floa
     """Return the bytes of gathered weights, and of all else that comes and goes, at the moment that needs most."""
     compute, training, method = _compute(job), job.spec.training, job.spec.peft.method
     alone, full = job.world_size == 1, method == "none"
+    has_rows = job.spec.model.add_tokens is not None and not full
     tokens = training.per_device_batch_size * job.spec.sequences_per_row * sizes.length
     # With one process the weights stay fp32, and so does what runs between the blocks; autocast makes bf16 copies.
     fp32_between = alone and full and compute == 2
@@ -269,7 +270,7 @@ def _transient(job: JobFile, sizes: Sizes, recompute: bool) -> tuple[float, floa
     head = 0 if alone else compute * sizes.head
     tile = compute * min(HEAD_TILE, tokens * 32768) if sizes.head else 0
     # The fused head sums its gradients in fp32, and casts them.
-    head_gradient = (4 if alone else 4 + compute) * sizes.head if full else 0
+    head_gradient = (4 if alone else 4 + compute) * sizes.head if full or has_rows else 0
     mlp = 2 * compute * sizes.wide * tokens
     block_gradients = compute * sizes.block if full and not alone else 0
     # fp32 copies on their way to the other processes: the head's, or the block's before.
@@ -290,6 +291,12 @@ def _transient(job: JobFile, sizes: Sizes, recompute: bool) -> tuple[float, floa
         moments.append(held + kept_copies + head + max(2 * whole + block, whole + head + 2 * block + max(asked, tile)))
     if sizes.prompt:
         moments.append(_generation(job, sizes, 2 * max(embedding, head) + block + copies))
+    if has_rows:
+        # An adapter's new rows are put into a copy of the head, and of the embedding, whose gradient comes whole.
+        # Gathered, they stay (loading.py).
+        moments.append(head + 2 * compute * sizes.embedding)
+        beside = compute * sizes.head + (0 if sizes.tied else embedding)
+        moments = [moment + beside for moment in moments]
     gathered = max(head, 2 * block)
     if not alone and not job.spec.fsdp.reshard_after_forward:
         gathered = sizes.layers * block + head
@@ -365,6 +372,8 @@ def _works(job: JobFile, device: str) -> bool:
     if training.optimizer in BITSANDBYTES_OPTIMIZERS and (device == "cpu" or job.world_size > 1):
         return False
     if job.spec.peft.method == "qlora" and (device == "cpu" or training.precision != "bf16"):
+        return False
+    if job.spec.peft.method == "qlora" and job.spec.model.add_tokens:
         return False
     try:
         # The default of evaluation.perDeviceBatchSize follows.

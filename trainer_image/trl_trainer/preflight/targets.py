@@ -7,6 +7,7 @@ from peft import LoraConfig, get_peft_model
 
 from trl_contract.jobfile import JobFile
 from trl_trainer.errors import UserError
+from trl_trainer.models import vocabulary
 from trl_trainer.models.adapter import ALL_LINEAR
 from trl_trainer.stage import Stage
 
@@ -23,6 +24,8 @@ def resolved(job: JobFile, stage: Stage, model: Any) -> JobFile:
     _check("targetModules", given, modules, parameters)
     _check("modulesToSave", peft.modules_to_save or [], modules, parameters)
     _check("targetParameters", peft.target_parameters or [], parameters, [])
+    if job.spec.model.add_tokens:
+        _check_tables(model, {"targetModules": given, "modulesToSave": peft.modules_to_save or []})
     if not given or ALL_LINEAR not in (peft.target_modules or []):
         return job
     adapted = get_peft_model(model, LoraConfig(target_modules=ALL_LINEAR, task_type=stage.task_type))
@@ -33,6 +36,24 @@ def resolved(job: JobFile, stage: Stage, model: Any) -> JobFile:
     return job.model_copy(
         update={"spec": job.spec.model_copy(update={"peft": peft.model_copy(update={"target_modules": targets})})}
     )
+
+
+def _check_tables(model: Any, given: dict[str, list[str]]) -> None:
+    """Raise UserError if the rows of new tokens cannot be trained beside the rest of the adapter."""
+    for table, module in vocabulary.modules(model).items():
+        if getattr(module, "bias", None) is not None:
+            raise UserError(
+                "InvalidSpec",
+                f"model.addTokens: {table} has a bias, which peft leaves out where it trains rows: set peft.method to"
+                " none, or remove addTokens",
+            )
+        for field, names in given.items():
+            named = next((name for name in names if _is(table, name)), None)
+            if named is not None:
+                raise UserError(
+                    "InvalidSpec",
+                    f"peft.{field}: {named} cannot go with model.addTokens, which trains its new rows: remove it",
+                )
 
 
 def _is(full: str, name: str) -> bool:

@@ -49,7 +49,6 @@ def write(run: Run, stage: Stage, trainer: Trainer, tokenizer: Any) -> Written |
         folder.mkdir()
     where = source.folder(run.job)
     base = skeleton.of_folder(where, source.read_config(str(where), None, "model"), stage.is_classifier)
-    vocabulary.grow(base.model, vocabulary.rows(run.job))
     trained = trainer.accelerator.unwrap_model(trainer.model)
     for name in TOKENS:
         # As the job's tokenizer says; a classifier reads its result at the last token that fills nothing up.
@@ -85,6 +84,7 @@ def _full(run: Run, trainer: Trainer, base: Skeleton, folder: Path) -> dict[str,
     for target, origin in trained.all_tied_weights_keys.items():
         if trained.get_parameter(target) is trained.get_parameter(origin):
             del state[target]
+    vocabulary.grow(base.model, vocabulary.rows(run.job))
     base.model.config = trained.config
     dtypes = {name: value.dtype for name, value in base.model.state_dict().items()}
     sizes = {name: value.numel() * dtypes[name].itemsize for name, value in state.items()}
@@ -110,10 +110,10 @@ def _adapter(run: Run, trainer: Trainer, base: Skeleton, where: Path, folder: Pa
         trained.save_pretrained(folder / "adapter", state_dict=state)
     sizes = {name: value.nbytes for name, value in skeleton.headers(where).items()}
     plan = skeleton.parts(sizes, skeleton.PART_BYTES)
-    out = Shards(folder, len(plan))
+    out, rows = Shards(folder, len(plan)), vocabulary.rows(run.job)
     for names in plan:
         if run.is_main:
-            out.add(*merge(base, where, folder / "adapter", names))
+            out.add(*merge(base, where, folder / "adapter", names, rows))
         _together(run)
     return out.digests
 

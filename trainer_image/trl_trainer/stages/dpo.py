@@ -44,14 +44,15 @@ def trainer(run: Run, args: DPOConfig, tokenizer: PreTrainedTokenizerBase, data:
     # It is sharded before rank 0 may hold the other one whole.
     compared = reference.explicit_reference(run, args)
     with reference.named_hash(run):
+        model = base.trained(run, STAGE, args)
         made = Trainer(
-            model=base.trained(run, STAGE, args),
+            model=model,
             ref_model=compared,
             args=args,
             train_dataset=data.train,
             eval_dataset=data.eval,
             processing_class=tokenizer,
-            peft_config=adapter.lora(run.job, STAGE.task_type),
+            peft_config=adapter.lora(run.job, STAGE.task_type, model),
             quantization_config=base.quantization(run),
         )
     if args.precompute_ref_log_probs:

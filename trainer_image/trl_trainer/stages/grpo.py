@@ -55,14 +55,15 @@ class Trainer(TakesRowsInOrder, GRPOTrainer):
 
 def trainer(run: Run, args: GRPOConfig, tokenizer: PreTrainedTokenizerBase, data: Data, rewards: Rewards) -> Trainer:
     with reference.in_grpo(run, args):
+        model = base.trained(run, STAGE, args)
         made = Trainer(
-            model=base.trained(run, STAGE, args),
+            model=model,
             reward_funcs=rewards.reward_funcs,
             args=args,
             train_dataset=data.train,
             eval_dataset=data.eval,
             processing_class=tokenizer,
-            peft_config=adapter.lora(run.job, STAGE.task_type),
+            peft_config=adapter.lora(run.job, STAGE.task_type, model),
             quantization_config=base.quantization(run),
         )
     for function in rewards.functions:

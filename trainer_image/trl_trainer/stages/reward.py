@@ -31,14 +31,15 @@ class Trainer(preparation.TakesPreparedRows, RewardTrainer):
 
 def trainer(run: Run, args: RewardConfig, tokenizer: PreTrainedTokenizerBase, data: Data, rewards: Rewards) -> Trainer:
     """The head has random weights of the job's seed."""
+    model = base.trained(run, STAGE, args)
     return Trainer(
-        model=base.trained(run, STAGE, args),
+        model=model,
         args=args,
         train_dataset=data.train,
         eval_dataset=data.eval,
         processing_class=tokenizer,
         # SEQ_CLS makes peft train and save the new head beside the adapter.
-        peft_config=adapter.lora(run.job, STAGE.task_type),
+        peft_config=adapter.lora(run.job, STAGE.task_type, model),
         quantization_config=base.quantization(run),
     )
 

@@ -43,13 +43,14 @@ class Trainer(preparation.TakesPreparedRows, SFTTrainer):
 def trainer(run: Run, args: SFTConfig, tokenizer: PreTrainedTokenizerBase, data: Data, rewards: Rewards) -> Trainer:
     # The labels say it already; with the option TRL would look for conversations in the rows.
     args.assistant_only_loss = False
+    model = base.trained(run, STAGE, args)
     return Trainer(
-        model=base.trained(run, STAGE, args),
+        model=model,
         args=args,
         train_dataset=data.train,
         eval_dataset=data.eval,
         processing_class=tokenizer,
-        peft_config=adapter.lora(run.job, STAGE.task_type),
+        peft_config=adapter.lora(run.job, STAGE.task_type, model),
         quantization_config=base.quantization(run),
     )
 
