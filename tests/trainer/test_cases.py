@@ -32,7 +32,7 @@ from trl_trainer.rewards.constant import ConstantRewards
 CASES = Path(__file__).with_name("cases")
 sys.path.insert(0, str(CASES))
 
-from models import make  # noqa: E402
+from models import CHATML, make  # noqa: E402
 
 USER = {"role": "user", "content": "Where is my parcel?"}
 SAID = {"role": "assistant", "content": "It leaves today."}
@@ -133,6 +133,8 @@ CALLED = {"messages": [USER, CALL, FOUND, SAID]}
 PAIR = {"prompt": [USER], "chosen": [SAID], "rejected": [CURT]}
 STOPPING = {"metric": "loss", "mode": "min"}
 SWITCHED = {"dataset": {"chatTemplateKwargs": {"enable_thinking": False}}}
+HELLO = {"samplePrompts": ["Hello"]}
+SYSTEM = {"chatTemplate": "{% if messages[0].role != 'system' %}{{ raise_exception('who?') }}{% endif %}" + CHATML}
 
 REFUSED = [
     ("tools-untold", "InvalidSpec", r"model.chatTemplate: the rows have tool_calls, and the chat template does not"),
@@ -221,6 +223,16 @@ REFUSED = [
         grpo({"prompt": "Hello"}, model="gpt2", generation={"maxCompletionLength": 300}),
         "InvalidSpec",
         r"grpo.generation.maxCompletionLength: 300 tokens after a prompt of 5 are more than the 256 positions",
+    ),
+    (
+        sft({"text": "Hello"}, model="gpt2", evaluation={"samplePrompts": ["Hello", "a" * 129]}),
+        "InvalidSpec",
+        r"evaluation.samplePrompts\[1\]: 'a+': 129 tokens and an answer of up to 128 are more than the 256 positions",
+    ),
+    (
+        grpo({"prompt": [{"role": "system", "content": "Help."}, USER]}, of_model=SYSTEM, evaluation=HELLO),
+        "InvalidSpec",
+        r"evaluation.samplePrompts\[0\]: 'Hello': the chat template refuses it \(who\?\): change it, dataset.systemPr",
     ),
     (
         "grpo-answer-missing",

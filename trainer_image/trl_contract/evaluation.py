@@ -6,6 +6,9 @@ from pydantic import Field
 
 from trl_contract.base import Int32, Model, Rule
 
+MAX_ANSWER_TOKENS = 128
+"""Length of the answers to sample prompts."""
+
 
 class EarlyStopping(Model):
     metric: Annotated[str, Field(min_length=1, max_length=64)]
@@ -62,7 +65,7 @@ class RewardEvaluation(EvaluationBase):
 
 class Evaluation(EvaluationBase):
     sample_prompts: Annotated[list[Annotated[str, Field(min_length=1, max_length=2048)]], Field(max_length=16)] = []
-    """Prompts answered by the base and by the tuned model, in final/samples.jsonl."""
+    """Prompts answered by the base and by the tuned model, in at most 128 tokens, in final/samples.jsonl."""
 
 
 class GrpoEvaluation(Evaluation):

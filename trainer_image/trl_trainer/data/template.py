@@ -7,6 +7,7 @@ from typing import Any
 from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from trl_contract.sources import Dataset
 from trl_trainer.data.rows import TALK, conversational, has_calls, is_masked, num_common
 from trl_trainer.data.turns import BadRow
 from trl_trainer.errors import UserError
@@ -149,6 +150,17 @@ def prompt_length(tokenizer: Any, row: Row) -> int:
         prompt = render(tokenizer, prompt, options(row), add_generation_prompt=True)
         return len(tokenizer(prompt, add_special_tokens=False)["input_ids"])
     return len(tokenizer(prompt)["input_ids"])
+
+
+def asked(tokenizer: Any, prompt: str, dataset: Dataset, *, conversational: bool) -> list[int]:
+    """Return the tokens of a question that is in no row, asked as the rows are. What the chat template raises is raised
+    too."""
+    if not conversational:
+        return list(tokenizer(prompt)["input_ids"])
+    messages = [{"role": "system", "content": dataset.system_prompt}] if dataset.system_prompt else []
+    messages.append({"role": "user", "content": prompt})
+    text = render(tokenizer, messages, dataset.chat_template_kwargs or {}, add_generation_prompt=True)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def options(row: Row) -> dict[str, Any]:

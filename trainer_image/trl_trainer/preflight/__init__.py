@@ -14,7 +14,7 @@ from trl_contract.spec import GRPOSpec
 from trl_trainer.data import DataReport, Tokenize, Written, template
 from trl_trainer.errors import UserError
 from trl_trainer.models import skeleton, source
-from trl_trainer.preflight import architecture, ends, lengths, memory, steps
+from trl_trainer.preflight import architecture, ends, lengths, memory, samples, steps
 from trl_trainer.preflight.architecture import Architecture
 from trl_trainer.preflight.clock import Clock
 from trl_trainer.preflight.lengths import Lengths
@@ -103,6 +103,7 @@ def _judge(
     device: str,
 ) -> Preflight:
     _check_positions(job, base, seen)
+    samples.check(job, tokenizer, base, conversational=rows.report.conversational)
     _check_held_out(job, rows.report, seen)
     total_steps = stage.total_steps(job, seen.kept)
     numbers = sizes(job, base, seen)

@@ -11,14 +11,12 @@ import numpy
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from trl_contract.sources import Dataset
+from trl_contract.evaluation import MAX_ANSWER_TOKENS
+from trl_trainer.data import template
 from trl_trainer.distributed.world import Run, broadcast
 from trl_trainer.files import write_whole
 from trl_trainer.launch import watchdog
 from trl_trainer.stage import Stage
-
-MAX_NEW_TOKENS = 128
-"""Length of the sample answers."""
 
 
 def measure(stage: Stage, trainer: Trainer) -> dict[str, float]:
@@ -71,12 +69,13 @@ def answers(run: Run, trainer: Trainer, tokenizer: Any, prompts: list[str], conv
     model.eval()
     found = []
     for prompt in prompts:
-        inputs = _encode(tokenizer, prompt, conversational, run.job.spec.dataset)
-        inputs = {name: value.to(model.device) for name, value in inputs.items()}
+        asked = template.asked(tokenizer, prompt, run.job.spec.dataset, conversational=conversational)
+        inputs = torch.tensor([asked], device=model.device)
         with torch.no_grad():
             output = model.generate(
-                **inputs,
-                max_new_tokens=MAX_NEW_TOKENS,
+                inputs,
+                attention_mask=torch.ones_like(inputs),
+                max_new_tokens=MAX_ANSWER_TOKENS,
                 do_sample=False,
                 temperature=None,
                 top_p=None,
@@ -86,21 +85,9 @@ def answers(run: Run, trainer: Trainer, tokenizer: Any, prompts: list[str], conv
                 synced_gpus=run.world > 1,
             )
         watchdog.beat()
-        found.append(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+        found.append(tokenizer.decode(output[0, len(asked) :], skip_special_tokens=True))
     model.train(was_training)
     return found
-
-
-def _encode(tokenizer: Any, prompt: str, conversational: bool, dataset: Dataset) -> dict[str, torch.Tensor]:
-    if not conversational:
-        return dict(tokenizer(prompt, return_tensors="pt", return_token_type_ids=False))
-    messages = [{"role": "system", "content": dataset.system_prompt}] if dataset.system_prompt else []
-    messages.append({"role": "user", "content": prompt})
-    given = dataset.chat_template_kwargs or {}
-    encoded = tokenizer.apply_chat_template(
-        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True, **given
-    )
-    return {name: encoded[name] for name in ("input_ids", "attention_mask")}
 
 
 @contextmanager
