@@ -116,7 +116,7 @@ async def watch(
         if failure is not None:
             if not watching.is_set():
                 raise failure
-            logger.warning("everything is listed and watched anew", exc_info=failure)
+            logger.warning("everything is listed and watched anew: %s: %s", type(failure).__name__, failure)
             if clock() - began > SOUND_SECONDS:
                 pauses = iter(handlers.Backoffs())
             await asyncio.sleep(next(pauses))
