@@ -14,7 +14,3 @@ LABEL_ATTEMPT: Final = f"{GROUP}/attempt"
 MANAGER_STATUS: Final = "trl-operator-status"
 MANAGER_PROGRESS: Final = "trl-operator-progress"
 """Field manager of progress, rewards, checkpoints, evaluation and resumedFromStep."""
-
-MAX_INLINE_BYTES: Final = 128 * 1024
-MAX_CONFIG_MAP_BYTES: Final = 960 * 1024
-"""What a run's ConfigMap may hold of the spec; the API server takes 1 MiB with paths and resolved defaults."""

@@ -234,6 +234,10 @@ def test_explain_tries_the_reward_model_of_a_job_that_was_run_here(
     assert "judge" in capsys.readouterr().err
 
 
+def private(repo: str, secret: str) -> dict[str, Any]:
+    return {"hub": {"repo": f"some/{repo}", "tokenSecretRef": {"name": secret}}}
+
+
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "unknown field": (changed(training={"lerningRate": 1}), "spec.training.lerningRate.*did you mean learningRate"),
     "unknown section": (changed(traning={}), "spec.traning: DPOJob has no such field; did you mean training"),
@@ -245,6 +249,18 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "two at once": (changed(training={"epochs": 1, "maxSteps": 1}), "give epochs or maxSteps, not both"),
     "missing section": ({**JOB, "spec": {"model": JOB["spec"]["model"]}}, "spec.dataset: is missing"),
     "bad cluster field": (changed(numProcPerNode=0), "spec.numProcPerNode: .*; got 0"),
+    "too many inline rows": (
+        changed(dataset={"train": {"inline": [{"text": "a" * 440}] * 500}}),
+        "^dataset.train.inline has 227000 bytes, at most 131072: put the rows into a ConfigMap or a volume",
+    ),
+    "too large a spec": (
+        changed(dataset={"mixture": [{"inline": [{"text": "a" * 120_000}]}] * 5}),
+        "^spec needs .* bytes in the run's ConfigMap, at most 983040: shorten its texts",
+    ),
+    "two hub tokens": (
+        changed(model=private("model", "a"), dataset={"train": private("rows", "b")}),
+        "^tokenSecretRef: a job has one hub token, but a/token, b/token are named: use one Secret",
+    ),
     "api version": ({**JOB, "apiVersion": "v1"}, "apiVersion is 'v1'; it must be trl-operator.io/v1alpha1"),
     "labels": ({**JOB, "metadata": {"name": "polite", "labels": ["a"]}}, r"metadata.labels: \['a'\] must be an object"),
     "name": ({**JOB, "metadata": {"name": "Polite"}}, "metadata.name: at most 40 characters, .*; got 'Polite'"),

@@ -1,14 +1,13 @@
 """What a job needs of other objects, and what is wrong when they are not as it needs them."""
 
-import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from trl_contract import acceptance
 from trl_contract.cluster import Storage
 from trl_contract.quantity import amount
-from trl_contract.sources import ConfigMapKey, HubDataset, HubModel, SecretKeyRef, Volume
+from trl_contract.sources import ConfigMapKey, HubDataset, HubModel, Volume
 from trl_operator.api.job import Job
-from trl_operator.constants import MAX_CONFIG_MAP_BYTES, MAX_INLINE_BYTES
 from trl_operator.plan.bindings import bindings
 
 SHARED = {"ReadWriteMany", "ReadOnlyMany"}
@@ -62,41 +61,13 @@ def references(job: Job) -> list[Reference]:
 
 def check_spec(job: Job) -> Blocker | None:
     """Return what is wrong with the spec itself and cannot be said in its schema."""
-    # The trainer gets the spec with its defaults resolved, and inline rows as a file too.
-    total = _size(job.training.to_wire())
-    for binding in bindings(job):
-        if isinstance(binding.source, list):
-            size = _size(binding.source)
-            total += size
-            if size > MAX_INLINE_BYTES:
-                remedy = "put the rows into a ConfigMap or a volume"
-                message = f"{binding.field} has {size} bytes, at most {MAX_INLINE_BYTES}: {remedy}"
-                return Blocker("InlineTooLarge", message)
-    if total > MAX_CONFIG_MAP_BYTES:
-        remedy = "shorten its texts (rewards, templates, prompts), or put inline rows into a ConfigMap or a volume"
-        message = f"spec needs {total} bytes in the run's ConfigMap, at most {MAX_CONFIG_MAP_BYTES}: {remedy}"
-        return Blocker("SpecTooLarge", message)
-    secrets = hub_secrets(job)
-    if len(secrets) > 1:
-        names = ", ".join(f"{ref.name}/{ref.key}" for ref in secrets)
-        message = f"tokenSecretRef: a job has one hub token, but {names} are named: use one Secret"
-        return Blocker("InvalidSpec", message)
-    return None
-
-
-def _size(value: Any) -> int:
-    return len(json.dumps(value, ensure_ascii=False).encode())
+    found = acceptance.refused(job.training)
+    return Blocker(*found) if found else None
 
 
 def hub_sources(job: Job) -> list[HubModel | HubDataset]:
     """Return the parts of the spec that name a repository on the hub."""
     return [binding.source for binding in bindings(job) if isinstance(binding.source, HubModel | HubDataset)]
-
-
-def hub_secrets(job: Job) -> list[SecretKeyRef]:
-    """Return the different token references of the hub sources; the libraries know one token only."""
-    refs = [hub.token_secret_ref for hub in hub_sources(job) if hub.token_secret_ref]
-    return [ref for index, ref in enumerate(refs) if ref not in refs[:index]]
 
 
 def check_reference(reference: Reference, obj: dict[str, Any] | None, num_nodes: int) -> Blocker | None:

@@ -2,12 +2,13 @@
 
 from typing import Any
 
+from trl_contract.acceptance import hub_secrets
 from trl_contract.cluster import EnvVar
 from trl_contract.report import SECRET_VARIABLES
 from trl_contract.sources import SecretKeyRef
 from trl_operator.api.job import Job
 from trl_operator.constants import GROUP, VERSION
-from trl_operator.plan.acceptance import hub_secrets, hub_sources
+from trl_operator.plan.acceptance import hub_sources
 from trl_operator.plan.bindings import Binding, bindings
 from trl_operator.render.volumes import ATTEMPT, HOME, TOKEN
 
@@ -41,7 +42,7 @@ def report_path(job: Job) -> str:
 def secrets(job: Job) -> dict[str, SecretKeyRef]:
     """Return the references to secrets, by the name of the variable that carries each."""
     found: dict[str, SecretKeyRef] = {}
-    if refs := hub_secrets(job):
+    if refs := hub_secrets(job.training):
         found["HF_TOKEN"] = refs[0]
     for binding in bindings(job):
         if isinstance(binding.source, SecretKeyRef):

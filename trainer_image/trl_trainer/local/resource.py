@@ -1,4 +1,4 @@
-"""Reads the file that one would `kubectl apply`, and refuses what the API server would refuse."""
+"""Reads the file that one would `kubectl apply`, and refuses what the API server or the operator would refuse."""
 
 import base64
 import difflib
@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
+from trl_contract import acceptance
 from trl_contract.base import KINDS, Broken, Kind, Model
 from trl_contract.cluster import ClusterSpec
 from trl_contract.jobs import API_VERSION, JOB_SPECS, NAME_RULE, JobSpec
@@ -129,6 +130,8 @@ def _resource(document: dict[str, Any], config_maps: dict[str, dict[str, bytes]]
     if wrong or spec is None:
         raise UserError("InvalidSpec", "\n".join(wrong))
     training = SPECS[kind].model_validate({name: getattr(spec, name) for name in SPECS[kind].model_fields})
+    if refused := acceptance.refused(training):
+        raise UserError("InvalidSpec", refused[1])
     return Resource(kind, metadata.get("namespace", "default"), metadata["name"], training, spec, config_maps)
 
 
