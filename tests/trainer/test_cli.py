@@ -371,6 +371,21 @@ def test_a_changed_file_is_another_job_and_the_same_file_is_the_next_attempt(tmp
     assert {other.attempt for other in others} == {0}
 
 
+def test_a_changed_value_of_a_secret_is_another_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    secret = {"name": "JUDGE_KEY", "valueFrom": {"secretKeyRef": {"name": "judge", "key": "token"}}}
+    reward = {"name": "my-judge", "http": {"url": "https://example.org", "secretRef": {"name": "judge"}}}
+    spec = {**GRPO_SPEC, "grpo": {"rewards": [reward]}, "env": [secret]}
+    resource = read(write(tmp_path, {**JOB, "kind": "GRPOJob", "spec": spec}))
+
+    def uid(name: str, value: str) -> str:
+        monkeypatch.setenv(name, value)
+        return local.here(resource, Places(tmp_path / "out"), gpus=0).uid
+
+    for name in ("JUDGE_KEY", "TRL_REWARD_MY_JUDGE_TOKEN"):
+        first = uid(name, "1")
+        assert (uid(name, "2") == first, uid(name, "1") == first) == (False, True), name
+
+
 def test_a_changed_reward_is_another_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     reward = {"name": "mine", "python": {"configMap": {"name": "code", "key": "r.py"}, "function": "score"}}
     path = write(tmp_path, {**JOB, "kind": "GRPOJob", "spec": {**GRPO_SPEC, "grpo": {"rewards": [reward]}}})

@@ -178,6 +178,11 @@ class HttpReward(Model):
     """Secret with a token that is sent as Authorization: Bearer."""
 
 
+def token_variable(reward: str) -> str:
+    """Return the environment variable that has the token of an http reward of this name."""
+    return f"TRL_REWARD_{reward.upper().replace('-', '_')}_TOKEN"
+
+
 REWARD_TYPES = (
     "length",
     "keyword",

@@ -5,6 +5,7 @@ from typing import Any
 from trl_contract.acceptance import hub_secrets
 from trl_contract.cluster import EnvVar
 from trl_contract.report import SECRET_VARIABLES
+from trl_contract.rewards import token_variable
 from trl_contract.sources import SecretKeyRef
 from trl_operator.api.job import Job
 from trl_operator.constants import GROUP, VERSION
@@ -53,7 +54,7 @@ def secrets(job: Job) -> dict[str, SecretKeyRef]:
 def _variable(binding: Binding) -> str:
     if binding.role == "tracking":
         return "WANDB_API_KEY"
-    return f"TRL_REWARD_{binding.name.upper().replace('-', '_')}_TOKEN"
+    return token_variable(binding.name)
 
 
 def _secret(ref: Any) -> dict[str, Any]:

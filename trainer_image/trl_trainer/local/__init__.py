@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from trl_contract.jobfile import JobFile, Paths
+from trl_contract.rewards import token_variable
 from trl_trainer.errors import UserError
 from trl_trainer.local import sources
 from trl_trainer.local.resource import Resource
@@ -109,7 +110,12 @@ def _digest(job: JobFile, resource: Resource, found: Sources) -> str:
     """What the result depends on, in 8 digits: a changed file, of the job or one that it names, is another job with a
     folder of its own; the same ones continue where they were. A repository of the hub is taken to stay what it was."""
     given = [job.kind, job.num_proc_per_node, job.has_gpus, job.spec.to_wire()]
-    variables = [variable.to_wire() for variable in resource.cluster.env or []]
+    env = resource.cluster.env or []
+    variables = [variable.to_wire() for variable in env]
+    # Exported here. Tokens of the hub and of W&B decide who may read and write, not what is learnt.
+    names = [variable.name for variable in env if variable.value is None]
+    names += [token_variable(reward.name) for reward in job.spec.rewards if reward.http and reward.http.secret_ref]
+    variables += [{name: hashlib.sha256(os.environ.get(name, "").encode()).hexdigest()} for name in names]
     parts = [*given, variables, found.digests(), sources.code()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
 

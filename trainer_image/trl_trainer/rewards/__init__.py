@@ -13,7 +13,7 @@ from trl.rewards import get_soft_overlong_punishment
 
 from trl_contract.jobfile import JobFile
 from trl_contract.report import FailureReason, RewardReport
-from trl_contract.rewards import RewardFunction
+from trl_contract.rewards import RewardFunction, token_variable
 from trl_contract.spec import GRPOSpec
 from trl_trainer.errors import TrainerError, UserError
 from trl_trainer.rewards import builtin
@@ -85,7 +85,7 @@ def _scorer(job: JobFile, given: RewardFunction) -> Scorer:
     if given.python is not None:
         return PythonScorer(job.paths.rewards[given.name], given.python.function, given.python.timeout_seconds)
     if given.http is not None:
-        token = os.environ.get(f"TRL_REWARD_{given.name.upper().replace('-', '_')}_TOKEN")
+        token = os.environ.get(token_variable(given.name))
         if given.http.secret_ref is not None and token is None:
             raise UserError("AccessDenied", f"{field}: the token of http.secretRef is not in the environment")
         return HttpScorer(given.http, token)
