@@ -283,6 +283,11 @@ REFUSED = [
         "DataFormatError",
         r"row 1: .*image",
     ),
+    (
+        grpo({"prompt": "a"}, training={"extraArgs": {"min_p": "a lot"}}),
+        "InvalidSpec",
+        r"training.extraArgs.min_p: .*unable to parse string as a number, or remove it; got 'a lot'",
+    ),
     ("m-bnb4", "InvalidSpec", r"model: .* is quantized \(bitsandbytes\): give the model that it was made from"),
 ]
 
@@ -514,7 +519,16 @@ def test_evaluations_and_checkpoints_come_by_share_of_an_epoch(opened: Open, war
                 "referenceModel": {"mode": "precompute"},
             },
         ),
-        grpo({"prompt": [USER]}, of_grpo={"delta": 2, "topEntropyQuantile": 0.5}),
+        grpo(
+            {"prompt": [USER]},
+            of_grpo={"delta": 2, "topEntropyQuantile": 0.5, "numIterations": 2},
+            training={
+                "extraArgs": {
+                    "min_p": "0.1", "off_policy_mask_threshold": "0.5", "use_bias_correction_kl": "false",
+                    "torch_empty_cache_steps": "1",
+                }
+            },
+        ),
     ],
     ids=["sft", "dpo", "grpo"],
 )  # fmt: skip
@@ -522,6 +536,16 @@ def test_what_a_kind_has_beside_its_usual_loss_trains(case: Case, opened: Open, 
     ended, lines = trained(opened, warm, case)
     assert (ended.outcome, ended.step) == ("Succeeded", 2), ended.message
     assert all(math.isfinite(line["loss"]) for line in lines if "loss" in line)
+
+
+def test_an_extra_argument_is_shown_and_trains(opened: Open, warm: Warm, capsys: Any) -> None:
+    """Noise on the embeddings, which an evaluation of the same row has not."""
+    case = sft({"text": "Hello"}, training={"extraArgs": {"neftune_noise_alpha": "100"}})
+    _, lines = trained(opened, warm, case)
+    quiet = next(line["eval_loss"] for line in lines if "eval_loss" in line and line["step"] == 0)
+    assert abs(next(line["loss"] for line in lines if "loss" in line) - quiet) > 0.01
+    assert explain(*opened(case)) == 0
+    assert "\nneftune_noise_alpha: 100.0\n" in capsys.readouterr().out
 
 
 def test_held_out_rows_that_are_all_dropped_are_said_and_evaluations_left_out(opened: Open, warm: Warm) -> None:

@@ -5,7 +5,7 @@ import inspect
 import re
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 import transformers
@@ -20,10 +20,11 @@ from trl_contract.base import Kind
 from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
 from trl_contract.spec import SPECS
-from trl_trainer import supervisor
+from trl_trainer import preflight, supervisor
 from trl_trainer.errors import UserError
 from trl_trainer.models import adapter, arguments
 from trl_trainer.preflight import steps
+from trl_trainer.preflight.clock import Clock
 from trl_trainer.stages import STAGES
 
 # field: (value, attribute of the TRL config, value there)
@@ -66,14 +67,19 @@ LENGTH: dict[str, tuple[Any, str, Any]] = {
 SAMPLER: dict[str, tuple[Any, str, Any]] = {"dataset.shuffle": (False, "train_sampling_strategy", "sequential")}
 OWN: dict[Kind, dict[str, tuple[Any, str, Any]]] = {
     "SFTJob": LENGTH | SAMPLER | {
+        "training.extraArgs": ({"neftune_noise_alpha": "5"}, "neftune_noise_alpha", 5.0),
         "sft.packing": (True, "packing", True),
         "sft.packingStrategy": ("wrapped", "packing_strategy", "wrapped"),
         "sft.lossType": ("dft", "loss_type", "dft"),
         "sft.completionOnlyLoss": (True, "completion_only_loss", True),
         "sft.assistantOnlyLoss": (True, "assistant_only_loss", True),
     },
-    "RewardJob": LENGTH | SAMPLER | {"reward.centerRewardsCoefficient": (0.01, "center_rewards_coefficient", 0.01)},
+    "RewardJob": LENGTH | SAMPLER | {
+        "training.extraArgs": ({"torch_empty_cache_steps": "50"}, "torch_empty_cache_steps", 50),
+        "reward.centerRewardsCoefficient": (0.01, "center_rewards_coefficient", 0.01),
+    },
     "DPOJob": LENGTH | SAMPLER | {
+        "training.extraArgs": ({"torch_empty_cache_steps": "50"}, "torch_empty_cache_steps", 50),
         "dpo.beta": (0.3, "beta", 0.3),
         "dpo.lossType": (["robust", "sft"], "loss_type", ["robust", "sft"]),
         "dpo.lossWeights": ([0.7, 0.3], "loss_weights", [0.7, 0.3]),
@@ -85,6 +91,7 @@ OWN: dict[Kind, dict[str, tuple[Any, str, Any]]] = {
         "dpo.referenceModel.mode": ("precompute", "precompute_ref_log_probs", True),
     },
     "GRPOJob": {
+        "training.extraArgs": ({"use_bias_correction_kl": "false"}, "use_bias_correction_kl", False),
         "dataset.chatTemplateKwargs": ({"enable_thinking": False}, "chat_template_kwargs", {"enable_thinking": False}),
         "dataset.shuffle": (False, "shuffle_dataset", False),
         "grpo.beta": (0.3, "beta", 0.3),
@@ -244,6 +251,39 @@ def test_epochs_become_the_nearest_number_of_steps(
         is job.spec.checkpoint.every_minutes
         is None
     )
+
+
+@pytest.mark.parametrize("kind", STAGES)
+def test_extra_arguments_are_of_the_trl_config_read_in_the_loop_and_typed_nowhere_else(
+    kind: Kind, tmp_path: Path
+) -> None:
+    job = resolved(tmp_path, kind, {"training.epochs": 1})
+    fields = get_type_hints(STAGES[kind].config)
+    trainer = {"SFTJob": trl.SFTTrainer, "RewardJob": trl.RewardTrainer, "DPOJob": trl.DPOTrainer}.get(
+        kind, trl.GRPOTrainer
+    )
+    loop = inspect.getsource(trainer) + inspect.getsource(transformers.Trainer)
+    typed = arguments.arguments(job, STAGES[kind], output_dir=str(tmp_path), world=2, device="cpu")
+    for name, wanted in job.spec.training.extra_arg_types.items():
+        assert getattr(wanted, "__origin__", wanted) in (fields[name], *get_args(fields[name])), (
+            f"{name} is {fields[name]} in TRL"
+        )
+        assert re.search(rf"\bargs\.{name}\b", loop), f"nothing reads {name}"
+        assert name not in typed, f"{name} has a field of its own"
+
+
+def test_an_extra_argument_of_the_wrong_type_is_named_with_its_value(tmp_path: Path) -> None:
+    given = {"min_p": "1.5", "use_bias_correction_kl": "maybe", "torch_empty_cache_steps": "0"}
+    job, stage = resolved(tmp_path, "GRPOJob", {"training.extraArgs": given}), STAGES["GRPOJob"]
+    unread: Any = None
+    with pytest.raises(UserError) as caught:
+        preflight.look(job, stage, unread, unread, unread, Clock())
+    assert caught.value.message.splitlines() == [
+        "training.extraArgs.min_p: Input should be less than or equal to 1, or remove it; got '1.5'",
+        "training.extraArgs.use_bias_correction_kl: Input should be a valid boolean, unable to interpret input, or"
+        " remove it; got 'maybe'",
+        "training.extraArgs.torch_empty_cache_steps: Input should be greater than or equal to 1, or remove it; got '0'",
+    ]
 
 
 @pytest.mark.parametrize("kind", STAGES)

@@ -7,7 +7,7 @@ from trl_contract.jobfile import JobFile
 from trl_contract.rewards import PRESETS
 from trl_contract.spec import GRPOSpec
 from trl_contract.stages import Grpo
-from trl_contract.training import GrpoTraining, Peft
+from trl_contract.training import Peft, TrainingBase
 
 
 def resolve(job: JobFile) -> JobFile:
@@ -31,7 +31,7 @@ def resolve(job: JobFile) -> JobFile:
     return job.model_copy(update={"spec": spec.model_copy(update=changes)})
 
 
-def _training(job: JobFile, training: GrpoTraining) -> GrpoTraining:
+def _training(job: JobFile, training: TrainingBase) -> TrainingBase:
     changes: dict[str, Any] = {}
     if training.epochs is None and training.max_steps is None:
         changes["epochs"] = 1.0

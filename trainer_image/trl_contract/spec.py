@@ -12,7 +12,17 @@ from trl_contract.evaluation import Evaluation, EvaluationBase, GrpoEvaluation, 
 from trl_contract.rewards import RewardFunction
 from trl_contract.sources import Dataset, ModelSource, PromptDataset
 from trl_contract.stages import Dpo, Grpo, Reward, Sft
-from trl_contract.training import Checkpoint, Fsdp, GrpoTraining, Peft, PeftWithDropout, Tracking, Training
+from trl_contract.training import (
+    Checkpoint,
+    Fsdp,
+    GrpoTraining,
+    Peft,
+    PeftWithDropout,
+    SftTraining,
+    Tracking,
+    Training,
+    TrainingBase,
+)
 
 
 class TrainingSpec(Model):
@@ -22,7 +32,7 @@ class TrainingSpec(Model):
     """The base model."""
     dataset: Dataset
     """Rows of the kind's form."""
-    training: GrpoTraining
+    training: TrainingBase
     """Hyper-parameters of the loop."""
     evaluation: EvaluationBase
     """Evaluation on held-out rows."""
@@ -109,7 +119,7 @@ class TrainingSpec(Model):
 class SFTSpec(TrainingSpec):
     dataset: Dataset
     """Conversations, prompt and completion, or text. An assistant turn of weight 0 is read and not learnt."""
-    training: Training = Training()
+    training: SftTraining = SftTraining()
     """Hyper-parameters of the loop."""
     peft: PeftWithDropout = PeftWithDropout()
     """Adapter or full fine-tuning."""

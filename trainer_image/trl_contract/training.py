@@ -3,7 +3,8 @@
 A name that TRL, transformers or peft has keeps that name and its values.
 """
 
-from typing import Annotated, ClassVar, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -43,10 +44,10 @@ class LrSchedulerArgs(Model):
     """warmup_stable_decay: the form of the decay; cosine if unset."""
 
 
-class GrpoTraining(Model):
-    """Hyper-parameters of the loop, with TRL's meanings; grpo has no maxLength."""
+class TrainingBase(Model):
+    """Hyper-parameters of the loop that all kinds have."""
 
-    rules: ClassVar = (
+    rules: ClassVar[tuple[Rule, ...]] = (
         Rule(
             "!(has(self.epochs) && has(self.maxSteps))",
             "give epochs or maxSteps, not both",
@@ -130,15 +131,54 @@ class GrpoTraining(Model):
     """Steps between two log entries."""
     torch_compile: bool = False
     """Compile the model with torch.compile."""
+    extra_args: Annotated[dict[str, Annotated[str, Field(max_length=64)]], Field(max_length=8)] | None = None
+    """More of the kind's TRL config, by TRL's names, each value as text. All kinds: torch_empty_cache_steps; sft:
+    neftune_noise_alpha; grpo: min_p, off_policy_mask_threshold, use_bias_correction_kl."""
+
+    extra_arg_types: ClassVar[dict[str, Any]] = {"torch_empty_cache_steps": Annotated[int, Field(ge=1)]}
+    """What extra_args may name, and the type of its value: what the loop reads and can do no harm. Nothing that has a
+    field here, nothing of rows (they are prepared before), paths, the hub, processes, saving or logging."""
 
 
-class Training(GrpoTraining):
+def _only_named(types: Mapping[str, Any]) -> Rule:
+    names = sorted(types)
+    return Rule(
+        f"!has(self.extraArgs) || self.extraArgs.all(k, k in {names})",
+        f"this kind's may name {', '.join(names)}: remove others",
+        lambda self: set(self.extra_args or {}) <= set(types),
+        "extraArgs",
+    )
+
+
+class GrpoTraining(TrainingBase):
+    """Hyper-parameters of the loop, with TRL's meanings; grpo has no maxLength."""
+
+    extra_arg_types: ClassVar = TrainingBase.extra_arg_types | {
+        "min_p": Annotated[float, Field(ge=0, le=1)],
+        "off_policy_mask_threshold": Annotated[float, Field(gt=0, le=1000)],
+        "use_bias_correction_kl": bool,
+    }
+    rules: ClassVar = (*TrainingBase.rules, _only_named(extra_arg_types))
+
+
+class Training(TrainingBase):
     """Hyper-parameters of the loop, with TRL's meanings."""
+
+    rules: ClassVar[tuple[Rule, ...]] = (*TrainingBase.rules, _only_named(TrainingBase.extra_arg_types))
 
     max_length: Annotated[Int32, Field(ge=8)] = 1024
     """Longest sequence in tokens; what happens to longer rows is counted in the report."""
     activation_offloading: bool = False
     """Keep what the backward pass needs of a forward pass in the host's memory: less memory of the GPU, slower."""
+
+
+class SftTraining(Training):
+    """Hyper-parameters of the loop, with TRL's meanings."""
+
+    extra_arg_types: ClassVar = Training.extra_arg_types | {
+        "neftune_noise_alpha": Annotated[float, Field(ge=0, le=1000)]
+    }
+    rules: ClassVar = (*TrainingBase.rules, _only_named(extra_arg_types))
 
 
 class Peft(Model):

@@ -75,6 +75,13 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
         {"spec.training": {"optimizer": "sgd", "adamBeta2": 0.9}},
         ("spec.training", "have no meaning for optimizer adafactor and sgd"),
     ),
+    *[
+        (kind, {"spec.training.extraArgs": {name: "1"}}, ("spec.training.extraArgs", "may name", "remove others"))
+        for kind, name in (
+            ("SFTJob", "output_dir"), ("RewardJob", "neftune_noise_alpha"), ("DPOJob", "min_p"), ("GRPOJob", "minP"),
+        )
+    ],
+    ("SFTJob", {"spec.training.extraArgs": {"neftune_noise_alpha": 5}}, ("extraArgs.neftune_noise_alpha", "string")),
     ("SFTJob", {"spec.sft": {"packingStrategy": "wrapped"}}, ("spec.sft", "packingStrategy goes with packing")),
     (
         "DPOJob",
@@ -442,6 +449,9 @@ GOOD: list[tuple[str, Change]] = [
     ),
     ("GRPOJob", {"spec.evaluation": {"everyEpochs": 0.1, "earlyStopping": {**STOPPING, "metric": "reward"}}}),
     ("SFTJob", {"spec.checkpoint": {"everyEpochs": 2}}),
+    ("SFTJob", {"spec.training.extraArgs": {"neftune_noise_alpha": "5", "torch_empty_cache_steps": "50"}}),
+    ("GRPOJob", {"spec.training.extraArgs": {"min_p": "0.1", "use_bias_correction_kl": "false"}}),
+    *((kind, {"spec.training.extraArgs": {"torch_empty_cache_steps": "50"}}) for kind in ("RewardJob", "DPOJob")),
     ("GRPOJob", {"spec.grpo.stepsPerGeneration": 8}),
     ("SFTJob", {"spec.sft": {"packing": True, "packingStrategy": "wrapped", "lossType": "dft"}}),
     ("GRPOJob", {"spec.grpo.rewards": None, "spec.grpo.rewardPreset": "customer-service", "spec.grpo.delta": 2}),

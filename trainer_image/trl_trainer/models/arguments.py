@@ -2,8 +2,11 @@
 
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from trl_contract.jobfile import JobFile
-from trl_contract.training import GrpoTraining, LrSchedulerArgs
+from trl_contract.training import LrSchedulerArgs, TrainingBase
+from trl_trainer.errors import UserError
 from trl_trainer.reports import tracking
 from trl_trainer.stage import Stage
 
@@ -12,10 +15,14 @@ DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 
 
 def arguments(job: JobFile, stage: Stage, *, output_dir: str, world: int, device: str) -> dict[str, Any]:
-    """Return the keyword arguments of the kind's TRL config for a resolved job (preflight has decided the rest)."""
+    """Return the keyword arguments of the kind's TRL config for a resolved job (preflight has decided the rest).
+
+    UserError as of `extra`.
+    """
     return {
         **_common(job, output_dir=output_dir, world=world, device=device),
         **stage.settings(job),
+        **extra(job.spec.training),
         "model_init_kwargs": model_init(job, frozen=False),
     }
 
@@ -71,7 +78,21 @@ def _common(job: JobFile, *, output_dir: str, world: int, device: str) -> dict[s
     return found
 
 
-def scheduler(training: GrpoTraining) -> dict[str, Any]:
+def extra(training: TrainingBase) -> dict[str, Any]:
+    """Return extraArgs with their values in the types of TRL's config. UserError has a line for each that is none."""
+    found, wrong = {}, []
+    for name, text in (training.extra_args or {}).items():
+        try:
+            found[name] = TypeAdapter(training.extra_arg_types[name]).validate_strings(text)
+        except ValidationError as error:
+            said = error.errors(include_url=False)[0]["msg"]
+            wrong.append(f"training.extraArgs.{name}: {said}, or remove it; got {text!r}")
+    if wrong:
+        raise UserError("InvalidSpec", "\n".join(wrong))
+    return found
+
+
+def scheduler(training: TrainingBase) -> dict[str, Any]:
     """Return lr_scheduler_kwargs; num_decay_steps is a share of all steps (preflight.steps.decay)."""
     given = training.lr_scheduler_args or LrSchedulerArgs()
     if training.lr_scheduler == "cosine_with_min_lr":

@@ -13,7 +13,7 @@ from trl_contract.report import EvaluationSkipped, FailureReason
 from trl_contract.spec import GRPOSpec
 from trl_trainer.data import DataReport, Tokenize, Written, template
 from trl_trainer.errors import UserError
-from trl_trainer.models import skeleton, source
+from trl_trainer.models import arguments, skeleton, source
 from trl_trainer.preflight import architecture, ends, lengths, memory, samples, steps
 from trl_trainer.preflight.architecture import Architecture
 from trl_trainer.preflight.clock import Clock
@@ -62,9 +62,10 @@ def look(
 ) -> tuple[Architecture, Lengths]:
     """Return what the model is, and how long the rows are.
 
-    UserError for a model that is not there or of the wrong kind, a tokenizer that does not fit, an option that the
-    data do not allow, too few rows.
+    UserError for an extra argument of the wrong type, a model that is not there or of the wrong kind, a tokenizer that
+    does not fit, an option that the data do not allow, too few rows.
     """
+    arguments.extra(job.spec.training)
     with clock.check("model"):
         base = architecture.inspect(job, stage)
         check_tokenizer(job, tokenizer, base)
