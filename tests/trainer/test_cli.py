@@ -277,6 +277,32 @@ def test_a_file_that_the_api_server_would_refuse_is_refused(name: str, tmp_path:
     assert caught.value.reason == "InvalidSpec"
 
 
+@pytest.mark.parametrize(
+    ("beside", "expected"),
+    [
+        ("metadata: foo", "ConfigMap: metadata is 'foo'; it must be an object"),
+        ("metadata: {name: a}\ndata: [x]", r"ConfigMap a: data is \['x'\]; it must be an object of keys and texts"),
+        ("metadata: {name: a}\ndata: {x: 1}", "ConfigMap a: data.x is 1; it must be text: quote it"),
+        ("metadata: {name: a}\nbinaryData: {x: 1}", "ConfigMap a: binaryData.x is 1; it must be text: quote it"),
+        ('metadata: {name: a}\nbinaryData: {x: "!!"}', "ConfigMap a: binaryData.x is not base64: encode it, or put"),
+        ("metadata: {name: a}\nbinaryData: {x: é}", "ConfigMap a: binaryData.x is not base64"),
+        ("? [a, b]\n: 1", "is not YAML: a key must be text"),
+    ],
+)
+def test_a_file_that_is_wrong_beside_the_job_is_refused(beside: str, expected: str, tmp_path: Path) -> None:
+    path = write(tmp_path, JOB)
+    path.write_text(f"{path.read_text()}---\nkind: ConfigMap\n{beside}\n")
+    with pytest.raises(UserError, match=expected):
+        read(path)
+
+
+def test_a_config_map_is_read_as_the_api_server_reads_it(tmp_path: Path) -> None:
+    path = write(tmp_path, JOB)
+    beside = 'metadata: {name: a}\ndata: {x: null, 1: "y"}\nbinaryData: {z: "/w==\\n"}'
+    path.write_text(f"{path.read_text()}---\nkind: ConfigMap\n{beside}\n")
+    assert read(path).config_maps["a"] == {"x": b"", "1": b"y", "z": b"\xff"}
+
+
 def test_all_errors_of_a_file_are_shown_at_once(tmp_path: Path) -> None:
     limits = {"limits": {"nvidia.com/gpu": 1}, "requests": {"nvidia.com/gpu": 1}}
     job = changed(training={"lerningRate": 1, "maxSteps": 0}, dpo={"beta": "x"}, resources=limits, storage={})

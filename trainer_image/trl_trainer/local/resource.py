@@ -82,10 +82,13 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key must be text", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"key {key.value!r} is there twice", key.start_mark)
             seen.add(key.value)
-        return dict(super().construct_mapping(node, deep))
+        found = super().construct_mapping(node, deep)
+        return {key if isinstance(key, str) else json.dumps(key): value for key, value in found.items()}
 
 
 def _number(loader: yaml.SafeLoader, node: Any) -> int | float:
@@ -108,16 +111,36 @@ _Loader.add_constructor("tag:yaml.org,2002:float", _number)
 
 
 def _name(document: dict[str, Any]) -> str:
-    name = (document.get("metadata") or {}).get("name")
+    metadata = document.get("metadata") or {}
+    if not isinstance(metadata, dict):
+        raise UserError("InvalidSpec", f"{document['kind']}: metadata is {metadata!r}; it must be an object")
+    name = metadata.get("name")
     if not isinstance(name, str):
         raise UserError("InvalidSpec", f"{document['kind']}: metadata.name is missing")
     return name
 
 
 def _data(config_map: dict[str, Any]) -> dict[str, bytes]:
-    text = {key: str(value).encode() for key, value in (config_map.get("data") or {}).items()}
-    binary = {key: base64.b64decode(value) for key, value in (config_map.get("binaryData") or {}).items()}
-    return text | binary
+    text, binary = _texts(config_map, "data"), _texts(config_map, "binaryData")
+    found = {key: value.encode() for key, value in text.items()}
+    for key, value in binary.items():
+        try:
+            found[key] = base64.b64decode("".join(value.split()), validate=True)
+        except ValueError:
+            where = f"ConfigMap {_name(config_map)}: binaryData.{key}"
+            raise UserError("InvalidSpec", f"{where} is not base64: encode it, or put text into data") from None
+    return found
+
+
+def _texts(config_map: dict[str, Any], field: str) -> dict[str, str]:
+    """Return a field of keys and texts; null is an empty one, as for the API server."""
+    given, where = config_map.get(field) or {}, f"ConfigMap {_name(config_map)}: {field}"
+    if not isinstance(given, dict):
+        raise UserError("InvalidSpec", f"{where} is {str(given)[:40]}; it must be an object of keys and texts")
+    for key, value in given.items():
+        if not isinstance(value, str | None):
+            raise UserError("InvalidSpec", f"{where}.{key} is {str(value)[:40]}; it must be text: quote it")
+    return {key: value or "" for key, value in given.items()}
 
 
 def _resource(document: dict[str, Any], config_maps: dict[str, dict[str, bytes]]) -> Resource:
