@@ -40,6 +40,21 @@ def score():
         ("numeric", "no idea", "7", 0.0),
         ("numeric", "0.1", 0.1, 1.0),
         ("numeric", "", 7, 0.0),
+        ("numeric", "<think>First I get 7</think><answer>8</answer>", 7, 0.0),
+        ("numeric", "<think>First I get 7</think><answer>8</answer>", 8, 1.0),
+        ("numeric", "<answer>8</answer> I checked it 3 times", 8, 1.0),
+        ("numeric", r"3+4=7, so \boxed{8}", 7, 0.0),
+        ("numeric", r"\boxed{8}, as of 2026", 8, 1.0),
+        ("numeric", r"<answer>\boxed{\text{8}}</answer>", 8, 1.0),
+        ("numeric", r"\boxed{\frac{1}{2}}", 0.5, 1.0),
+        ("numeric", r"\boxed{50\%}", 50, 1.0),
+        ("numeric", "Half of 7. The answer is (8)", 7, 0.0),
+        ("numeric", "Half of 7. The answer is (8)", 8, 1.0),
+        ("numeric", "The answer is -(7)", -7, 1.0),
+        ("numeric", "-(3+4)", -7, 1.0),
+        ("numeric", "2*(3+4)", 14, 1.0),
+        ("numeric", "(7)/(2)", 3.5, 1.0),
+        ("numeric", "it is 5, not ((7)", 7, 1.0),
         ("latex", r"so \boxed{\frac{1}{2}}", r"\frac12", 1.0),
         ("latex", r"so \boxed{0.5}", r"$\frac{1}{2}$", 1.0),
         ("latex", r"The answer is $2\sqrt{2}$.", r"\sqrt{8}", 1.0),
@@ -51,10 +66,24 @@ def score():
         ("latex", r"\boxed{41}", 42, 0.0),
         ("numeric and latex", "it is 42", 42, 1.0),
         ("numeric and latex", r"\boxed{42}, as of 2026", 42, 1.0),
+        ("numeric and latex", "<think>First I get 7</think><answer>8</answer>", 7, 0.0),
+        ("numeric and latex", "<think>First I get 7</think><answer>$x$</answer>", "x", 1.0),
+        ("numeric and latex", "<think>First I get 7</think><answer>8</answer>", 8, 1.0),
+        ("numeric and latex", "The answer is $(0, 1)$", "$(0, 1)$", 1.0),
     ],
 )
 def test_a_completion_is_right_if_it_says_what_the_answer_says(score, form, text, answer, value):
     assert score(form, text, answer) == value
+
+
+@pytest.mark.parametrize("form", ["numeric", "numeric and latex"])
+@pytest.mark.parametrize(
+    "written", ["<answer>7</answer>", r"\boxed{7}", "(7)", "[7]", "{7}", '"7"', "'7'", "`7`", r"\(7\)", r"\[7\]", "$7$"]
+)
+def test_what_touches_a_number_is_no_part_of_it(score, form, written):
+    assert score(form, f"It is not 5 but {written}", 7) == 1
+    assert score(form, f"It is not 5 but {written}", 5) == 0
+    assert score(form, "it is 7", written) == 1
 
 
 @pytest.mark.parametrize(

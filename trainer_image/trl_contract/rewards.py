@@ -84,8 +84,8 @@ class AccuracyReward(Model):
     column: Annotated[str, Field(min_length=1, max_length=200)]
     """Column with the right answer; 1 if the stripped completion is the stripped answer, else 0."""
     numeric: bool = False
-    """Compare numbers instead, by math-verify: the one that is announced as the answer, else the last one; 1/2 is 0.5,
-    and 50% is both 50 and 0.5."""
+    """Compare numbers instead, by math-verify: the one in <answer>, in \\boxed{} or announced as the answer, else the
+    last one; 1/2 is 0.5, and 50% is both 50 and 0.5."""
     latex: bool = False
     """Compare formulas instead, by math-verify: the completion's is in \\boxed{} or announced as the answer (the answer
     is $x$), the answer's may be bare. With numeric too, a formula comes first, then a number."""
