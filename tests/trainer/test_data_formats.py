@@ -24,6 +24,23 @@ FORMS: list[tuple[Kind, dict[str, Any], str, dict[str, Any], list[str]]] = [
     ("GRPOJob", {"conversations": [HUMAN, GPT], "answer": 4}, "sharegpt", {"prompt": [USER], "answer": 4}, []),
     ("DPOJob", {"conversations": [HUMAN], "chosen": GPT, "rejected": BAD_GPT}, "sharegpt", PAIR, []),
     ("DPOJob", {"conversations": [HUMAN], **PAIR}, "messages", PAIR, ["conversations"]),
+    ("DPOJob", {"messages": [USER], "chosen": HI, "rejected": NO}, "messages", PAIR, []),
+    ("DPOJob", {"conversations": [HUMAN], "chosen": [GPT], "rejected": [BAD_GPT]}, "sharegpt", PAIR, []),
+    ("DPOJob", {"messages": [USER, HI], "chosen": [USER, HI], "rejected": [USER, NO]}, "messages", PAIR, ["messages"]),
+    (
+        "SFTJob",
+        {"messages": [USER, HI], "chosen": SAID, "rejected": CURT},
+        "messages",
+        {"messages": [USER, HI]},
+        ["chosen", "rejected"],
+    ),
+    (
+        "RewardJob",
+        {"conversations": [HUMAN], "prompt": ASKED, "chosen": SAID, "rejected": CURT},
+        "text",
+        {"prompt": ASKED, "chosen": SAID, "rejected": CURT},
+        ["conversations"],
+    ),
     ("SFTJob", ALPACA, "alpaca", {"prompt": "Sort them.\n\nb a", "completion": "a b"}, []),
     ("SFTJob", ALPACA | {"input": "", "n": 1}, "alpaca", {"prompt": "Sort them.", "completion": "a b"}, ["n"]),
     ("SFTJob", ALPACA | {"text": "Sort them. a b"}, "text", {"text": "Sort them. a b"}, [*ALPACA]),
@@ -55,16 +72,38 @@ FORMS: list[tuple[Kind, dict[str, Any], str, dict[str, Any], list[str]]] = [
 def test_a_row_is_taken_for_what_its_columns_look_like(
     kind: Kind, row: dict[str, Any], taken_for: str, shaped: dict[str, Any], unread: list[str]
 ) -> None:
-    name, read = rows.read(row, None, "auto")
+    name, read, dropped = rows.read(row, None, "auto")
     found = rows.shape(STAGES[kind].shape, read)
-    assert (name, found, rows.unread(read, found, {})) == (taken_for, shaped, unread)
+    assert (name, found, [*dropped, *rows.unread(read, found, {})]) == (taken_for, shaped, unread)
 
 
 def test_a_named_form_wins_over_what_the_columns_look_like() -> None:
     row = ALPACA | {"text": "Sort them. a b"}
     assert rows.read(row, None, "alpaca")[1]["prompt"] == "Sort them.\n\nb a"
     talk = {"messages": [USER, HI], "prompt": ASKED, "completion": SAID}
-    assert rows.shape(STAGES["SFTJob"].shape, rows.read(talk, None, "text")[1]) == {"prompt": ASKED, "completion": SAID}
+    _, read, dropped = rows.read(talk, None, "text")
+    assert rows.shape(STAGES["SFTJob"].shape, read) == {"prompt": ASKED, "completion": SAID}
+    assert dropped == ["messages"]
+
+
+def test_a_column_that_the_form_overwrites_is_named() -> None:
+    _, read, dropped = rows.read({**ALPACA, "prompt": "Sort!", "completion": "a", "n": 1}, {"n": "prompt"}, "alpaca")
+    assert (read["prompt"], read["completion"], dropped) == ("Sort them.\n\nb a", "a b", ["completion"])
+    _, read, dropped = rows.read({**OPENAI, "asked": "Else?"}, {"prompt": "asked"}, "auto")
+    assert (read["prompt"], dropped) == ([USER], ["asked"])
+
+
+@pytest.mark.parametrize("kind", ["DPOJob", "RewardJob"])
+def test_a_pair_of_texts_answers_the_conversation_beside_it(kind: Kind) -> None:
+    for talk in ({"messages": [USER]}, {"conversations": [USER]}, {"conversations": [HUMAN]}):
+        _, read, dropped = rows.read({**talk, "chosen": SAID, "rejected": CURT}, None, "auto")
+        found = rows.shape(STAGES[kind].shape, read)
+        assert (found, dropped, rows.unread(read, found, {})) == (PAIR, [], [])
+        with pytest.raises(BadRow, match="the prompt ends with an assistant turn"):
+            (turns,) = talk.values()
+            _, read, _ = rows.read({**talk, next(iter(talk)): [*turns, HI], "chosen": SAID, "rejected": CURT},
+                                   None, "auto")  # fmt: skip
+            rows.shape(STAGES[kind].shape, read)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +124,7 @@ def test_a_row_of_another_form_is_refused(format: Any, row: dict[str, Any], why:
 
 def test_columns_are_renamed_before_and_named_as_in_the_data() -> None:
     columns = {"instruction": "question", "output": "answer"}
-    taken_for, read = rows.read({"question": ASKED, "answer": SAID, "n": 1}, columns, "auto")
+    taken_for, read, _ = rows.read({"question": ASKED, "answer": SAID, "n": 1}, columns, "auto")
     shaped = rows.shape(STAGES["SFTJob"].shape, read)
     assert (taken_for, shaped) == ("alpaca", {"prompt": ASKED, "completion": SAID})
     assert rows.unread(read, shaped, columns) == ["n"]
@@ -102,7 +141,7 @@ def test_columns_are_renamed_before_and_named_as_in_the_data() -> None:
     ],
 )
 def test_plain_text_becomes_turns(kind: Kind, row: dict[str, Any], shaped: dict[str, Any]) -> None:
-    _, read = rows.read(row, None, "auto")
+    _, read, _ = rows.read(row, None, "auto")
     assert rows.shape(STAGES[kind].shape, read, as_conversation=True) == shaped
     system = {"role": "system", "content": "Be kind."}
     first = "messages" if "messages" in shaped else "prompt"

@@ -23,7 +23,7 @@ PAIR = {"prompt": [USER], "chosen": [HI], "rejected": [NO]}
 def shape(
     kind: Kind, row: dict[str, Any], columns: dict[str, str] | None = None, format: Any = "auto", **more: Any
 ) -> dict[str, Any]:
-    _, row = rows.read(row, columns, format)
+    _, row, _ = rows.read(row, columns, format)
     return rows.shape(STAGES[kind].shape, row, **more)
 
 

@@ -10,22 +10,25 @@ TALK = ("conversations", "input", "preferred_output", "non_preferred_output")
 """Columns of these forms that may hold messages."""
 
 
-def read(row: Row, format: Format) -> tuple[str, Row]:
-    """Return the name of the row's form (with `auto` what its columns look like), and the row in TRL's columns: those
-    of the form are taken out, all others stay. Raises BadRow for a row that is not of the form."""
+def read(row: Row, format: Format) -> tuple[str, Row, list[str]]:
+    """Return the name of the row's form (with `auto` what its columns look like); the row in TRL's columns: those of
+    the form are taken out, all others stay; and the columns that the form puts something else in place of, or leaves
+    out. Raises BadRow for a row that is not of the form."""
     name = _recognized(row) if format == "auto" else format
     missing = [column for column in _NEEDED.get(name, ()) if column not in row]
     if missing:
         raise BadRow(
             f"dataset.format is {name}, and the row has no {', '.join(missing)}; dataset.columns can rename one"
         )
-    return name, _READERS[name](dict(row))
+    found = _READERS[name](dict(row))
+    dropped = [column for column in row if column not in _TAKEN[name] and found.get(column) is not row[column]]
+    return name, found, dropped
 
 
 def _recognized(row: Row) -> str:
     if {"preferred_output", "non_preferred_output"} <= row.keys():
         return "openai-dpo"
-    if "messages" not in row and isinstance(row.get("conversations"), list) and not _whole_pair(row):
+    if "messages" not in row and isinstance(row.get("conversations"), list) and not whole_pair(row):
         turns = row["conversations"]
         return "sharegpt" if any(isinstance(turn, dict) and "from" in turn for turn in turns) else "messages"
     answered = "output" in row or isinstance(row.get("chosen"), str)
@@ -35,22 +38,33 @@ def _recognized(row: Row) -> str:
     return "messages" if any(isinstance(row.get(name), list) for name in _OWN) else "text"
 
 
-def _whole_pair(row: Row) -> bool:
-    """Return whether chosen and rejected need no conversation before them, or have their own prompt."""
-    pair = [row[name] for name in ("chosen", "rejected") if name in row]
-    return len(pair) == 2 and not all(isinstance(answer, dict) for answer in pair)
-
-
 _OWN = ("messages", "prompt", "completion", "chosen", "rejected")
 _NEEDED = {
     "sharegpt": ("conversations",),
     "alpaca": ("instruction",),
     "openai-dpo": ("input", "preferred_output", "non_preferred_output"),
 }
+_TAKEN = {
+    "messages": ("conversations",), "text": (), "sharegpt": ("conversations",), "alpaca": ("instruction", "input"),
+    "openai-dpo": _NEEDED["openai-dpo"],
+}  # fmt: skip
+"""What each form makes something else of."""
+
+
+def whole_pair(row: Row) -> bool:
+    """Return whether chosen and rejected need no conversation before them: they begin with one, or have a prompt."""
+    pair = [row[name] for name in ("chosen", "rejected") if name in row]
+    return len(pair) == 2 and ("prompt" in row or any(_asks(answer) for answer in pair))
+
+
+def _asks(answer: Any) -> bool:
+    """Return whether an answer is a conversation that begins before what the assistant says."""
+    first = answer[0] if isinstance(answer, list) and answer else None
+    return isinstance(first, dict) and first.get("role", first.get("from")) not in ("assistant", "gpt")
 
 
 def _messages(row: Row) -> Row:
-    if "conversations" in row and "messages" not in row and not _whole_pair(row):
+    if "conversations" in row and "messages" not in row and not whole_pair(row):
         row["messages"] = row.pop("conversations")
     if not any(isinstance(row.get(name), list) for name in _OWN):
         raise BadRow(f"dataset.format is messages, and none of {', '.join(_OWN)} is a list of messages")
@@ -59,17 +73,13 @@ def _messages(row: Row) -> Row:
 
 def _text(row: Row) -> Row:
     """Plain text, whatever else is in the row."""
-    talks = [name for name in ("messages", "conversations") if isinstance(row.get(name), list)]
-    return {name: value for name, value in row.items() if name not in talks}
+    return {name: value for name, value in row.items() if name != "messages" or not isinstance(value, list)}
 
 
 def _sharegpt(row: Row) -> Row:
-    """`conversations`, in sft and grpo; as the prompt of a pair of single answers in dpo and reward."""
-    told = row.pop("conversations")
-    if not {"chosen", "rejected"} <= row.keys():
-        return {**row, "messages": told}
-    answers = {name: [row[name]] if isinstance(row[name], dict) else row[name] for name in ("chosen", "rejected")}
-    return {**row, "prompt": told, **answers}
+    if not whole_pair(row):
+        row["messages"] = row.pop("conversations")
+    return row
 
 
 def _alpaca(row: Row) -> Row:

@@ -10,12 +10,14 @@ from trl_trainer.data.turns import BadRow, Messages
 from trl_trainer.stage import Row
 
 
-def read(row: Row, columns: dict[str, str] | None, format: Format) -> tuple[str, Row]:
-    """Return what the row was taken for, and the row in TRL's own columns (formats.read): renamed before, and without
-    empty cells. Raises BadRow."""
+def read(row: Row, columns: dict[str, str] | None, format: Format) -> tuple[str, Row, list[str]]:
+    """Return what the row was taken for, the row in TRL's own columns (formats.read): renamed before, and without
+    empty cells; and the columns that the form has no place for, as the data name them. Raises BadRow."""
+    columns = columns or {}
     # pandas writes NaN where a cell is empty.
-    row = {name: value for name, value in _rename(row, columns or {}).items() if value is not None and value == value}
-    return formats.read(row, format)
+    row = {name: value for name, value in _rename(row, columns).items() if value is not None and value == value}
+    name, found, dropped = formats.read(row, format)
+    return name, found, [columns.get(column, column) for column in dropped]
 
 
 def shape(
@@ -76,7 +78,7 @@ def _pruned(value: Any) -> Any:
 def unread(row: Row, shaped: Row, columns: dict[str, str]) -> list[str]:
     """Return the names, in the data, of the columns of a row (of `read`) that nothing of the shaped row comes from."""
     used = set(shaped)
-    if "chosen" not in shaped and "prompt" not in row:
+    if "prompt" not in row and not ("chosen" in shaped and formats.whole_pair(row)):
         # A prompt may be what they begin with.
         used.add("messages")
     if "messages" in shaped and _begins(shaped["messages"], row.get("prompt")):
@@ -221,6 +223,8 @@ def _pair(row: Row, needs_prompt: bool) -> Row:
     _check_paired(row)
     if "chosen" not in row or "rejected" not in row:
         raise _missing(row, "chosen and rejected (and prompt)")
+    if isinstance(row.get("messages"), list) and not formats.whole_pair(row):
+        row = {**row, "prompt": row["messages"], **{name: _turns(row[name]) for name in ("chosen", "rejected")}}
     chosen, rejected = _alike(row, "chosen", "rejected")
     if chosen == rejected:
         raise BadRow("chosen equals rejected")
@@ -230,6 +234,13 @@ def _pair(row: Row, needs_prompt: bool) -> Row:
         if any(is_masked(message) for message in answer):
             raise BadRow(f"{name} has a turn with weight 0, and a pair is compared as a whole: remove the weight")
     return _conversational_pair(row, chosen, rejected)
+
+
+def _turns(answer: Any) -> Any:
+    """Return an answer, text or one turn, as turns."""
+    if isinstance(answer, str):
+        return [{"role": "assistant", "content": answer}]
+    return [answer] if isinstance(answer, dict) else answer
 
 
 def _plain_pair(row: Row, chosen: str, rejected: str, needs_prompt: bool) -> Row:

@@ -118,7 +118,7 @@ class UsableRows:
         if isinstance(row, sources.ArrowRow):
             row = rows.without_nulls(row, self._dataset.columns)
         dataset = self._dataset
-        taken_for, row = rows.read(row, dataset.columns, dataset.format)
+        taken_for, row, dropped = rows.read(row, dataset.columns, dataset.format)
         shaped = rows.shape(
             self._stage.shape, row, dataset.system_prompt, dataset.as_conversation, dataset.chat_template_kwargs
         )
@@ -137,7 +137,7 @@ class UsableRows:
         self._form = form
         self._empty_answers += any(rows.is_blank(answer) for answer in rows.answers(shaped))
         self._formats[taken_for] += 1
-        self._unread.update(rows.unread(row, shaped, dataset.columns or {}))
+        self._unread.update({*dropped, *rows.unread(row, shaped, dataset.columns or {})})
         for column, value in shaped.items():
             # That is for the chat template, and for no reward.
             if column != "chat_template_kwargs":
