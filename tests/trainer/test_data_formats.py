@@ -99,11 +99,12 @@ def test_a_pair_of_texts_answers_the_conversation_beside_it(kind: Kind) -> None:
         _, read, dropped = rows.read({**talk, "chosen": SAID, "rejected": CURT}, None, "auto")
         found = rows.shape(STAGES[kind].shape, read)
         assert (found, dropped, rows.unread(read, found, {})) == (PAIR, [], [])
-        with pytest.raises(BadRow, match="the prompt ends with an assistant turn"):
-            (turns,) = talk.values()
-            _, read, _ = rows.read({**talk, next(iter(talk)): [*turns, HI], "chosen": SAID, "rejected": CURT},
-                                   None, "auto")  # fmt: skip
-            rows.shape(STAGES[kind].shape, read)
+
+
+def test_a_conversation_that_is_answered_already_is_no_prompt_of_a_pair_of_texts() -> None:
+    _, read, _ = rows.read({"messages": [USER, HI], "chosen": SAID, "rejected": CURT}, None, "auto")
+    with pytest.raises(BadRow, match="the prompt ends with an assistant turn"):
+        rows.shape(STAGES["DPOJob"].shape, read)
 
 
 @pytest.mark.parametrize(
