@@ -179,6 +179,7 @@ def test_tools_and_tool_calls_are_kept():
         ("GRPOJob", {"question": "Q"}, "needs prompt, or messages, but has question"),
         ("GRPOJob", {"prompt": [USER, HI]}, "ends with an assistant turn"),
         ("GRPOJob", {"messages": [HI]}, "the prompt is empty"),
+        ("GRPOJob", {"prompt": [USER], "tools": [{"name": "f"}]}, "tools of a prompt never reach the chat template"),
     ],
 )
 def test_a_bad_row_is_refused_with_the_reason(kind, row, why):

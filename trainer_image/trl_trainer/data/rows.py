@@ -189,6 +189,11 @@ def prompt(row: Row) -> Row:
             "chat_template_kwargs of a prompt never reaches the chat template: remove the column, and say it for all"
             " rows in dataset.chatTemplateKwargs"
         )
+    if row.get("tools"):
+        raise BadRow(
+            "tools of a prompt never reach the chat template: say in the system turn what they do, and remove the"
+            " column; one that a reward reads may have another name in dataset.columns"
+        )
     if "prompt" in row:
         asked = _content(row["prompt"], "prompt")
     elif "messages" in row:
