@@ -134,9 +134,24 @@ def test_a_system_column_becomes_the_system_turn_of_a_conversation_without_one()
     assert rows.unread({**PAIR, "system": "Be kind."}, PAIR, {}) == []
     own = {**PAIR, "prompt": [{**SYSTEM, "content": "Be brief."}, USER]}
     assert shape("DPOJob", {**own, "system": "Be kind."}, system_prompt="Be quick.") == own
+    assert rows.unread({**PAIR, "system": ["Be kind."]}, PAIR, {}) == ["system"]
     plain = {"prompt": "Q", "completion": "A"}
     assert shape("SFTJob", {**plain, "system": "Be kind."}) == plain
     assert rows.unread({**plain, "system": "Be kind."}, plain, {}) == ["system"]
+
+
+def test_the_older_calls_of_openai_are_calls_of_tools():
+    called = {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": '{"x": 1}'}}
+    messages = [USER, called, {"role": "function", "name": "f", "content": "4"}, HI]
+    call = {"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+    assert shape("SFTJob", {"messages": messages})["messages"] == [
+        USER,
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "name": "f", "content": "4"},
+        HI,
+    ]
+    with pytest.raises(BadRow, match=r"messages\[1\].function_call is text; it must be an object"):
+        shape("SFTJob", {"messages": [USER, {**HI, "function_call": "f"}]})
 
 
 def test_tools_and_tool_calls_are_kept():
@@ -209,5 +224,8 @@ def test_blank_answers_are_found_in_text_and_in_conversations():
     assert not is_blank([{"role": "assistant", "content": None, "tool_calls": [{"name": "f"}]}])
     assert answers({"messages": [USER, HI, THANKS]}) == [[HI]]
     assert answers(PAIR) == [[HI], [NO]]
+    empty = {"role": "assistant", "content": ""}
+    assert answers({"messages": [USER, empty, THANKS, HI]}) == [[empty], [HI]]
+    assert answers({"prompt": [USER], "completion": [HI, THANKS, {**empty, "weight": 0}]}) == [[HI]]
     assert conversational(PAIR)
     assert not conversational({"text": "Once"})

@@ -83,7 +83,7 @@ def unread(row: Row, shaped: Row, columns: dict[str, str]) -> list[str]:
         used.add("messages")
     if "messages" in shaped and _begins(shaped["messages"], row.get("prompt")):
         used.add("prompt")
-    if conversational(shaped):
+    if conversational(shaped) and isinstance(row.get("system"), str):
         used.add("system")
     if row.get("output") == row.get("completion") and not used.isdisjoint(("output", "completion")):
         # Alpaca's answer, under both names.
@@ -115,10 +115,17 @@ def form(row: Row) -> str:
 
 
 def answers(row: Row) -> list[Any]:
-    """Return what a shaped row teaches: text, completion, the answers of a pair, or the last assistant turn."""
-    if "messages" in row:
-        return [[message for message in row["messages"] if message["role"] == "assistant"][-1:]]
-    return [row[name] for name in ("text", "completion", "chosen", "rejected") if name in row]
+    """Return what a shaped row teaches: text, or each turn of the assistant that is learnt, alone."""
+    found: list[Any] = []
+    for name in ("messages", "text", "completion", "chosen", "rejected"):
+        value = row.get(name, [])
+        said = (
+            [[turn] for turn in value if turn["role"] == "assistant" and not is_masked(turn)]
+            if isinstance(value, list)
+            else [value]
+        )
+        found += said
+    return found
 
 
 def is_blank(answer: str | Messages) -> bool:

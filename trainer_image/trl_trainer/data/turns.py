@@ -30,6 +30,7 @@ def _message(message: Any, name: str) -> dict[str, Any]:
         raise BadRow(f"{name} is {type_of(message)}; a message is an object with role and content")
     if {"from", "value"} <= message.keys():
         message = _of_sharegpt(message, name)
+    message = _of_functions(message, name)
     role, content = message.get("role"), _joined(message.get("content"), f"{name}.content")
     if not isinstance(role, str) or not role:
         raise BadRow(f"{name} has no role")
@@ -49,6 +50,18 @@ def _of_sharegpt(message: Row, name: str) -> Row:
         raise BadRow(f"{name}.from is {message['from']!r}; it must be one of {', '.join(SHAREGPT)}")
     more = {key: value for key, value in message.items() if key not in ("from", "value")}
     return {"role": role, "content": message["value"], **more}
+
+
+def _of_functions(message: Row, name: str) -> Row:
+    """Return a message with OpenAI's older `function_call` and role `function` as tool_calls and tool."""
+    if message.get("role") == "function":
+        message = {**message, "role": "tool"}
+    call = message.get("function_call")
+    if call is None:
+        return message
+    if not isinstance(call, dict) or message.get("tool_calls"):
+        raise BadRow(f"{name}.function_call is {type_of(call)}; it must be an object, without tool_calls beside it")
+    return {**message, "function_call": None, "tool_calls": [{"type": "function", "function": call}]}
 
 
 def _joined(content: Any, name: str) -> Any:
