@@ -271,7 +271,7 @@ REFUSED = [
     (
         sft({"prompt": "a", "completion": "b", "label": True}, {"prompt": "a", "completion": "c", "label": False}),
         "DataFormatError",
-        r"row 1: label says whether the completion is good, and such unpaired rows \(KTO\) are trained by no kind",
+        r"row 1: label says whether the answer is good, and such unpaired rows \(KTO\) are trained by no kind",
     ),
     (
         dpo({"prompt": [USER], "completion": [SAID], "label": False}),

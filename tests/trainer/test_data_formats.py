@@ -63,6 +63,7 @@ FORMS: list[tuple[Kind, dict[str, Any], str, dict[str, Any], list[str]]] = [
     ("SFTJob", {"prompt": ASKED, "messages": [HI]}, "messages", {"messages": [USER, HI]}, []),
     ("SFTJob", {"prompt": [USER], "messages": [HI]}, "messages", {"messages": [USER, HI]}, []),
     ("SFTJob", {"prompt": ASKED, "messages": [USER, HI]}, "messages", {"messages": [USER, HI]}, []),
+    ("SFTJob", {"prompt": ASKED, "messages": [NO, USER, HI]}, "messages", {"messages": [NO, USER, HI]}, []),
     ("SFTJob", {"prompt": "Else?", "messages": [USER, HI]}, "messages", {"messages": [USER, HI]}, ["prompt"]),
     ("GRPOJob", {"prompt": ASKED, "messages": [USER, HI]}, "messages", {"prompt": ASKED}, ["messages"]),
 ]
@@ -88,7 +89,7 @@ def test_a_named_form_wins_over_what_the_columns_look_like() -> None:
 
 def test_a_column_that_the_form_overwrites_is_named() -> None:
     _, read, dropped = rows.read({**ALPACA, "prompt": "Sort!", "completion": "a", "n": 1}, {"n": "prompt"}, "alpaca")
-    assert (read["prompt"], read["completion"], dropped) == ("Sort them.\n\nb a", "a b", ["completion"])
+    assert (read["prompt"], read["completion"], dropped) == ("Sort them.\n\nb a", "a b", ["n", "completion"])
     _, read, dropped = rows.read({**OPENAI, "asked": "Else?"}, {"prompt": "asked"}, "auto")
     assert (read["prompt"], dropped) == ([USER], ["asked"])
 

@@ -121,6 +121,8 @@ def test_columns_are_renamed_and_a_mapped_name_wins_over_one_that_is_there():
     row = {"question": "Q", "good": "A", "bad": "B", "prompt": "other", "score": 1}
     shaped = shape("DPOJob", row, {"prompt": "question", "chosen": "good", "rejected": "bad"})
     assert shaped == {"prompt": "Q", "chosen": "A", "rejected": "B"}
+    assert rows.read(row, {"prompt": "question"}, "auto")[2] == ["prompt"]
+    assert rows.read({"prompt": "A", "text": "B"}, {"prompt": "text", "text": "prompt"}, "auto")[2] == []
 
 
 def test_the_system_prompt_goes_before_conversations_that_have_none():
@@ -193,6 +195,9 @@ def test_tools_and_tool_calls_are_kept():
         ("RewardJob", {"chosen": "A", "rejected": "B", "margin": "1"}, "margin is text; it must be a number"),
         ("GRPOJob", {"question": "Q"}, "needs prompt, or messages, but has question"),
         ("GRPOJob", {"prompt": [USER, HI]}, "ends with an assistant turn"),
+        ("SFTJob", {"prompt": "Q", "completion": "A", "label": 0}, "label says whether the answer is good"),
+        ("SFTJob", {"prompt": "Q", "completion": "A", "label": "True"}, "label says whether the answer is good"),
+        ("SFTJob", {"messages": [USER, HI], "label": False}, "label says whether the answer is good"),
         ("GRPOJob", {"messages": [HI]}, "the prompt is empty"),
         ("GRPOJob", {"prompt": [USER], "tools": [{"name": "f"}]}, "tools of a prompt never reach the chat template"),
     ],

@@ -12,12 +12,18 @@ from trl_trainer.stage import Row
 
 def read(row: Row, columns: dict[str, str] | None, format: Format) -> tuple[str, Row, list[str]]:
     """Return what the row was taken for, the row in TRL's own columns (formats.read): renamed before, and without
-    empty cells; and the columns that the form has no place for, as the data name them. Raises BadRow."""
+    empty cells; and the columns, as the data name them, that dataset.columns or the form puts something else in place
+    of. Raises BadRow."""
     columns = columns or {}
-    # pandas writes NaN where a cell is empty.
-    row = {name: value for name, value in _rename(row, columns).items() if value is not None and value == value}
+    given, row = _filled(row), _filled(_rename(row, columns))
+    overwritten = [name for name in columns if name in given and name not in columns.values()]
     name, found, dropped = formats.read(row, format)
-    return name, found, [columns.get(column, column) for column in dropped]
+    return name, found, [*overwritten, *(columns.get(column, column) for column in dropped)]
+
+
+def _filled(row: Row) -> Row:
+    """Return a row without its empty cells, in which pandas writes NaN."""
+    return {name: value for name, value in row.items() if value is not None and value == value}
 
 
 def shape(
@@ -156,9 +162,12 @@ def _missing(row: Row, needed: str) -> BadRow:
 
 def _check_paired(row: Row) -> None:
     """Raise BadRow for a row of TRL's unpaired form: sft would learn what the label calls bad, too."""
-    if "completion" in row and isinstance(row.get("label"), bool):
+    label = row.get("label")
+    # True is 1 in Python.
+    is_judged = "completion" in row and (label in (0, 1) or str(label).lower() in ("true", "false"))
+    if is_judged or (isinstance(label, bool) and "messages" in row and "chosen" not in row):
         raise BadRow(
-            "label says whether the completion is good, and such unpaired rows (KTO) are trained by no kind: give dpo"
+            "label says whether the answer is good, and such unpaired rows (KTO) are trained by no kind: give dpo"
             " or reward pairs of chosen and rejected, or sft the good rows without the column"
         )
 
@@ -183,7 +192,7 @@ def sft(row: Row) -> Row:
 
 def _with_prompt(row: Row, messages: Messages) -> Messages:
     """Return the messages, after the row's prompt where they begin with the answer to it."""
-    if "prompt" not in row or messages[0]["role"] != "assistant":
+    if "prompt" not in row or messages[0]["role"] != "assistant" or _begins(messages, row["prompt"]):
         return messages
     given = _content(row["prompt"], "prompt")
     return [*([{"role": "user", "content": given}] if isinstance(given, str) else given), *messages]
