@@ -135,8 +135,10 @@ def test_a_schema_never_goes_to_the_network():
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         schema = json.dumps({"$ref": f"http://127.0.0.1:{server.server_port}/schema"})
-        with pytest.raises(Exception, match=r"Unresolvable: http://127.0.0.1:\d+/schema"):
-            builtin.json_schema(given.JsonSchemaReward(schema=schema))("{}")
+        with pytest.raises(
+            UserError, match=r"\$ref 'http://127.0.0.1:\d+/schema' leads nowhere: .* inside of the schema"
+        ):
+            builtin.json_schema(given.JsonSchemaReward(schema=schema))
         server.shutdown()
         thread.join()
     assert asked == []
@@ -186,6 +188,14 @@ def test_a_row_without_a_usable_answer_is_an_error_and_not_a_zero(answer, why):
         ),
         (lambda: builtin.json_schema(given.JsonSchemaReward(schema="{]")), "jsonSchema.schema is no JSON schema"),
         (lambda: builtin.json_schema(given.JsonSchemaReward(schema='{"type": 3}')), "jsonSchema.schema is no JSON"),
+        (
+            lambda: builtin.json_schema(
+                given.JsonSchemaReward(
+                    schema='{"items": {"$ref": "#/definitions/a"}, "definitions": {"a": {"$ref": "#b"}}}'
+                )
+            ),
+            r"jsonSchema.schema: \$ref '#b' leads nowhere",
+        ),
     ],
 )
 def test_a_reward_that_can_never_work_is_refused(build, why):

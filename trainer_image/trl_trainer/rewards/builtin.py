@@ -11,6 +11,8 @@ from typing import Any
 
 import jsonschema
 from referencing import Registry
+from referencing.exceptions import Unresolvable
+from referencing.jsonschema import specification_with
 
 from trl_contract.rewards import (
     AccuracyReward,
@@ -106,7 +108,8 @@ def json_schema(given: JsonSchemaReward) -> Text:
         kind.check_schema(schema)
     except (json.JSONDecodeError, jsonschema.SchemaError) as error:
         raise UserError("InvalidSpec", f"jsonSchema.schema is no JSON schema: {error}".split("\n")[0]) from error
-    # An empty registry: a $ref to some address is an error and not a download.
+    _check_references(schema, kind.META_SCHEMA["$schema"])
+    # An empty registry: nothing is downloaded.
     validator = kind(schema, registry=Registry())
 
     def score(text: str) -> float:
@@ -119,6 +122,31 @@ def json_schema(given: JsonSchemaReward) -> Text:
             return 0.0
 
     return score
+
+
+def _check_references(schema: Any, dialect: str) -> None:
+    """Raise UserError for a $ref that leads nowhere inside the schema: no completion could be scored."""
+    form = specification_with(dialect)
+    root = form.create_resource(schema)
+    left, seen = [(Registry().resolver_with_root(root), root)], set()
+    while left:
+        resolver, part = left.pop()
+        if id(part.contents) in seen:
+            continue
+        seen.add(id(part.contents))
+        left += [(resolver.in_subresource(inner), inner) for inner in part.subresources()]
+        for name in ("$ref", "$dynamicRef"):
+            if not isinstance(part.contents, dict) or name not in part.contents:
+                continue
+            try:
+                found = resolver.lookup(part.contents[name])
+            except Unresolvable as error:
+                raise UserError(
+                    "InvalidSpec",
+                    f"jsonSchema.schema: {name} {part.contents[name]!r} leads nowhere: it must be inside of the schema,"
+                    " like #/$defs/name, for nothing is downloaded",
+                ) from error
+            left.append((found.resolver, form.create_resource(found.contents)))
 
 
 def _refuse_constant(name: str) -> None:
