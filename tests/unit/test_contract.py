@@ -50,6 +50,27 @@ def test_the_wire_form_reads_back_as_the_same_job(kind: str) -> None:
         ("DPOJob", {"training": {"warmupSteps": 1, "warmupRatio": 0.1}}, "warmupSteps or warmupRatio"),
         ("DPOJob", {"dpo": {"beta": 0}}, "greater than 0"),
         ("DPOJob", {"dpo": {"lossType": ["sigmoid", "sft"], "lossWeights": [1.0]}}, "lossWeights"),
+        ("DPOJob", {"dpo": {"lossType": ["sigmoid", "sft"], "lossWeights": [0, 0]}}, "lossWeights: all are 0"),
+        ("DPOJob", {"training": {"lrScheduler": "constant", "warmupSteps": 1}}, "use constant_with_warmup"),
+        ("GRPOJob", {"training": {"lrScheduler": "constant", "warmupRatio": 0.1}}, "use constant_with_warmup"),
+        (
+            "GRPOJob",
+            {"grpo": {"rewards": [{"name": "a", "weight": 0, "length": {"target": 3}}]}},
+            "rewards: all weights are 0",
+        ),
+        (
+            "GRPOJob",
+            {
+                "grpo": {
+                    "rewardAggregation": "geometric_mean",
+                    "rewards": [
+                        {"name": "a", "length": {"target": 3}},
+                        {"name": "b", "softOverlong": {"cache": 8}, "weight": 0.5},
+                    ],
+                }
+            },
+            "softOverlong is never above 0",
+        ),
         ("DPOJob", {"dpo": {"labelSmoothing": 0.1}}, "robust or exo_pair"),
         ("DPOJob", {"dpo": {"lossType": ["exo_pair"]}}, "exo_pair needs labelSmoothing above 0"),
         ("GRPOJob", {"grpo": {"rewards": [{"name": "r", "rewardModel": {}}]}}, "exactly one of from_job, source"),

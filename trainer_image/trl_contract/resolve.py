@@ -36,7 +36,7 @@ def _training(job: JobFile, training: TrainingBase) -> TrainingBase:
     if training.epochs is None and training.max_steps is None:
         changes["epochs"] = 1.0
     if training.warmup_steps is None and training.warmup_ratio is None:
-        changes["warmup_ratio"] = 0.1
+        changes["warmup_ratio"] = 0.0 if training.lr_scheduler == "constant" else 0.1
     if training.learning_rate is None:
         full, adapter = job.spec.learning_rates
         changes["learning_rate"] = full if job.spec.peft.method == "none" else adapter

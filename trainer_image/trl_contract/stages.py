@@ -71,6 +71,11 @@ class Dpo(Model):
             lambda self: self.loss_weights is None or len(self.loss_weights) == len(self.loss_type),
         ),
         Rule(
+            "!has(self.lossWeights) || self.lossWeights.exists(w, w > 0.0)",
+            "lossWeights: all are 0, and nothing is learnt: give one above 0, or remove lossWeights",
+            lambda self: self.loss_weights is None or any(self.loss_weights),
+        ),
+        Rule(
             "!has(self.labelSmoothing) || self.labelSmoothing == 0.0"
             " || self.lossType.exists(l, l in ['robust', 'exo_pair'])",
             "labelSmoothing works only with lossType robust or exo_pair",
@@ -208,6 +213,23 @@ class Grpo(Model):
                     all(reward.weight >= 0 for reward in self.rewards)
                     and (self.reward_preset is not None or any(reward.weight > 0 for reward in self.rewards))
                 )
+            ),
+        ),
+        Rule(
+            "!has(self.rewards) || self.rewards.size() == 0 || has(self.rewardPreset)"
+            " || self.rewards.exists(r, r.weight != 0.0)",
+            "rewards: all weights are 0, and nothing is learnt: give one another weight",
+            lambda self: (
+                not self.rewards or self.reward_preset is not None or any(reward.weight for reward in self.rewards)
+            ),
+        ),
+        Rule(
+            "self.rewardAggregation != 'geometric_mean' || " + _of_each("!has(r.softOverlong) || r.weight == 0.0"),
+            "rewards: softOverlong is never above 0, so rewardAggregation geometric_mean would always be 0: remove it,"
+            " or use sum_then_normalize",
+            lambda self: (
+                self.reward_aggregation != "geometric_mean"
+                or all(reward.soft_overlong is None or reward.weight == 0 for reward in self.rewards)
             ),
         ),
         Rule(

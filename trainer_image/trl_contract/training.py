@@ -59,6 +59,12 @@ class TrainingBase(Model):
             lambda self: self.warmup_steps is None or self.warmup_ratio is None,
         ),
         Rule(
+            "self.lrScheduler != 'constant' || !(has(self.warmupSteps) && self.warmupSteps > 0)"
+            " && !(has(self.warmupRatio) && self.warmupRatio > 0.0)",
+            "lrScheduler constant does not warm up: use constant_with_warmup, or remove warmupSteps and warmupRatio",
+            lambda self: self.lr_scheduler != "constant" or not (self.warmup_steps or self.warmup_ratio),
+        ),
+        Rule(
             "self.lrScheduler != 'polynomial' || !has(self.learningRate) || self.learningRate > 0.0000001",
             "lrScheduler polynomial ends at learning rate 1e-7: raise learningRate above it, or use linear",
             lambda self: self.lr_scheduler != "polynomial" or self.learning_rate is None or self.learning_rate > 1e-7,
@@ -106,7 +112,8 @@ class TrainingBase(Model):
     warmup_steps: Annotated[Int32, Field(ge=0)] | None = None
     """Steps of warm-up, but never all of them."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Share of the steps that warm up, but never all of them; 0.1 if neither is given."""
+    """Share of the steps that warm up, but never all of them; if neither is given 0.1, and 0 for lrScheduler
+    constant, which has no warm-up."""
     weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
     """Weight decay of the optimizer."""
     max_grad_norm: Annotated[float, Field(gt=0, le=1000)] = 1.0

@@ -217,6 +217,7 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ("DPOJob", {"spec.dpo.lossType": ["dpo"]}, ("spec.dpo.lossType", "Unsupported value")),
     ("DPOJob", {"spec.dpo.lossType": []}, ("spec.dpo.lossType", "at least 1")),
     ("DPOJob", {"spec.dpo.lossWeights": [1, 2]}, ("spec.dpo", "one weight for each lossType")),
+    ("DPOJob", {"spec.dpo.lossWeights": [0]}, ("spec.dpo", "lossWeights: all are 0")),
     ("DPOJob", {"spec.dpo.labelSmoothing": 0.1}, ("spec.dpo", "robust or exo_pair")),
     ("DPOJob", {"spec.dpo.lossType": ["sigmoid", "exo_pair"]}, ("spec.dpo", "exo_pair needs labelSmoothing")),
     ("DPOJob", {"spec.dpo.referenceModel": {"mode": "explicit"}}, ("spec.dpo.referenceModel", "mode explicit")),
@@ -242,6 +243,16 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
         "SFTJob",
         {"spec.evaluation": {"everySteps": 5, "enabled": False}},
         ("spec.evaluation", "everySteps and everyEpochs need evaluation"),
+    ),
+    (
+        "SFTJob",
+        {"spec.training": {"lrScheduler": "constant", "warmupSteps": 1}},
+        ("spec.training", "use constant_with_warmup"),
+    ),
+    (
+        "SFTJob",
+        {"spec.training": {"lrScheduler": "constant", "warmupRatio": 0.1}},
+        ("spec.training", "use constant_with_warmup"),
     ),
     (
         "SFTJob",
@@ -274,6 +285,15 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
         "GRPOJob",
         {"spec.grpo.rewardAggregation": "geometric_mean", "spec.grpo.rewards": [{**KEYWORD, "weight": 0}]},
         ("spec.grpo", "need a weight of at least 0 for each of rewards, and one above 0"),
+    ),
+    ("GRPOJob", {"spec.grpo.rewards": [{**KEYWORD, "weight": 0}]}, ("spec.grpo", "all weights are 0")),
+    (
+        "GRPOJob",
+        {
+            "spec.grpo.rewardAggregation": "geometric_mean",
+            "spec.grpo.rewards": [KEYWORD, {"name": "x", "softOverlong": {"cache": 8}}],
+        },
+        ("spec.grpo", "softOverlong is never above 0"),
     ),
     (
         "GRPOJob",
