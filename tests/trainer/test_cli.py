@@ -241,7 +241,15 @@ def private(repo: str, secret: str) -> dict[str, Any]:
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "unknown field": (changed(training={"lerningRate": 1}), "spec.training.lerningRate.*did you mean learningRate"),
     "unknown section": (changed(traning={}), "spec.traning: DPOJob has no such field; did you mean training"),
-    "field of another kind": (changed(grpo={}), "spec.grpo: DPOJob has no such field"),
+    "field of another kind": (changed(grpo={}), "spec.grpo: DPOJob has no such field; of GRPOJob only"),
+    "field of other kinds": (
+        changed(peft={"dropout": 0.1}),
+        "spec.peft.dropout: DPOJob has no such field; of SFTJob, GRPOJob only$",
+    ),
+    "field of no kind": (
+        changed(training={"dropout": 0.1}),
+        "spec.training.dropout: DPOJob has no such field(?!; did you mean dropout)",
+    ),
     "text for a number": (changed(training={"maxSteps": "6"}), r'spec.training.maxSteps: .*integer; got "6"'),
     "number for text": (changed(model={"hub": {"repo": 7}}), "spec.model.hub.repo: .*string; got 7"),
     "out of range": (changed(dpo={"beta": 0}), "spec.dpo.beta: .*greater than 0; got 0"),

@@ -212,8 +212,7 @@ def _schema(kind: Kind) -> dict[str, Any]:
 
 def _without_nulls(value: Any, schema: dict[str, Any], definitions: dict[str, Any]) -> Any:
     """Return `value` as the API server takes it: a known field that is null is one that is not given."""
-    options = [schema, *schema.get("anyOf", [])]
-    options += [definitions[option["$ref"].removeprefix("#/$defs/")] for option in options if "$ref" in option]
+    options = _options(schema, definitions)
     if isinstance(value, list):
         items: dict[str, Any] = next((option["items"] for option in options if "items" in option), {})
         return [_without_nulls(item, items, definitions) for item in value]
@@ -231,6 +230,24 @@ def _without_nulls(value: Any, schema: dict[str, Any], definitions: dict[str, An
     return taken
 
 
+def _options(schema: dict[str, Any], definitions: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return all that `schema` lets a value be."""
+    options = [schema, *schema.get("anyOf", [])]
+    return options + [definitions[option["$ref"].removeprefix("#/$defs/")] for option in options if "$ref" in option]
+
+
+def _has(kind: Kind, path: tuple[str | int, ...]) -> bool:
+    """Return whether a kind has the field of this path."""
+    found: dict[str, Any] | None = _schema(kind)
+    for part in path:
+        options = _options(found, _schema(kind)["$defs"]) if found else []
+        if isinstance(part, int):
+            found = next((option["items"] for option in options if "items" in option), None)
+        else:
+            found = next((known[part] for option in options if part in (known := option.get("properties", {}))), None)
+    return found is not None
+
+
 def _explain(kind: Kind, error: Any) -> list[str]:
     where = "spec" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"])
     broken = error.get("ctx", {}).get("error")
@@ -238,8 +255,10 @@ def _explain(kind: Kind, error: Any) -> list[str]:
         return [f"{where}.{rule.field}: {rule.message}" if rule.field else f"{where}: {rule.message}"
                 for rule in broken.rules]  # fmt: skip
     if error["type"] == "extra_forbidden":
-        close = difflib.get_close_matches(str(error["loc"][-1]), _field_names(), 1)
-        return [f"{where}: {kind} has no such field" + (f"; did you mean {close[0]}?" if close else "")]
+        name, kinds = str(error["loc"][-1]), [kind for kind in KINDS if _has(kind, error["loc"])]
+        close = difflib.get_close_matches(name, _field_names() - {name}, 1)
+        hint = f"; of {', '.join(kinds)} only" if kinds else f"; did you mean {close[0]}?" if close else ""
+        return [f"{where}: {kind} has no such field{hint}"]
     if error["type"] == "missing":
         return [f"{where}: is missing"]
     if not error["loc"]:
