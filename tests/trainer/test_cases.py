@@ -133,6 +133,7 @@ CALLED = {"messages": [USER, CALL, FOUND, SAID]}
 PAIR = {"prompt": [USER], "chosen": [SAID], "rejected": [CURT]}
 STOPPING = {"metric": "loss", "mode": "min"}
 SWITCHED = {"dataset": {"chatTemplateKwargs": {"enable_thinking": False}}}
+BROKEN = {"chatTemplate": "{% for m in messages %}\n{{ m.content "}
 HELLO = {"samplePrompts": ["Hello"]}
 SYSTEM = {"chatTemplate": "{% if messages[0].role != 'system' %}{{ raise_exception('who?') }}{% endif %}" + CHATML}
 
@@ -262,6 +263,11 @@ REFUSED = [
         sft({"messages": [USER, SAID], "chat_template_kwargs": {"enable_thinking": True}}, model="switch", **SWITCHED),
         "DataFormatError",
         r"row 1: the chat template refuses it: it thinks",
+    ),
+    (
+        sft({"messages": [USER, SAID]}, of_model=BROKEN),
+        "InvalidSpec",
+        r"^model.chatTemplate: the chat template is no Jinja, line 2: unexpected end of template, .*: mend it$",
     ),
     (
         sft({"messages": [USER, SAID]}, of_model={"eosToken": "<|im_ends|>"}),

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, TemplateSyntaxError
 from transformers import PreTrainedTokenizerBase
 
 from trl_contract.sources import Dataset
@@ -57,6 +57,10 @@ def check(tokenizer: Any, row: Row) -> None:
     try:
         for messages in _conversations(row):
             render(tokenizer, messages, options(row), add_generation_prompt=is_prompt)
+    except TemplateSyntaxError as error:
+        raise UserError(
+            "InvalidSpec", f"model.chatTemplate: the chat template is no Jinja, line {error.lineno}: {error}: mend it"
+        ) from error
     except (TemplateError, TypeError, ValueError) as error:
         raise BadRow(f"the chat template refuses it: {error}") from error
 
