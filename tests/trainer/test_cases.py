@@ -340,6 +340,18 @@ def test_a_base_that_is_an_adapter_is_refused_with_the_remedy(
 
 NOTED = [
     (
+        sft({"text": "Hello"}, evaluation={"everySteps": 3}),
+        r"- evaluation.everySteps 3: the job has 2 steps, so nothing is evaluated during training: lower it",
+    ),
+    (
+        dpo(PAIR, checkpoint={"everyEpochs": 4}),
+        r"- checkpoint.everyEpochs 4: the job has 2 steps, so no checkpoint is published before the last step: lower",
+    ),
+    (
+        reward(PAIR, dataset={"evalSplit": 0.4}, evaluation={"everySteps": 1, "earlyStopping": STOPPING}),
+        r"- evaluation.earlyStopping can never act: patience 3 needs 4 evaluations before .*, and there are 1: ev",
+    ),
+    (
         "eosother",
         r"- model.eosToken: the chat template ends turns in <\|im_end\|>, and the model stops at <\|endoftext\|>; .*"
         r" set eosToken to <\|im_end\|>",

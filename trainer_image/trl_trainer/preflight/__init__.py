@@ -14,7 +14,7 @@ from trl_contract.spec import GRPOSpec
 from trl_trainer.data import DataReport, Tokenize, Written, template
 from trl_trainer.errors import UserError
 from trl_trainer.models import arguments, skeleton, source
-from trl_trainer.preflight import architecture, ends, lengths, memory, samples, steps
+from trl_trainer.preflight import architecture, ends, evaluations, lengths, memory, samples, steps
 from trl_trainer.preflight.architecture import Architecture
 from trl_trainer.preflight.clock import Clock
 from trl_trainer.preflight.lengths import Lengths
@@ -118,6 +118,7 @@ def _judge(
         *_length_findings(job, base, seen),
         *([f"evaluation is skipped: {skipped.message}"] if skipped else _held_out_findings(job, seen)),
         *_warmup_findings(job, total_steps),
+        *evaluations.findings(job, stage, seen.kept, total_steps),
         *_expert_findings(base),
         *_vocabulary_findings(job, base),
         *ends.findings(job, stage, tokenizer, base, rows),
