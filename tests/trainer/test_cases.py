@@ -260,6 +260,16 @@ REFUSED = [
         r"dataset.chatTemplateKwargs.add_generation_prompt: the trainer says that itself: remove it",
     ),
     (
+        sft({"messages": [USER, SAID], "chat_template_kwargs": {"return_dict": True}}),
+        "DataFormatError",
+        r"row 1: chat_template_kwargs.return_dict: the trainer says that itself: remove it",
+    ),
+    (
+        dpo({**PAIR, "chat_template_kwargs": {"chat_template": "x"}}),
+        "DataFormatError",
+        r"row 1: chat_template_kwargs.chat_template: the trainer says that itself: remove it",
+    ),
+    (
         sft({"messages": [USER, SAID], "chat_template_kwargs": {"enable_thinking": True}}, model="switch", **SWITCHED),
         "DataFormatError",
         r"row 1: the chat template refuses it: it thinks",
@@ -418,6 +428,10 @@ NOTED = [
     (
         reward(PAIR, of_model={"addTokens": ["<think>", "<|im_end|>"]}),
         r"- model.addTokens: the embeddings have 261 rows, and 1 more are added for <think>, <\|im_end\|>\n",
+    ),
+    (
+        dpo({**PAIR, "chat_template_kwargs": {"thinking": False}}),
+        r"columns that are not read: chat_template_kwargs.thinking \(3 rows\)",
     ),
     ("orca-columns", r"columns that are not read: system \(8 rows\)"),
     (

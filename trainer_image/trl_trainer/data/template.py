@@ -53,6 +53,8 @@ def check(tokenizer: Any, row: Row) -> None:
             "the data are conversations, but the model's tokenizer has no chat template:"
             " set model.chatTemplate, or give plain text columns",
         )
+    for name in OURS & row.get("chat_template_kwargs", {}).keys():
+        raise BadRow(f"chat_template_kwargs.{name}: the trainer says that itself: remove it")
     is_prompt = row.keys().isdisjoint(("messages", "completion", "chosen"))
     try:
         for messages in _conversations(row):
@@ -188,8 +190,13 @@ def unread_options(tokenizer: Any, given: Row | None, *, conversational: bool) -
         return []
     if not conversational:
         return ["dataset.chatTemplateKwargs: the rows are plain text, and no chat template is used"]
-    unread = [name for name in given if name not in str(tokenizer.chat_template)]
+    unread = unknown_options(tokenizer, given)
     return [f"dataset.chatTemplateKwargs: the chat template knows no {', '.join(unread)}"] if unread else []
+
+
+def unknown_options(tokenizer: Any, given: Row) -> list[str]:
+    """Return the names of which the chat template has none."""
+    return [name for name in given if name not in str(tokenizer.chat_template)]
 
 
 def render(tokenizer: Any, messages: Any, given: dict[str, Any], add_generation_prompt: bool) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from trl_contract.jobfile import JobFile
 from trl_contract.sources import MixtureSource
-from trl_trainer.data import rows, sources, template
+from trl_trainer.data import rows, sources, template, turns
 from trl_trainer.data.preparation import Tell
 from trl_trainer.data.report import ColumnType, SourceReport
 from trl_trainer.data.turns import BadRow
@@ -137,7 +137,11 @@ class UsableRows:
         self._form = form
         self._empty_answers += any(rows.is_blank(answer) for answer in rows.answers(shaped))
         self._formats[taken_for] += 1
-        self._unread.update({*dropped, *rows.unread(row, shaped, dataset.columns or {})})
+        unread = {*dropped, *rows.unread(row, shaped, dataset.columns or {})}
+        if "chat_template_kwargs" in shaped:
+            told = turns.template_kwargs(row.get("chat_template_kwargs", {}))
+            unread |= {f"chat_template_kwargs.{name}" for name in template.unknown_options(self._tokenizer, told)}
+        self._unread.update(unread)
         for column, value in shaped.items():
             # That is for the chat template, and for no reward.
             if column != "chat_template_kwargs":
