@@ -74,13 +74,32 @@ class JsonSchemaReward(Model):
     satisfies it, else 0."""
 
 
-class SimilarityReward(Model):
+RESERVED_COLUMNS = (
+    "prompt", "prompts", "completion", "completions", "completion_ids", "messages", "chosen", "rejected", "image",
+    "images", "chat_template_kwargs",
+)  # fmt: skip
+"""What TRL takes for its own input or passes itself: no reward gets a column of the rows by these names."""
+
+
+class ComparedColumn(Model):
+    rules: ClassVar = (
+        Rule(
+            f"!(self.column in {list(RESERVED_COLUMNS)})",
+            f"TRL keeps {', '.join(RESERVED_COLUMNS[:-1])} and {RESERVED_COLUMNS[-1]} for itself: give the column"
+            " another name by dataset.columns, like {answer: completion}",
+            lambda self: self.column not in RESERVED_COLUMNS,
+            "column",
+        ),
+    )
+
+
+class SimilarityReward(ComparedColumn):
     column: Annotated[str, Field(min_length=1, max_length=200)]
     """Column with the reference text; the reward is the F1 of the words (runs of letters and digits, whatever their
     case) that both share, each as often as it is in both."""
 
 
-class AccuracyReward(Model):
+class AccuracyReward(ComparedColumn):
     column: Annotated[str, Field(min_length=1, max_length=200)]
     """Column with the right answer; 1 if the stripped completion is the stripped answer, else 0."""
     numeric: bool = False

@@ -305,6 +305,14 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
         {"spec.grpo.rewards": [{"name": "x", "keyword": {"words": ["a"], "mode": "all", "enough": 2}}]},
         ("spec.grpo.rewards[0].keyword", "enough goes with mode any"),
     ),
+    *(
+        (
+            "GRPOJob",
+            {"spec.grpo.rewards": [{"name": "x", compares: {"column": column}}]},
+            (f"spec.grpo.rewards[0].{compares}.column", "another name by dataset.columns"),
+        )
+        for compares, column in (("accuracy", "completion"), ("similarity", "prompt"))
+    ),
     ("GRPOJob", {"spec.grpo.rewards": [KEYWORD, KEYWORD]}, ("spec.grpo", "different names")),
     ("GRPOJob", {"spec.grpo.rewards": [{"name": "x"}]}, ("spec.grpo.rewards[0]", "exactly one of length")),
     (

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from trl_contract.rewards import RESERVED_COLUMNS
 from trl_contract.sources import Format
 from trl_trainer.data import formats, turns
 from trl_trainer.data.turns import BadRow, Messages
@@ -219,12 +220,8 @@ def prompt(row: Row) -> Row:
     else:
         raise _missing(row, "prompt, or messages")
     _check_prompt(asked)
-    # TRL takes any of these names for its own input, whatever the row's prompt looks like.
-    taken = {
-        "messages", "chosen", "rejected", "prompts", "completion", "completions", "completion_ids", "image", "images",
-        "chat_template_kwargs",
-    }  # fmt: skip
-    return {"prompt": asked, **{name: value for name, value in row.items() if name not in taken and name != "prompt"}}
+    # TRL takes them for its own input, whatever the row's prompt looks like.
+    return {"prompt": asked, **{name: value for name, value in row.items() if name not in RESERVED_COLUMNS}}
 
 
 def pair(row: Row) -> Row:
