@@ -304,6 +304,22 @@ REFUSED = [
         "InvalidSpec",
         r"training.extraArgs.min_p: .*unable to parse string as a number, or remove it; got 'a lot'",
     ),
+    (
+        sft(
+            {"text": "a"},
+            dataset={
+                "train": None,
+                "evalSplit": 0,
+                "maxBadRows": 9,
+                "mixture": [
+                    {"inline": [{"text": "a"}, {"text": 1}]},
+                    {"inline": [{"text": 2}, {"text": 3}]},
+                ],
+            },
+        ),
+        "DataFormatError",
+        r"mixture\[1\]: none of the 2 rows of .* is left: 2 are malformed, the first in row 1: text is a num",
+    ),
     ("m-bnb4", "InvalidSpec", r"model: .* is quantized \(bitsandbytes\): give the model that it was made from"),
 ]
 

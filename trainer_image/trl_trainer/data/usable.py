@@ -89,7 +89,8 @@ class UsableRows:
         return islice(self._usable("dataset.eval", *source), limit)
 
     def _usable(self, field: str, name: str, numbered: Iterator[sources.Numbered]) -> Iterator[bytes]:
-        read = usable = 0
+        read = usable = bad = 0
+        first_bad = ""
         for number, row in numbered:
             read += 1
             if read % 100 == 0:
@@ -97,6 +98,8 @@ class UsableRows:
             try:
                 line = self._line(row)
             except BadRow as error:
+                bad += 1
+                first_bad = first_bad or f"row {number}: {error}"
                 self._count_bad(f"{name}, row {number}: {error}")
                 continue
             if line is not None:
@@ -105,11 +108,10 @@ class UsableRows:
         if read == 0:
             raise UserError("DataFormatError", f"{field}: {name} is empty")
         if usable == 0:
-            raise UserError(
-                "DataFormatError",
-                f"{field}: none of the {read} rows of {name} is left: {self._bad} are malformed and"
-                f" {self._long_prompts} have a prompt over dataset.maxPromptLength ({self._max_prompt_length})",
-            )
+            why = [f"{bad} are malformed, the first in {first_bad}"] if bad else []
+            if read > bad:
+                why.append(f"{read - bad} have a prompt over dataset.maxPromptLength ({self._max_prompt_length})")
+            raise UserError("DataFormatError", f"{field}: none of the {read} rows of {name} is left: {'; '.join(why)}")
 
     def _line(self, row: Row | BadRow) -> bytes | None:
         """Return the JSON line of a row; None if its prompt is too long. Raises BadRow."""
