@@ -209,6 +209,26 @@ REFUSED = [
         "InvalidSpec",
         r"model.addTokens: lm_head has a bias, which peft leaves out .*: set peft.method to none",
     ),
+    (
+        sft({"messages": [USER, SAID]}, model="qwenmoe", peft={"method": "lora", "dropout": 0.1}),
+        "InvalidSpec",
+        r"^peft.dropout: 0.1 does not go with a mixture of experts .*: remove it, or name layers in peft.targetModules",
+    ),
+    (
+        dpo(PAIR, peft={"method": "lora", "targetModules": ["q_proj", "mlp"]}),
+        "InvalidSpec",
+        r"^peft.targetModules: mlp is a Qwen3MLP, and peft .*: name layers in it, like down_proj, gate_proj, up_proj$",
+    ),
+    (
+        dpo(PAIR, peft={"method": "lora", "targetModules": ["input_layernorm"]}),
+        "InvalidSpec",
+        r"^peft.targetModules: input_layernorm is a Qwen3RMSNorm, and peft puts an adapter on layers only: remove it$",
+    ),
+    (
+        reward(PAIR, peft={"method": "lora", "targetModules": ["score"]}),
+        "InvalidSpec",
+        r"^peft.targetModules: score is trained in full beside the adapter: name other layers, or all-linear$",
+    ),
     ("lora-all-head", "InvalidSpec", r"peft.targetModules: SFTJob trains no adapter on the output head: remove it"),
     (
         "lora-gpt2-long",

@@ -289,7 +289,7 @@ def _adapter(job: JobFile, stage: Stage, model: Any) -> tuple[int, list[str]]:
     try:
         adapted = get_peft_model(model, config, low_cpu_mem_usage=True)
     except ValueError as error:
-        raise UserError("InvalidSpec", f"peft: {error}") from error
+        raise UserError("InvalidSpec", targets.refusal(job, stage, model, error)) from error
     if not stage.adapts_head and isinstance(adapted.get_output_embeddings(), BaseTunerLayer):
         raise UserError(
             "InvalidSpec", f"peft.targetModules: {job.kind} trains no adapter on the output head: remove it"

@@ -3,7 +3,10 @@
 import difflib
 from typing import Any
 
+import torch
 from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
+from transformers.pytorch_utils import Conv1D
 
 from trl_contract.jobfile import JobFile
 from trl_trainer.errors import UserError
@@ -54,6 +57,28 @@ def _check_tables(model: Any, given: dict[str, list[str]]) -> None:
                     "InvalidSpec",
                     f"peft.{field}: {named} cannot go with model.addTokens, which trains its new rows: remove it",
                 )
+
+
+LAYERS = (torch.nn.Linear, torch.nn.Embedding, torch.nn.Conv1d, torch.nn.Conv2d, torch.nn.Conv3d, Conv1D)
+"""What peft puts an adapter on, beside ones that have one."""
+
+
+def refusal(job: JobFile, stage: Stage, model: Any, error: ValueError) -> str:
+    """Return what to say, from the field on, of an adapter that peft refuses to put on `model` for `error`."""
+    peft, given = job.spec.peft, job.spec.peft.target_modules or []
+    for name in given:
+        for full, module in model.named_modules():
+            if _is(full, name) and not isinstance(module, (*LAYERS, BaseTunerLayer)):
+                inner = {part.rsplit(".", 1)[-1] for part, layer in module.named_modules() if isinstance(layer, LAYERS)}
+                remedy = f"name layers in it, like {', '.join(sorted(inner))}" if inner else "remove it"
+                kind = type(module).__name__
+                return f"peft.targetModules: {name} is a {kind}, and peft puts an adapter on layers only: {remedy}"
+    if stage.is_classifier and given == ["score"]:
+        return "peft.targetModules: score is trained in full beside the adapter: name other layers, or all-linear"
+    if peft.lora_dropout and set(given) <= {ALL_LINEAR}:
+        remedy = "remove it, or name layers in peft.targetModules, like q_proj"
+        return f"peft.dropout: {peft.lora_dropout} does not go with a mixture of experts ({error}): {remedy}"
+    return f"peft: {error}"
 
 
 def _is(full: str, name: str) -> bool:
