@@ -340,6 +340,16 @@ REFUSED = [
         "DataFormatError",
         r"mixture\[1\]: none of the 2 rows of .* is left: 2 are malformed, the first in row 1: text is a num",
     ),
+    (
+        dpo(PAIR, evaluation={"everySteps": 1, "earlyStopping": {**STOPPING, "metric": "los"}}),
+        "InvalidSpec",
+        r"evaluation.earlyStopping.metric: los is not one of .*, loss, .*, rewards/margins, rewards/rejected$",
+    ),
+    (
+        grpo({"prompt": "a"}, evaluation={"everySteps": 1, "earlyStopping": {**STOPPING, "metric": "rewards/no/mean"}}),
+        "InvalidSpec",
+        r"evaluation.earlyStopping.metric: rewards/no/mean is not one of .*, reward_std, rewards/short/mean, ",
+    ),
     ("m-bnb4", "InvalidSpec", r"model: .* is quantized \(bitsandbytes\): give the model that it was made from"),
 ]
 

@@ -21,16 +21,30 @@ from trainer_kit import (
     write_jsonl,
 )
 
+from trl_contract.base import Kind
 from trl_contract.evaluation import EarlyStopping
 from trl_contract.report import ExitRecord
 from trl_trainer.checkpoints import checkpoint
 from trl_trainer.checkpoints.early_stopping import no_better
+from trl_trainer.stages import STAGES
 
 REWARDS = [
     {"name": "short", "length": {"min": 0, "max": 5}},
     {"name": "polite", "keyword": {"words": ["thank"]}, "weight": 2},
 ]
 GRPO: dict[str, Any] = {"generation": {"maxCompletionLength": 8}, "rewards": REWARDS}
+
+
+SOMETIMES = {"aux_loss", "policy_loss", "cispo_clip_ratio", "vespo/phi_seq_mean"}
+"""Metrics that not every model or loss has."""
+CLOCK = {"runtime", "samples_per_second", "steps_per_second", "model_preparation_time"}
+
+
+def check_metrics(folder: Path, kind: Kind, *rewards: str) -> None:
+    """The metrics of a run's evaluations are those that early stopping may look at."""
+    logged = {name.removeprefix("eval_") for line in metrics(folder) for name in line if name.startswith("eval_")}
+    known = {"loss", *STAGES[kind].metrics, *(f"rewards/{name}/{what}" for name in rewards for what in ("mean", "std"))}
+    assert logged - CLOCK == known - SOMETIMES
 
 
 def test_grpo_reports_each_reward_with_its_statistics(warm: Warm, model_folder: Path, tmp_path: Path) -> None:
@@ -43,6 +57,7 @@ def test_grpo_reports_each_reward_with_its_statistics(warm: Warm, model_folder: 
     assert progress is not None
     logged = [line for line in metrics(tmp_path) if "loss" in line]
     assert {"reward", "reward_std", "kl", "rewards/polite/std"} <= logged[0].keys()
+    check_metrics(tmp_path, "GRPOJob", "short", "polite")
     for report, name in zip(progress.rewards, ("short", "polite"), strict=True):
         assert (report.name, report.errors) == (name, 0)
         assert float(report.mean) == pytest.approx(sum(line[f"rewards/{name}/mean"] for line in logged) / 4, abs=1e-5)
@@ -106,6 +121,7 @@ def test_a_reward_model_with_an_adapter_exports_its_head(warm: Warm, model_folde
     spec = {"peft": {"method": "lora", "r": 4}, "training": {"maxSteps": 20, "learningRate": 1e-2}}
     ended = warm.run(job_file(tmp_path, model_folder, "RewardJob", spec=spec))
     assert ended.codes == [0, 0], ended.logs
+    check_metrics(tmp_path, "RewardJob")
     final = tmp_path / "storage" / "uid-1" / "final"
     adapter = json.loads((final / "adapter" / "adapter_config.json").read_text())
     assert adapter["task_type"] == "SEQ_CLS"
@@ -154,6 +170,7 @@ def test_bf16_and_gradient_checkpointing_train_sharded(warm: Warm, model_folder:
     assert ended.codes == [0, 0], ended.logs
     losses = [line["loss"] for line in metrics(tmp_path) if "loss" in line]
     assert losses[-1] < losses[0]
+    check_metrics(tmp_path, "SFTJob")
 
 
 def test_an_adapter_on_parameters_trains_sharded_and_merges(warm: Warm, model_folder: Path, tmp_path: Path) -> None:
@@ -178,6 +195,7 @@ def test_without_evaluation_at_start_there_is_only_an_after(warm: Warm, model_fo
     assert ended.records[0].progress.evaluation is not None
     assert ended.records[0].progress.evaluation.before == []
     assert ended.records[0].progress.evaluation.after
+    check_metrics(tmp_path, "DPOJob")
 
 
 STOPPING: dict[str, Any] = {
@@ -204,14 +222,14 @@ def test_training_that_does_not_get_better_ends_early_and_is_not_taken_up_again(
     assert ended.records[0].step == 6
 
 
-def test_early_stopping_on_an_unknown_metric_names_the_known_ones(
+def test_early_stopping_on_a_metric_that_this_model_does_not_have_names_the_ones_it_has(
     warm: Warm, model_folder: Path, tmp_path: Path
 ) -> None:
     write_jsonl(tmp_path / "train.jsonl", preference_pairs(40))
-    stopping = {"everySteps": 2, "earlyStopping": {"metric": "los", "mode": "min"}}
+    stopping = {"everySteps": 2, "earlyStopping": {"metric": "aux_loss", "mode": "min"}}
     ended = warm.run(job_file(tmp_path, model_folder, spec={"evaluation": stopping}, numProcPerNode=1), 1)
     assert ended.codes == [10], ended.logs
-    assert "earlyStopping.metric los is not one of" in ended.records[0].message
+    assert "earlyStopping.metric aux_loss is not one of" in ended.records[0].message
     assert "rewards/margins" in ended.records[0].message
 
 

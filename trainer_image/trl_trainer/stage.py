@@ -42,6 +42,8 @@ class Stage:
     """peft's word for the model; SEQ_CLS is a classifier with one label."""
     adapts_head: bool = True
     """Whether an adapter on the output head would be trained."""
+    metrics: tuple[str, ...] = ()
+    """What TRL's evaluation may log beside the loss, without eval_; not the rewards of the job."""
     measures: Mapping[str, Callable[[Any], float]] = field(default_factory=dict)
     """Metrics that are ours: (trainer) -> value."""
 

@@ -70,6 +70,7 @@ def look(
         base = architecture.inspect(job, stage)
         check_tokenizer(job, tokenizer, base)
         stage.check(job, tokenizer, rows.report)
+        evaluations.check_metric(job, stage)
     with clock.check("lengths"):
         return base, lengths.measure(job, stage, rows, tokenizer, tokenize)
 

@@ -1,6 +1,8 @@
-"""Evaluations and checkpoints that a job asks for and would never have. Pure."""
+"""Evaluations, metrics and checkpoints that a job asks for and would never have. Pure."""
 
 from trl_contract.jobfile import JobFile
+from trl_contract.spec import GRPOSpec
+from trl_trainer.errors import UserError
 from trl_trainer.preflight import steps
 from trl_trainer.stage import Stage
 
@@ -8,6 +10,22 @@ LOST = {
     "evaluation": "nothing is evaluated during training",
     "checkpoint": "no checkpoint is published before the last step",
 }
+
+
+def check_metric(job: JobFile, stage: Stage) -> None:
+    """Raise UserError if early stopping looks at what the kind's evaluation never has."""
+    given = job.spec.evaluation.early_stopping
+    if given is None:
+        return
+    rewards = [reward.name for reward in job.spec.rewards]
+    if isinstance(job.spec, GRPOSpec) and job.spec.grpo.reward_aggregation == "geometric_mean":
+        rewards.append("geometric_mean")
+    known = {"loss", *stage.metrics, *(f"rewards/{name}/{what}" for name in rewards for what in ("mean", "std"))}
+    if given.metric not in known:
+        raise UserError(
+            "InvalidSpec",
+            f"evaluation.earlyStopping.metric: {given.metric} is not one of {', '.join(sorted(known))}",
+        )
 
 
 def findings(job: JobFile, stage: Stage, number: int, total: int | None) -> list[str]:

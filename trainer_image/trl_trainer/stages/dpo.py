@@ -85,4 +85,18 @@ STAGE = Stage(
     # TRL multiplies with the head's weight itself.
     adapts_head=False,
     measures={"preference_accuracy": preference_accuracy},
+    metrics=(
+        "rewards/chosen",
+        "rewards/rejected",
+        "rewards/accuracies",
+        "rewards/margins",
+        "logps/chosen",
+        "logps/rejected",
+        "logits/chosen",
+        "logits/rejected",
+        "mean_token_accuracy",
+        "entropy",
+        "num_tokens",
+        "aux_loss",
+    ),
 )

@@ -55,4 +55,13 @@ STAGE = Stage(
     tokens=("chosen_ids", "rejected_ids"),
     tokenize=lambda job, args, tokenizer, rows, split: preparation.prepare(RewardTrainer, rows, tokenizer, args),
     task_type="SEQ_CLS",
+    metrics=(
+        "accuracy",
+        "margin",
+        "min_reward",
+        "mean_reward",
+        "max_reward",
+        "num_tokens",
+        "aux_loss",
+    ),
 )

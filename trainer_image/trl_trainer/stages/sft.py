@@ -163,4 +163,10 @@ STAGE = Stage(
     findings=findings,
     # TRL multiplies with the head's weight itself.
     adapts_head=False,
+    metrics=(
+        "entropy",
+        "mean_token_accuracy",
+        "num_tokens",
+        "aux_loss",
+    ),
 )
