@@ -135,6 +135,7 @@ STOPPING = {"metric": "loss", "mode": "min"}
 SWITCHED = {"dataset": {"chatTemplateKwargs": {"enable_thinking": False}}}
 BROKEN = {"chatTemplate": "{% for m in messages %}\n{{ m.content "}
 HELLO = {"samplePrompts": ["Hello"]}
+WITHOUT_DEVELOPER = {"chatTemplate": CHATML.replace("in messages %}", "in messages if m.role != 'developer' %}")}
 SYSTEM = {"chatTemplate": "{% if messages[0].role != 'system' %}{{ raise_exception('who?') }}{% endif %}" + CHATML}
 
 REFUSED = [
@@ -395,6 +396,14 @@ def test_a_base_that_is_an_adapter_is_refused_with_the_remedy(
 
 
 NOTED = [
+    (
+        sft({"messages": [{"role": "developer", "content": "Be kind."}, USER, SAID]}, of_model=WITHOUT_DEVELOPER),
+        r"- model.chatTemplate: the chat template leaves out the turns of role developer: nothing of it is learnt",
+    ),
+    (
+        dpo({"prompt": [USER], "chosen": [{**SAID, "reasoning_content": "Hm."}], "rejected": [SAID]}),
+        r"- model.chatTemplate: the chat template leaves out reasoning_content of messages: nothing of it is learnt",
+    ),
     (
         sft({"text": "Hello"}, evaluation={"everySteps": 3}),
         r"- evaluation.everySteps 3: the job has 2 steps, so nothing is evaluated during training: lower it",

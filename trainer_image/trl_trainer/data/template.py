@@ -15,6 +15,8 @@ from trl_trainer.stage import Row
 
 NOWHERE = "a8f3e2b1"
 """Text that no row has."""
+KNOWN = frozenset({"role", "content", "tool_calls", "tool_call_id", "name", "weight"})
+"""Fields of a message that are no text of its own, or are looked at in every row."""
 
 
 def end_of_turn(tokenizer: Any) -> str | None:
@@ -87,6 +89,31 @@ def check_calls(tokenizer: Any, row: Row) -> bool:
             " template that does, or take a model whose own one does",
         )
     return called
+
+
+def left_out(tokenizer: Any, rows: list[Row]) -> list[str]:
+    """Return what the chat template leaves out of conversations, like the turns of a role or a field of messages; of
+    those of users, assistants and tools, and of calls, it leaves out nothing, or the rows were refused."""
+    first: dict[tuple[str, str], Row] = {}
+    for row in filter(conversational, rows):
+        for message in (message for messages in _conversations(row) for message in messages):
+            if message["role"] not in ("user", "assistant", "tool"):
+                first.setdefault(("role", message["role"]), row)
+            for name in sorted(message.keys() - KNOWN):
+                if isinstance(message[name], str) and message[name]:
+                    first.setdefault(("field", name), row)
+
+    def change(kind: str, name: str) -> Callable[[Row], Row]:
+        if kind == "role":
+            return lambda message: {**message, "content": NOWHERE} if message["role"] == name else message
+        return lambda message: {**message, name: NOWHERE} if message.get(name) else message
+
+    words = {"role": "the turns of role {}", "field": "{} of messages"}
+    return [
+        words[kind].format(name)
+        for (kind, name), row in first.items()
+        if NOWHERE not in _rendered(tokenizer, row, change(kind, name))
+    ]
 
 
 def _rendered(tokenizer: Any, row: Row, change: Callable[[Row], Row]) -> str:

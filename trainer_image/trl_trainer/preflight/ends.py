@@ -20,6 +20,11 @@ def findings(job: JobFile, stage: Stage, tokenizer: Any, base: Architecture, row
     """Return what to say about the ends of turns, and about tokens that begin or end a text twice."""
     looked_at = rows.train.take(range(LOOKED_AT))
     found = [*_doubled(stage, tokenizer, looked_at), *_plain(tokenizer, looked_at)]
+    found += [
+        f"model.chatTemplate: the chat template leaves out {what}: nothing of it is learnt; set a template that renders"
+        " it, or take it out of the rows"
+        for what in template.left_out(tokenizer, looked_at)
+    ]
     if stage.is_classifier or not rows.report.conversational:
         return found
     end, eos = template.end_of_turn(tokenizer), tokenizer.eos_token
