@@ -116,7 +116,22 @@ class TrainingSpec(Model):
         return 1
 
 
-class SFTSpec(TrainingSpec):
+class SequenceSpec(TrainingSpec):
+    """What the kinds have in common that train on sequences of a given length: all but grpo, which samples its own."""
+
+    training: Training = Training()
+    """Hyper-parameters of the loop."""
+
+    @property
+    def max_length(self) -> int:
+        return self.training.max_length
+
+    @property
+    def activation_offloading(self) -> bool:
+        return self.training.activation_offloading
+
+
+class SFTSpec(SequenceSpec):
     dataset: Dataset
     """Conversations, prompt and completion, or text. An assistant turn of weight 0 is read and not learnt."""
     training: SftTraining = SftTraining()
@@ -131,14 +146,6 @@ class SFTSpec(TrainingSpec):
     learning_rates = (2e-5, 2e-4)
 
     @property
-    def max_length(self) -> int:
-        return self.training.max_length
-
-    @property
-    def activation_offloading(self) -> bool:
-        return self.training.activation_offloading
-
-    @property
     def cuts_rows(self) -> bool:
         return self.sft.packing_strategy in (None, "bfd")
 
@@ -147,11 +154,9 @@ class SFTSpec(TrainingSpec):
         return self.evaluation.sample_prompts
 
 
-class RewardSpec(TrainingSpec):
+class RewardSpec(SequenceSpec):
     dataset: Dataset
     """Preference pairs: chosen and rejected, with or without prompt."""
-    training: Training = Training()
-    """Hyper-parameters of the loop."""
     reward: Reward = Reward()
     """The loss."""
     evaluation: RewardEvaluation = RewardEvaluation()
@@ -160,20 +165,10 @@ class RewardSpec(TrainingSpec):
     learning_rates = (1e-5, 1e-4)
     sequences_per_row = 2
 
-    @property
-    def max_length(self) -> int:
-        return self.training.max_length
 
-    @property
-    def activation_offloading(self) -> bool:
-        return self.training.activation_offloading
-
-
-class DPOSpec(TrainingSpec):
+class DPOSpec(SequenceSpec):
     dataset: PromptDataset
     """Preference pairs: prompt, chosen, rejected."""
-    training: Training = Training()
-    """Hyper-parameters of the loop."""
     dpo: Dpo = Dpo()
     """The loss."""
     evaluation: Evaluation = Evaluation()
@@ -181,14 +176,6 @@ class DPOSpec(TrainingSpec):
 
     learning_rates = (1e-6, 1e-5)
     sequences_per_row = 2
-
-    @property
-    def max_length(self) -> int:
-        return self.training.max_length
-
-    @property
-    def activation_offloading(self) -> bool:
-        return self.training.activation_offloading
 
     @property
     def reference(self) -> Literal["none", "base", "precompute", "explicit"]:

@@ -57,7 +57,8 @@ def explain(path: Path, places: local.Places) -> int:
         base, seen = preflight.look(here, stage, tokenizer, stages.tokenizing(here, stage, tokenizer), rows, clock)
         _print_plan(there, here, stage, rows, base, seen)
         storage = _nearest(storage_folder(resource, places))
-        known = preflight.judge(here, stage, tokenizer, rows, base, seen, storage, _device(here), clock)
+        with clock.check("memory and findings"):
+            known = preflight.judge(here, stage, tokenizer, rows, base, seen, storage, _device(here))
         with clock.check("rewards"):
             findings = _try_rewards(here, rows)
         obstacles += _refused(here, stage)

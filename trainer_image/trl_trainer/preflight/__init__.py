@@ -51,7 +51,9 @@ def run(
     job: JobFile, stage: Stage, tokenizer: Any, tokenize: Tokenize, rows: Written, work: Path, device: str, clock: Clock
 ) -> Preflight:
     """Return what is known about a resolved job before its weights are loaded. UserError when it cannot work here."""
-    found = judge(job, stage, tokenizer, rows, *look(job, stage, tokenizer, tokenize, rows, clock), work, device, clock)
+    base, seen = look(job, stage, tokenizer, tokenize, rows, clock)
+    with clock.check("memory and findings"):
+        found = judge(job, stage, tokenizer, rows, base, seen, work, device)
     if found.too_little is not None:
         raise UserError(*found.too_little)
     return found
@@ -84,26 +86,11 @@ def judge(
     seen: Lengths,
     work: Path,
     device: str,
-    clock: Clock,
 ) -> Preflight:
     """Return all that is known about a resolved job before its weights are loaded, from what `look` has found.
 
     UserError when it can work nowhere.
     """
-    with clock.check("memory and findings"):
-        return _judge(job, stage, tokenizer, rows, base, seen, work, device)
-
-
-def _judge(
-    job: JobFile,
-    stage: Stage,
-    tokenizer: Any,
-    rows: Written,
-    base: Architecture,
-    seen: Lengths,
-    work: Path,
-    device: str,
-) -> Preflight:
     _check_positions(job, base, seen)
     samples.check(job, tokenizer, base, conversational=rows.report.conversational)
     _check_held_out(job, rows.report, seen)
