@@ -11,6 +11,7 @@ MAX_INLINE_BYTES = 128 * 1024
 MAX_CONFIG_MAP_BYTES = 960 * 1024
 """What a run's ConfigMap may hold of the spec; the API server takes 1 MiB with paths and resolved defaults."""
 
+Role = Literal["model", "reference_model", "train", "mixture", "eval"]
 Reason = Literal["InlineTooLarge", "SpecTooLarge", "InvalidSpec"]
 
 
@@ -18,7 +19,7 @@ def refused(spec: TrainingSpec) -> tuple[Reason, str] | None:
     """Return why no job may have this spec, for machines and, from the field on, for people; None if one may."""
     # The trainer gets the spec with its defaults resolved, and inline rows as a file too.
     total = _size(spec.to_wire())
-    for field, source in _sources(spec):
+    for _, field, source, _ in sources(spec):
         if isinstance(source, DataSource) and source.inline:
             size = _size(source.inline)
             total += size
@@ -37,23 +38,24 @@ def refused(spec: TrainingSpec) -> tuple[Reason, str] | None:
 
 def hub_secrets(spec: TrainingSpec) -> list[SecretKeyRef]:
     """Return the different token references of the hub sources; the libraries know one token only."""
-    refs = [source.hub.token_secret_ref for _, source in _sources(spec) if source.hub and source.hub.token_secret_ref]
+    hubs = [source.hub for _, _, source, _ in sources(spec) if source.hub]
+    refs = [hub.token_secret_ref for hub in hubs if hub.token_secret_ref]
     return [ref for index, ref in enumerate(refs) if ref not in refs[:index]]
 
 
-def _sources(spec: TrainingSpec) -> Iterator[tuple[str, ModelSource | DataSource]]:
-    """Yield what the spec names of models and rows, and in which field."""
+def sources(spec: TrainingSpec) -> Iterator[tuple[Role, str, ModelSource | DataSource, str]]:
+    """Yield what the spec names of models and rows: what for, in which field, and its index in a mixture."""
     dataset, mixture = spec.dataset, spec.dataset.mixture or []
-    named: dict[str, ModelSource | DataSource | None] = {
-        "model": spec.model,
-        "dataset.train": dataset.train,
-        **{f"dataset.mixture[{index}]": source for index, source in enumerate(mixture)},
-        "dataset.eval": dataset.eval,
-        "dpo.referenceModel.source": spec.explicit_reference,
-    }
-    for field, source in named.items():
+    named: list[tuple[Role, str, ModelSource | DataSource | None, str]] = [
+        ("model", "model", spec.model, ""),
+        ("train", "dataset.train", dataset.train, ""),
+        *(("mixture", f"dataset.mixture[{index}]", source, str(index)) for index, source in enumerate(mixture)),
+        ("eval", "dataset.eval", dataset.eval, ""),
+        ("reference_model", "dpo.referenceModel.source", spec.explicit_reference, ""),
+    ]
+    for role, field, source, index in named:
         if source is not None:
-            yield field, source
+            yield role, field, source, index
 
 
 def _size(value: Any) -> int:

@@ -6,10 +6,11 @@ from trl_contract.base import Kind, cel
 from trl_contract.jobs import PROCESSES, JobSpec
 from trl_contract.training import PeftWithDropout
 
-Rule = dict[str, JsonValue]
+Entry = dict[str, JsonValue]
+"""Of x-kubernetes-validations."""
 
 
-def spec_rules(kind: Kind, spec: type[JobSpec]) -> list[Rule]:
+def spec_rules(kind: Kind, spec: type[JobSpec]) -> list[Entry]:
     """Return the rules of a kind's spec: immutability of every field but runPolicy, topology, batch arithmetic."""
     fixed = [_immutable(field.alias or name, field.is_required() or field.default is not None)
              for name, field in spec.model_fields.items() if name != "run_policy"]  # fmt: skip
@@ -21,7 +22,7 @@ def spec_rules(kind: Kind, spec: type[JobSpec]) -> list[Rule]:
     return rules
 
 
-def _immutable(field: str, always_there: bool) -> Rule:
+def _immutable(field: str, always_there: bool) -> Entry:
     same = f"self.{field} == oldSelf.{field}"
     if not always_there:
         same = f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || {same})"
@@ -29,7 +30,7 @@ def _immutable(field: str, always_there: bool) -> Rule:
     return cel(same, message) | {"fieldPath": f".{field}"}
 
 
-def _nothing_left_out_anew() -> Rule:
+def _nothing_left_out_anew() -> Entry:
     return cel(
         "self.peft.dropout == 0.0 || !has(self.training.gradientCheckpointing)"
         f" || !self.training.gradientCheckpointing || self.numNodes * {PROCESSES} == 1",
@@ -38,7 +39,7 @@ def _nothing_left_out_anew() -> Rule:
     ) | {"fieldPath": ".peft"}
 
 
-def _whole_groups() -> list[Rule]:
+def _whole_groups() -> list[Entry]:
     evaluation = "self.evaluation.perDeviceBatchSize"
     return [
         _bound(
@@ -63,7 +64,7 @@ def _whole_groups() -> list[Rule]:
     ]
 
 
-def _bound(value: str, rule: str, message: str, field: str) -> Rule:
+def _bound(value: str, rule: str, message: str, field: str) -> Entry:
     """Return a rule over `b`, which is computed once: the API server counts the cost of every mention."""
     return {
         "rule": f"[{value}].all(b, {rule})",

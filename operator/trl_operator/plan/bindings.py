@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from trl_contract.acceptance import sources
 from trl_contract.cluster import Storage
 from trl_contract.rewards import RewardFunction, RewardModelReward
 from trl_contract.sources import ConfigMapKey, DataSource, HubDataset, HubModel, ModelSource, SecretKeyRef, Volume
@@ -28,16 +29,7 @@ class Binding:
 def bindings(job: Job) -> list[Binding]:
     """Return all that the spec names, in the order of its sections."""
     spec, storage = job.training, job.cluster.storage
-    found = [
-        *_source("model", "model", spec.model),
-        *_source("train", "dataset.train", spec.dataset.train),
-    ]
-    for index, source in enumerate(spec.dataset.mixture or []):
-        found += _source("mixture", f"dataset.mixture[{index}]", source, str(index))
-    found += [
-        *_source("eval", "dataset.eval", spec.dataset.eval),
-        *_source("reference_model", "dpo.referenceModel.source", spec.explicit_reference),
-    ]
+    found = [binding for named in sources(spec) for binding in _source(*named)]
     for index, reward in enumerate(spec.rewards):
         found += _reward(f"grpo.rewards[{index}]", reward)
     if spec.tracking and spec.tracking.wandb and spec.tracking.wandb.secret_ref:
@@ -47,9 +39,7 @@ def bindings(job: Job) -> list[Binding]:
     return found
 
 
-def _source(role: Role, field: str, source: ModelSource | DataSource | None, name: str = "") -> list[Binding]:
-    if source is None:
-        return []
+def _source(role: Role, field: str, source: ModelSource | DataSource, name: str) -> list[Binding]:
     named: dict[str, Source | None] = {"hub": source.hub, "volume": source.volume}
     if isinstance(source, DataSource):
         named |= {"configMap": source.config_map, "inline": source.inline}
