@@ -159,11 +159,12 @@ class Kube:
         headers = {"Accept": accept, "Content-Type": content_type}
         url = path + (f"?{urlencode(query)}" if query else "")
         try:
-            request = await self._client.param_serialize(
-                method, url, header_params=headers, body=body, auth_settings=["BearerToken"]
+            # The body is plain already: the client would only copy it, part by part.
+            method, url, headers, *_ = await self._client.param_serialize(
+                method, url, header_params=headers, auth_settings=["BearerToken"]
             )
             async with asyncio.timeout(seconds):
-                response = await self._client.call_api(*request, _request_timeout=seconds)
+                response = await self._client.call_api(method, url, headers, body, _request_timeout=seconds)
                 data = await response.read()
         except (aiohttp.ClientError, ApiException, OSError, TimeoutError) as error:
             raise ApiError(0, repr(error), request=f"{method} {path}") from error

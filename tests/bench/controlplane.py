@@ -113,8 +113,8 @@ async def pair(bench: Bench, session: Any, number: int, count: int, rate: float 
             "rss_mib": memory(operator.process.pid),
             "requests": dict(asked.most_common()),
         }
-    items = json.loads(bench.plane.kubectl("get", "pytorchjobs", "-n", where, "--chunk-size=1", "-o", "json"))["items"]
-    workload = {key: items[0][key] for key in ("apiVersion", "kind", "metadata", "spec")}
+    first = json.loads(bench.plane.kubectl("get", "pytorchjobs", "j0-dpo-0", "-n", where, "-o", "json"))
+    workload = {key: first[key] for key in ("apiVersion", "kind", "metadata", "spec")}
     where = bench.place(f"floor-{number}")
     before_floor = cpu(bench.apiserver)
     seconds, each = await floor(Api(session, where), count, workload, rate)
