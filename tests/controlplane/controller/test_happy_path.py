@@ -56,6 +56,22 @@ def test_a_job_of_two_nodes_runs_and_succeeds(
     assert reads == []
 
 
+def test_a_gang_of_64_pods_that_ends_is_at_most_six_status_writes(
+    operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any], record: Callable[..., str]
+) -> None:
+    jobs.apply(dpo(numNodes=64, storage={"size": "1Gi", "accessModes": ["ReadWriteMany"]}))
+    pods = node.wait_for_pods(64, "tune-dpo-0", timeout=90)
+    for pod in pods:
+        node.run(pod)
+    jobs.wait_for_phase("tune", "Running")
+    before = requests(operator, jobs, "patch")
+    for pod in pods:
+        node.succeed(pod, record())
+    jobs.wait_for_phase("tune", "Succeeded")
+    written = len(requests(operator, jobs, "patch")) - len(before)
+    assert 1 <= written <= 6
+
+
 def requests(operator: Any, jobs: Any, *verbs: str) -> list[str]:
     """The operator's requests in the test's namespace, in order."""
     found = []
