@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from trl_contract.jobfile import AttemptFile
 from trl_operator.api.job import Job
 from trl_operator.backend import backend_for, child_from, resource_of
 from trl_operator.blockers import claim_blocker, name_blocker
@@ -48,13 +49,14 @@ class Attempts:
             # The watch has missed its end, and would not tell of it before everything is listed again.
             self._store.forget_child(child)
 
-    async def start(self, pinned: Pinned, attempt: int) -> Child | Blocker:
+    async def start(self, pinned: Pinned, file: AttemptFile) -> Child | Blocker:
         """Create what the attempt needs, its workload last; or return what stands against it. Raises Refused."""
-        job, installation = pinned.job, replace(self._installation(), trainer_image=pinned.run.image)
+        attempt, job = file.attempt, pinned.job
+        installation = replace(self._installation(), trainer_image=pinned.run.image)
         await self._clear(job, attempt)
         wanted = [
             (NETWORK_POLICIES, network_policy(job, attempt)),
-            (CONFIG_MAPS, config_map(job, attempt, installation)),
+            (CONFIG_MAPS, config_map(job, file, installation)),
         ]
         if pinned.manifest is not None:
             wanted.insert(0, (CONFIG_MAPS, pinned.manifest))

@@ -9,6 +9,7 @@ from uuid import uuid4
 
 from pydantic import ValidationError
 
+from trl_contract.jobfile import AttemptFile
 from trl_operator.api.job import Job, parse_known
 from trl_operator.api.stored import read_status, written
 from trl_operator.attempts import Attempts
@@ -24,6 +25,7 @@ from trl_operator.plan.observation import Attempt, Child, Key, Mark, current_att
 from trl_operator.plan.outcome import records
 from trl_operator.plan.view import View
 from trl_operator.policy import stall
+from trl_operator.policy.memory import attempt_file
 from trl_operator.policy.start import half_since
 from trl_operator.render.manifests import Installation
 from trl_operator.render.run import Pinned
@@ -262,14 +264,14 @@ class Reconciler:
             return None
         if decision.create:
             assert pinned is not None, "an attempt begins only when nothing stands against it"
-            started = await self._start(pinned, obj, decision.status["attempt"])
+            started = await self._start(pinned, obj, attempt_file(read_status(decision.status)))
             view = View(blocker=started) if isinstance(started, Blocker) else View(started)
             begun = decide(job, obj["status"], view, self._now())
             await self._write_status(job, obj, begun.status)
             return begun.requeue
         return decision.requeue
 
-    async def _start(self, pinned: Pinned, obj: Obj, attempt: int) -> Child | Blocker:
+    async def _start(self, pinned: Pinned, obj: Obj, attempt: AttemptFile) -> Child | Blocker:
         """Start the attempt; what the API server has against it goes into the status before it is tried again.
 
         A quota or an admission policy may refuse for days, and so may a webhook that is down.

@@ -165,7 +165,7 @@ def test_explain_says_how_many_gpus_a_job_needs(
 def test_explain_does_not_take_this_machine_for_the_cluster(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trl_trainer.preflight.memory.host_memory", lambda: 1_000_000)
+    monkeypatch.setattr("trl_trainer.launch.host_memory.available", lambda: 1_000_000)
     assert main(command("explain", write(tmp_path, JOB), volumes(model_folder, tmp_path), tmp_path / "out")) == 0
     assert "- this machine has too little for it: the job needs" in capsys.readouterr().out
 

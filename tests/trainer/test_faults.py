@@ -481,7 +481,9 @@ record = supervisor.supervise(job, "job.json", supervisor.Stop(300))
 print(record.reason, records.exit_code(record), record.message)
 """
         run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
-        assert run.stdout.startswith("OutOfHostMemory 137 rank 0 was killed by the kernel"), run
+        said = "OutOfHostMemory 137 rank 0 was killed by the kernel for want of host memory: resources.limits.memory is"
+        assert run.stdout.startswith(f"{said} 300.0 MiB for all processes of the pod"), run
+        assert run.stdout.endswith("raise it\n"), run
     finally:
         group.rmdir()
 

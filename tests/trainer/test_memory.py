@@ -8,8 +8,9 @@ import pytest
 
 from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
+from trl_trainer.launch import host_memory
 from trl_trainer.preflight import decide, host_memory_findings
-from trl_trainer.preflight.memory import FITS, Sizes, estimate, host, host_memory, smallest_world
+from trl_trainer.preflight.memory import FITS, Sizes, estimate, host, smallest_world
 
 M = 1_000_000
 BIG = 10**15
@@ -322,8 +323,8 @@ def machine(tmp_path):
     ],
 )
 def test_the_lowest_limit_of_the_control_groups_counts(machine, cgroup, limits, expected):
-    assert host_memory(machine(cgroup, limits)) == expected
+    assert host_memory.available(machine(cgroup, limits)) == expected
 
 
 def test_this_machine_has_memory():
-    assert 2**28 < host_memory() < 2**48
+    assert 2**28 < host_memory.available() < 2**48

@@ -341,14 +341,14 @@ def test_too_few_prompts_for_one_step_are_refused_with_the_arithmetic(run):
 
 
 def test_a_job_that_does_not_fit_is_refused(run, monkeypatch):
-    monkeypatch.setattr("trl_trainer.preflight.memory.host_memory", lambda: 1_000_000)
+    monkeypatch.setattr("trl_trainer.launch.host_memory.available", lambda: 1_000_000)
     with pytest.raises(UserError, match=r"the job needs .* per process.*no single change fits") as c:
         run(PAIRS, peft={"method": "none"})
     assert c.value.reason == "InvalidSpec", "a reason that is tried again would be tried in vain"
 
 
 def test_tight_memory_is_a_finding(run, monkeypatch):
-    monkeypatch.setattr("trl_trainer.preflight.memory.host_memory", lambda: 1_500_000)
+    monkeypatch.setattr("trl_trainer.launch.host_memory.available", lambda: 1_500_000)
     assert run(PAIRS).findings[0].startswith("memory is tight: ")
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import socket
 
 import httpx2
@@ -41,6 +42,13 @@ def answered(status: int) -> HfHubHTTPError:
         (OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB"), "OutOfGPUMemory"),
         (MemoryError(), "OutOfHostMemory"),
         (RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"), "OutOfHostMemory"),
+        (RuntimeError("CUDA error: out of memory"), "OutOfGPUMemory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"), "OutOfGPUMemory"),
+        (RuntimeError("unable to write to file </torch_7_1_0>: No space left on device (28)"), "OutOfHostMemory"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's"
+         " workers are out of shared memory."), "OutOfHostMemory"),
+        (OSError(errno.ENOSPC, "No space left on device", "/dev/shm/nccl-a"), "OutOfHostMemory"),
+        (RuntimeError("out of resource: shared memory, Required: 106496, Hardware limit: 101376"), "Unknown"),
         (OSError(errno.ENOSPC, "No space left on device", "/mnt/x"), "StorageFull"),
         (RuntimeError("PytorchStreamWriter failed writing file data/3: file write failed"), "StorageFull"),
         (RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 704 vs 598"), "StorageFull"),
@@ -72,6 +80,23 @@ def test_exceptions_have_their_reason(error: BaseException, reason: FailureReaso
     assert records.classify(error)[0] == reason
 
 
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (MemoryError(), "while training: out of host memory: MemoryError; .*resources.limits.memory"),
+        (OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB\nmore"),
+         "while training: out of GPU memory: CUDA out of memory. Tried to allocate 20.00 MiB$"),
+        (OSError(errno.ENOSPC, "No space left on device", "/dev/shm/nccl-a"), "while training: out of shared memory: .*"
+         "; /dev/shm has [0-9.]+ [GM]iB: raise sharedMemory, or lower dataset.workers$"),
+        (ValueError("odd"), "ValueError: odd$"),
+    ],
+)  # fmt: skip
+def test_a_record_says_which_memory_was_short_and_what_the_rank_was_at(error: BaseException, says: str) -> None:
+    record = records.failure(error, time="2026-11-26T12:00:00Z", attempt=0, rank=0, activity="training")
+    assert re.match(says, record.message), record.message
+    assert record.activity == "training"
+
+
 def test_the_cause_of_a_wrapped_exception_counts() -> None:
     error = RuntimeError("saving failed")
     error.__cause__ = OSError(errno.ENOSPC, "No space left on device", "/mnt/x")
@@ -99,31 +124,31 @@ def ended(reason: FailureReason | None, second: int, rank: int = 0) -> ExitRecor
     ("found", "terminated", "oom", "reason"),
     [
         # The cause, though an effect of it was written first (clocks of ranks, slow handlers).
-        ({0: ended("PeerLost", 1), 1: ended("NonFiniteLoss", 2)}, None, False, "NonFiniteLoss"),
+        ({0: ended("PeerLost", 1), 1: ended("NonFiniteLoss", 2)}, None, "", "NonFiniteLoss"),
         # Of two causes the first.
-        ({0: ended("DataFormatError", 2), 1: ended("StorageFull", 1)}, None, False, "StorageFull"),
+        ({0: ended("DataFormatError", 2), 1: ended("StorageFull", 1)}, None, "", "StorageFull"),
         # torchrun ends the other ranks with SIGTERM: no preemption.
-        ({0: ended("RewardError", 1), 1: ended("Preempted", 2)}, None, False, "RewardError"),
-        ({0: ended("PeerLost", 1), 1: ended("Preempted", 2)}, None, False, "PeerLost"),
+        ({0: ended("RewardError", 1), 1: ended("Preempted", 2)}, None, "", "RewardError"),
+        ({0: ended("PeerLost", 1), 1: ended("Preempted", 2)}, None, "", "PeerLost"),
         # All ranks agreed to stop because another pod was told to.
-        ({0: ended("Preempted", 1), 1: ended("Preempted", 1)}, None, False, "Preempted"),
+        ({0: ended("Preempted", 1), 1: ended("Preempted", 1)}, None, "", "Preempted"),
         # A rank that was killed leaves no record; what the others see is the effect.
-        ({0: ended("PeerLost", 1)}, None, False, "Unknown"),
-        ({0: ended("PeerLost", 1)}, None, True, "OutOfHostMemory"),
-        ({}, None, True, "OutOfHostMemory"),
+        ({0: ended("PeerLost", 1)}, None, "", "Unknown"),
+        ({0: ended("PeerLost", 1)}, None, "4 GiB", "OutOfHostMemory"),
+        ({}, None, "4 GiB", "OutOfHostMemory"),
         # This pod got SIGTERM, then its ranks fell over each other.
-        ({0: ended("PeerLost", 5), 1: ended("StorageFull", 6)}, "2026-01-01T00:00:04Z", False, "Preempted"),
-        ({}, "2026-01-01T00:00:04Z", False, "Preempted"),
+        ({0: ended("PeerLost", 5), 1: ended("StorageFull", 6)}, "2026-01-01T00:00:04Z", "", "Preempted"),
+        ({}, "2026-01-01T00:00:04Z", "", "Preempted"),
         # It had failed before.
-        ({0: ended("StorageFull", 3), 1: ended("PeerLost", 4)}, "2026-01-01T00:00:05Z", False, "StorageFull"),
+        ({0: ended("StorageFull", 3), 1: ended("PeerLost", 4)}, "2026-01-01T00:00:05Z", "", "StorageFull"),
         # It was done before.
-        ({0: ended(None, 3), 1: ended(None, 3)}, "2026-01-01T00:00:05Z", False, None),
+        ({0: ended(None, 3), 1: ended(None, 3)}, "2026-01-01T00:00:05Z", "", None),
         # One rank of two is not success.
-        ({0: ended(None, 3)}, None, False, "Unknown"),
+        ({0: ended(None, 3)}, None, "", "Unknown"),
     ],
 )
 def test_the_first_cause_wins(
-    found: dict[int, ExitRecord], terminated: str | None, oom: bool, reason: FailureReason | None
+    found: dict[int, ExitRecord], terminated: str | None, oom: str, reason: FailureReason | None
 ) -> None:
     record = records.conclude(found, expected=range(2), attempt=0, terminated=terminated, oom_killed=oom)
     assert record.reason == reason
@@ -134,7 +159,7 @@ def test_rank_zeros_progress_goes_with_another_ranks_failure() -> None:
     progress = Progress(last_update_time="t", step=7)
     found = {0: ended("PeerLost", 2).model_copy(update={"progress": progress}), 1: ended("StorageFull", 1, 1)}
     record = records.conclude(
-        found, expected=range(2), attempt=0, terminated=None, oom_killed=False, checkpoint="uid/checkpoint-5"
+        found, expected=range(2), attempt=0, terminated=None, oom_killed="", checkpoint="uid/checkpoint-5"
     )
     assert (record.reason, record.rank, record.checkpoint) == ("StorageFull", 1, "uid/checkpoint-5")
     assert record.progress == progress
@@ -142,7 +167,7 @@ def test_rank_zeros_progress_goes_with_another_ranks_failure() -> None:
 
 def test_a_killed_rank_is_dated_before_its_first_effect() -> None:
     record = records.conclude(
-        {1: ended("PeerLost", 7, 1)}, expected=range(2), attempt=0, terminated=None, oom_killed=False
+        {1: ended("PeerLost", 7, 1)}, expected=range(2), attempt=0, terminated=None, oom_killed=""
     )
     assert (record.rank, record.time) == (0, "2026-01-01T00:00:07Z")
 

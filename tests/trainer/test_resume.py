@@ -1,5 +1,6 @@
 """A run that is killed and resumed ends as one that was never disturbed."""
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from trainer_kit import (
     conversations,
     job_file,
     metrics,
+    mounted,
     preference_pairs,
     prompts,
     write_jsonl,
@@ -189,6 +191,63 @@ def test_killed_and_resumed_run_equals_the_undisturbed_one(
     assert ended.records[0].progress.resumed_from_step == 4
 
     check_equal(undisturbed(name), killed)
+
+
+NO_ROOM = """
+if rank == {rank}:
+    import time
+    import torch
+    from pathlib import Path
+    from transformers import Trainer
+    training_step = Trainer.training_step
+    def without_room(self, *given, **more):
+        if self.state.global_step + 1 == 6 and self.args.per_device_train_batch_size > 2:
+            end = time.monotonic() + 60
+            while not Path(self.args.output_dir, "checkpoint-4/MANIFEST.json").exists():
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 1 has a total of 79 GiB")
+        return training_step(self, *given, **more)
+    Trainer.training_step = without_room
+"""
+"""A prelude: in step 6 `rank` has no room for a micro-batch of more than two rows, and says it as torch does."""
+
+
+@pytest.mark.parametrize("name", ["dpo-one-process", "grpo-full"])
+def test_a_run_that_goes_on_with_half_the_micro_batch_equals_the_undisturbed_one(
+    name: str, undisturbed: Callable[[str], Path], warm: Warm, model_folder: Path, tmp_path: Path
+) -> None:
+    case = CASES[name]
+    world = case.get("world", 2)
+    full, hit = tmp_path / "full", world - 1
+    ended = warm.run(start(full, model_folder, case), world, prelude=[NO_ROOM.format(rank=hit)])
+    assert ended.codes[hit] == 11, ended.logs
+    record = ended.records[hit]
+    assert (record.reason, record.activity) == ("OutOfGPUMemory", "training")
+    assert record.message.startswith("while training: out of GPU memory: CUDA out of memory. Tried to allocate 2.00")
+    again = mounted(start(full, model_folder, case, attempt=1), 1, perDeviceBatchSize=2)
+    ended = warm.run(again, world, prelude=[NO_ROOM.format(rank=hit)])
+    assert ended.codes == [0] * world, ended.logs
+    assert ended.records[0].progress is not None
+    assert ended.records[0].progress.resumed_from_step == 4
+    resolved = json.loads((full / "storage/uid-1/final/resolved.json").read_text())["spec"]
+    assert resolved["training"]["perDeviceBatchSize"] == resolved["training"]["gradientAccumulationSteps"] == 2
+    assert resolved["evaluation"]["perDeviceBatchSize"] == 4
+    check_alike(undisturbed(name), full)
+
+
+def check_alike(whole: Path, smaller: Path) -> None:
+    """The same curve and the same weights, but for metrics that average over the tokens of a micro-batch."""
+    import torch
+
+    assert curve(smaller).keys() == curve(whole).keys() == set(range(1, 9))
+    for step, expected in curve(whole).items():
+        for name in ("loss", "grad_norm", "learning_rate", "rewards/margins", "reward"):
+            if name in expected:
+                assert curve(smaller)[step][name] == pytest.approx(expected[name], abs=1e-6), (step, name)
+    found = weights(smaller)
+    for key, tensor in weights(whole).items():
+        assert torch.allclose(tensor, found[key], rtol=0, atol=1e-6), key
 
 
 def test_run_that_is_killed_before_its_first_checkpoint_starts_over_exactly(

@@ -88,13 +88,14 @@ def job_file(folder: Path, model: Path, kind: str = "DPOJob", *, spec: dict[str,
     return path
 
 
-def mounted(job: Path, attempt: int) -> Path:
-    """The same job file as the operator mounts it: resolved and for all attempts, with the attempt's file beside it."""
+def mounted(job: Path, attempt: int, **adapted: int) -> Path:
+    """The same job file as the operator mounts it: resolved and for all attempts, with the attempt's file beside it,
+    which says what of the job is `adapted` too."""
     file = JobFile.model_validate_json(job.read_text()).model_copy(update={"contract_version": 2})
     folder = job.parent / f"mounted-{attempt}"
     folder.mkdir()
     (folder / "job.json").write_text(json.dumps(resolve(file).to_wire()))
-    (folder / "attempt.json").write_text(json.dumps({"attempt": attempt}))
+    (folder / "attempt.json").write_text(json.dumps({"attempt": attempt, **adapted}))
     return folder / "job.json"
 
 

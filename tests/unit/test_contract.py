@@ -9,6 +9,7 @@ from pydantic import TypeAdapter, ValidationError
 from trl_contract.base import RelativePath
 from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
+from trl_contract.spec import GRPOSpec
 
 SOURCE = {"configMap": {"name": "pairs", "key": "train.jsonl"}}
 STOPPING = {"metric": "loss", "mode": "min"}
@@ -188,6 +189,23 @@ def test_a_grpo_evaluation_batch_holds_whole_groups_over_all_processes() -> None
     resolved = resolve(job("GRPOJob", spec, numNodes=2)).spec.evaluation.per_device_batch_size
     assert resolved == 4
     assert resolved * 2 % 8 == 0
+
+
+@pytest.mark.parametrize("sampled", [None, 6])
+def test_a_smaller_micro_batch_keeps_the_rows_of_a_step_the_groups_and_the_evaluation(sampled: int | None) -> None:
+    training = {"perDeviceBatchSize": 8, "gradientAccumulationSteps": 3}
+    grpo = {"rewards": [KEYWORD], "numGenerations": 8, "stepsPerGeneration": sampled, "numIterations": 2}
+    before = resolve(job("GRPOJob", {"training": training, "grpo": grpo}, numNodes=2))
+    after = before.model_copy(update={"spec": before.spec.with_micro_batch(2)})
+    assert (after.spec.training.per_device_batch_size, after.spec.training.gradient_accumulation_steps) == (2, 12)
+    after.spec.check_world(2)
+    assert isinstance(before.spec, GRPOSpec)
+    assert isinstance(after.spec, GRPOSpec)
+    # As many completions are sampled at once, for as many optimizer steps.
+    assert 2 * after.spec.steps_per_generation == 8 * before.spec.steps_per_generation
+    assert after.spec.steps_per_sampling == before.spec.steps_per_sampling
+    assert resolve(after).spec.evaluation == before.spec.evaluation
+    assert before.spec.evaluation.per_device_batch_size == 8
 
 
 def test_resolving_twice_changes_nothing() -> None:

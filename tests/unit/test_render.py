@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trl_contract.cluster import EnvVar
-from trl_contract.jobfile import JobFile
+from trl_contract.jobfile import AttemptFile, JobFile
 from trl_contract.resolve import resolve
 from trl_operator.api.kinds import KINDS
 from trl_operator.backend.pytorchjob import manifest
@@ -144,7 +144,7 @@ def test_the_job_file_says_where_everything_is_mounted(make_job: Make) -> None:
     }
     assert written["data"]["eval.jsonl"] == '{"prompt": "é"}\n'
     assert file.spec.training.learning_rate == 1e-5, "what the spec left open is said"
-    own = config_map(job, 2, INSTALLATION)
+    own = config_map(job, AttemptFile(attempt=2), INSTALLATION)
     assert own["data"] == {"attempt.json": '{"attempt": 2}', "ca.crt": "-----CA-----"}
     [told] = [volume["projected"]["sources"] for volume in pod(job)["spec"]["volumes"] if volume["name"] == "attempt"]
     assert [source["configMap"]["name"] for source in told] == ["tune-dpo", "tune-dpo-0"]
@@ -182,7 +182,7 @@ def test_every_kind_can_be_rendered_and_names_fit(make_job: Make, kind: str) -> 
     assert found["metadata"]["name"] == f"tune-{job.info.suffix}-12"
     longest = f"{'x' * 40}-{job.info.suffix}-999-worker-1023"
     assert len(longest) <= 63
-    json.dumps([config_map(job, 12, INSTALLATION), pin(job, [], "trainer:1").manifest])
+    json.dumps([config_map(job, AttemptFile(attempt=12), INSTALLATION), pin(job, [], "trainer:1").manifest])
 
 
 def test_a_retained_claim_belongs_to_nobody_and_another_to_the_job(make_job: Make) -> None:

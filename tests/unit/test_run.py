@@ -45,7 +45,10 @@ def test_one_config_map_holds_the_resolved_spec_and_its_rows_for_all_attempts(ma
 
 
 def test_an_attempts_own_config_map_says_only_what_changes(make_job: Make) -> None:
-    one, two = (config_map(make_job(dataset=ROWS), number, Installation("t", "u", "CA"))["data"] for number in (1, 2))
+    one, two = (
+        config_map(make_job(dataset=ROWS), AttemptFile(attempt=number), Installation("t", "u", "CA"))["data"]
+        for number in (1, 2)
+    )
     assert {name for name in one if one[name] != two[name]} == {"attempt.json"}
     assert one.keys() == {"attempt.json", "ca.crt"}
     assert AttemptFile.model_validate_json(two["attempt.json"]).attempt == 2

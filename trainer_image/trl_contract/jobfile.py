@@ -34,6 +34,9 @@ class AttemptFile(Model):
     """`attempt.json` beside the job file of a run: what changes from attempt to attempt."""
 
     attempt: Annotated[int, Field(ge=0)]
+    per_device_batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Of training, in this attempt: the job's, halved as often as runPolicy.onOutOfMemory has made it. Unset: the
+    job's."""
 
 
 class JobFile(Model, Generic[Spec]):

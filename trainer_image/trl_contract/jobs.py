@@ -98,6 +98,15 @@ class JobSpec(TrainingSpec, ClusterSpec):
             "fsdp",
         ),
         Rule(
+            "self.runPolicy.onOutOfMemory != 'ShrinkMicroBatch' || self.training.perDeviceBatchSize % 2 == 0",
+            "runPolicy.onOutOfMemory ShrinkMicroBatch halves training.perDeviceBatchSize, which is odd: make it even,"
+            " or use Fail",
+            lambda self: (
+                self.run_policy.on_out_of_memory != "ShrinkMicroBatch" or self.training.per_device_batch_size % 2 == 0
+            ),
+            "runPolicy",
+        ),
+        Rule(
             "!has(self.model.addTokens) || self.peft.method != 'qlora'",
             "model.addTokens: qlora does not train rows of new tokens: set peft.method to lora or none, or remove it",
             lambda self: self.model.add_tokens is None or self.peft.method != "qlora",

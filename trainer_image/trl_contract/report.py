@@ -187,6 +187,8 @@ class ExitRecord(Told):
     """Global rank whose failure came first."""
     time: Annotated[str, Field(max_length=40)]
     """RFC 3339 with microseconds: the first cause wins."""
+    activity: Annotated[str, *_cut(63)] = ""
+    """What that rank was at, in the words of its watchdog, like training; empty: not known."""
     step: Count | None = None
     checkpoint: Annotated[str, Field(max_length=1024)] | None = None
     """Newest published checkpoint, relative to the storage volume."""

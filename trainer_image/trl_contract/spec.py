@@ -5,7 +5,7 @@ reads them there.
 """
 
 from math import gcd
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from trl_contract.base import Kind, Model
 from trl_contract.evaluation import Evaluation, EvaluationBase, GrpoEvaluation, RewardEvaluation
@@ -72,6 +72,14 @@ class TrainingSpec(Model):
     def evaluation_batch_size(self, world: int) -> int:
         """Return the default of evaluation.perDeviceBatchSize."""
         return self.training.per_device_batch_size
+
+    def with_micro_batch(self, size: int) -> Self:
+        """Return the same spec with `size` rows, a divisor of perDeviceBatchSize, in each of as many more micro-steps:
+        the rows of an optimizer step stay. A resolved spec evaluates as before."""
+        training = self.training
+        steps = training.gradient_accumulation_steps * (training.per_device_batch_size // size)
+        update = {"per_device_batch_size": size, "gradient_accumulation_steps": steps}
+        return self.model_copy(update={"training": training.model_copy(update=update)})
 
     def check_world(self, world: int) -> None:
         """Raise ValueError, from the field on, if so many processes cannot train this."""
@@ -216,6 +224,14 @@ class GRPOSpec(TrainingSpec):
         # TRL evaluates whole groups: batch x processes must be a multiple of numGenerations.
         step = self.grpo.num_generations // gcd(self.grpo.num_generations, world)
         return -(-self.training.per_device_batch_size // step) * step
+
+    def with_micro_batch(self, size: int) -> Self:
+        found, sampled = super().with_micro_batch(size), self.grpo.steps_per_generation
+        if sampled is None:
+            return found
+        # Micro-steps too: as many completions as before are sampled at once.
+        sampled *= self.training.per_device_batch_size // size
+        return found.model_copy(update={"grpo": self.grpo.model_copy(update={"steps_per_generation": sampled})})
 
     def check_world(self, world: int) -> None:
         super().check_world(world)

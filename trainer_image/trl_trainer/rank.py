@@ -64,7 +64,10 @@ def main(job: JobFile, termination: Termination) -> int:
         if reason not in records.EFFECTS:
             # Without its peers it will not be published, and they are waiting for this rank's end.
             writer.settle()
-        record = records.failure(error, time=failed, attempt=job.attempt, rank=rank, progress=reporter.state)
+        doing = watchdog.activity()
+        record = records.failure(
+            error, time=failed, attempt=job.attempt, rank=rank, progress=reporter.state, activity=doing
+        )
     folder = os.environ.get(records.FOLDER)
     if folder is not None:
         records.write(Path(folder), rank, record)

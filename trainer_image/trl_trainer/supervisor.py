@@ -25,6 +25,7 @@ from trl_contract.jobfile import JobFile
 from trl_contract.report import ExitRecord
 from trl_trainer.checkpoints import checkpoint, fence
 from trl_trainer.launch import records
+from trl_trainer.launch.host_memory import exhausted, oom_kills
 from trl_trainer.launch.job import JOB_FILE, library_settings, read_job
 from trl_trainer.launch.peers import OtherPods, wait_for_peers
 from trl_trainer.launch.processes import (
@@ -35,7 +36,6 @@ from trl_trainer.launch.processes import (
     kill_descendants,
     kill_tree,
     launch,
-    oom_kills,
     variable,
 )
 
@@ -134,7 +134,7 @@ def supervise(job: JobFile, path: str, stop: Stop) -> ExitRecord:
             expected=range(first, first + nproc),
             attempt=job.attempt,
             terminated=stop.time,
-            oom_killed=oom_kills() > oom_before,
+            oom_killed=exhausted() if oom_kills() > oom_before else "",
             checkpoint=f"{job.uid}/{published[0][1].name}" if published else None,
         )
         if record.outcome == "Failed" and not record.log and record.rank is not None:

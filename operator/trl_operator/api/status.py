@@ -99,6 +99,17 @@ class Retry(Part):
     """The next attempt starts at this time."""
 
 
+class Adaptation(Part):
+    attempt: Count
+    """The first attempt that runs so."""
+    reason: Text63
+    """Why the one before has failed."""
+    per_device_batch_size: Count
+    """training.perDeviceBatchSize from then on."""
+    gradient_accumulation_steps: Count
+    """training.gradientAccumulationSteps from then on."""
+
+
 class Effective(Part):
     """What the job really runs with."""
 
@@ -166,6 +177,8 @@ class JobStatus(Part):
     """How often a failed attempt was followed by another one."""
     retry: Retry | None = None
     """What decides about the next attempt."""
+    adaptations: Annotated[list[Adaptation], Field(max_length=16, json_schema_extra=list_map("attempt"))] = []
+    """What attempts do otherwise than the spec says, oldest first: runPolicy.onOutOfMemory."""
     start_time: Time | None = None
     """When the operator first took the job up, not suspended; runPolicy.activeDeadlineSeconds counts from here."""
     suspended_seconds: Count | None = None

@@ -29,6 +29,8 @@ class Cause:
     exit_code: int | None = None
     log: str | None = None
     time: datetime = _END
+    activity: str = ""
+    """What the rank was at, if it said so."""
     untold: bool = False
     """Nothing is left that says why."""
 
@@ -84,7 +86,16 @@ def _cause(pod: Pod, processes: int) -> Cause | None:
             return None
         reason: str = record.reason or ("Preempted" if record.outcome == "Preempted" else "Unknown")
         time = parse_time(record.time) or parse_time(pod.exit_time) or _END
-        return Cause(reason, record.message, pod.name, record.rank, pod.exit_code, record.log or None, time)
+        return Cause(
+            reason,
+            record.message,
+            pod.name,
+            record.rank,
+            pod.exit_code,
+            record.log or None,
+            time,
+            activity=record.activity,
+        )
     if (found := _without_record(pod)) is None:
         return None
     time = parse_time(pod.exit_time) or _END
@@ -102,7 +113,7 @@ def _without_record(pod: Pod) -> tuple[str, str] | None:
     if pod.reason == "Evicted":
         return "Evicted", f"pod {pod.name} was evicted: {pod.message}"
     if pod.exit_reason == "OOMKilled":
-        return "OutOfHostMemory", f"pod {pod.name} went over its memory limit and was killed"
+        return "OutOfHostMemory", f"pod {pod.name} went over its memory limit (resources.limits.memory) and was killed"
     if pod.exit_reason in _UNKNOWN_ENDS:
         return "NodeLost", f"how pod {pod.name} ended is not known to its node {pod.node}, which was started anew"
     if pod.exit_code:

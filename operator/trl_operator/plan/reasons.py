@@ -24,10 +24,11 @@ REASONS: dict[str, Reason] = {
     "DatasetNotFound": Reason("Check dataset.train and dataset.eval: claim, path, repository, split and spelling."),
     "ModelNotFound": Reason("Check model: claim, path, repository, revision and spelling."),
     "AccessDenied": Reason("Check the Secret in tokenSecretRef and the rights of its token."),
-    "OutOfGPUMemory": Reason(
-        "Halve training.perDeviceBatchSize and double gradientAccumulationSteps, shorten maxLength, or use more nodes."
+    # policy/memory.py says more of both, and of another attempt with a smaller batch.
+    "OutOfGPUMemory": Reason("Halve training.perDeviceBatchSize and double gradientAccumulationSteps."),
+    "OutOfHostMemory": Reason(
+        "Do what the message says, raise resources.limits.memory, or use a smaller model or batch; /dev/shm counts too."
     ),
-    "OutOfHostMemory": Reason("Raise resources.limits.memory, or use a smaller model or batch."),
     "NonFiniteLoss": Reason("Lower training.learningRate or training.maxGradNorm, and look for odd rows in the data."),
     "RewardError": Reason("Correct the reward that the message names; onError: zero counts errors as 0."),
     "RewardUnavailable": Reason("Check that the reward's service answers.", retryable=True),

@@ -12,15 +12,16 @@ MAX_BACKOFF_SECONDS = 300
 
 
 def next_retry(
-    status: JobStatus, cause: Cause, max_restarts: int, now: datetime, *, counts: bool = True
+    status: JobStatus, cause: Cause, max_restarts: int, now: datetime, *, counts: bool = True, adapted: bool = False
 ) -> Retry | None:
     """Return what the next attempt starts with; None if no attempt can help, or none is left.
 
     A newer checkpoint makes the pause short again and gives the free restarts back; what has counted against
-    `max_restarts` stays counted. An attempt that only gave its nodes back does not count (`counts`), however often.
+    `max_restarts` stays counted. An attempt that only gave its nodes back does not count (`counts`), however often, nor
+    does one after which the next trains otherwise (`adapted`): it cannot be halved for ever.
     """
     reason = REASONS[cause.reason]
-    if not reason.retryable:
+    if not (reason.retryable or adapted):
         return None
     retry = (status.retry or Retry()).model_copy()
     newest = max((checkpoint.step for checkpoint in status.checkpoints), default=0)
@@ -28,7 +29,7 @@ def next_retry(
         retry.free_in_a_row, retry.in_a_row, retry.checkpoint_step = 0, 0, newest
     retry.in_a_row += 1
     allowed = MAX_FREE_IN_A_ROW if reason.free else MAX_UNTOLD_IN_A_ROW if cause.untold else 0
-    if not counts:
+    if adapted or not counts:
         pass
     elif retry.free_in_a_row < allowed:
         retry.free_in_a_row += 1

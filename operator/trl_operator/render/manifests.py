@@ -91,14 +91,14 @@ def job_file(job: Job) -> JobFile:
     )
 
 
-def config_map(job: Job, attempt: int, installation: Installation) -> Manifest:
+def config_map(job: Job, attempt: AttemptFile, installation: Installation) -> Manifest:
     """Return the attempt's ConfigMap: what changes from attempt to attempt. The rest is in the run's."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": child_metadata(job, attempt),
+        "metadata": child_metadata(job, attempt.attempt),
         "data": {
-            "attempt.json": json.dumps(AttemptFile(attempt=attempt).to_wire()),
+            "attempt.json": json.dumps(attempt.to_wire()),
             "ca.crt": installation.ca_certificate,
         },
     }

@@ -9,7 +9,7 @@ from trl_operator.api.job import Job
 from trl_operator.api.status import ArtifactStatus, Failure, JobStatus, Phase
 from trl_operator.plan.observation import Pod, format_time
 from trl_operator.plan.outcome import Cause, records
-from trl_operator.plan.reasons import REASONS
+from trl_operator.policy import memory
 from trl_operator.status.conditions import clean, set_condition
 
 
@@ -38,7 +38,7 @@ def fail(job: Job, status: JobStatus, cause: Cause, now: datetime) -> None:
     status.failure = Failure(
         reason=cause.reason,
         message=clean(cause.message, 1024),
-        hint=REASONS[cause.reason].hint,
+        hint=memory.hint(job, status, cause),
         pod=cause.pod,
         rank=cause.rank,
         exit_code=cause.exit_code,

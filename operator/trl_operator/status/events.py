@@ -67,6 +67,11 @@ def _attempts(old: JobStatus, new: JobStatus) -> list[Event]:
     found, running = [], new.condition("Running")
     if running and new.restarts > old.restarts:
         found.append(Event("Warning", "AttemptFailed", f"{running.reason}: {running.message}"))
+    if len(new.adaptations) > len(old.adaptations):
+        last = new.adaptations[-1]
+        sizes = f"perDeviceBatchSize {last.per_device_batch_size} and gradientAccumulationSteps"
+        message = f"attempt {last.attempt} trains with {sizes} {last.gradient_accumulation_steps}"
+        found.append(Event("Normal", "MicroBatchShrunk", message))
     if new.workload and not old.workload:
         message = f"attempt {new.attempt} is {new.workload.kind} {new.workload.name}"
         found.append(Event("Normal", "AttemptStarted", message))

@@ -13,7 +13,7 @@ from trl_operator.plan.outcome import Cause, classify
 from trl_operator.plan.starting import REFUSAL_REASONS, WORKLOAD_SUSPENDED, waiting_reason
 from trl_operator.plan.upstream import upstreams
 from trl_operator.plan.view import View
-from trl_operator.policy import deadline, restart, stall, start, stop, suspend, ttl
+from trl_operator.policy import deadline, memory, restart, stall, start, stop, suspend, ttl
 from trl_operator.policy.stall import STALLED
 from trl_operator.policy.start import START_TIMEOUT
 from trl_operator.policy.stop import Wish
@@ -219,9 +219,11 @@ class _Machine:
     def _restart(self, cause: Cause, *, counts: bool = True) -> Decision:
         """Either the next attempt, or the end."""
         limit = self.job.cluster.run_policy.max_restarts
-        retry = restart.next_retry(self.status, cause, limit, self.now, counts=counts)
+        adapted = memory.adapt(self.job, self.status, cause)
+        retry = restart.next_retry(self.status, cause, limit, self.now, counts=counts, adapted=bool(adapted))
         if retry is None:
             return self._fail(cause)
+        self.status.adaptations += [adapted] if adapted else []
         ended = self.status.attempt or 0
         self.say("Running", False, cause.reason, f"attempt {ended} failed: {cause.message}")
         self.status.retry, self.status.attempt, self.status.restarts = retry, ended + 1, self.status.restarts + 1

@@ -96,6 +96,29 @@ def test_a_failure_of_the_users_making_ends_the_job_with_reason_and_hint(
     assert all(event["involvedObject"]["uid"] == jobs.get("dpojob", "tune")["metadata"]["uid"] for event in told())
 
 
+def test_a_gpu_without_room_gets_half_the_micro_batch_in_the_next_attempt(
+    operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any], record: Callable[..., str]
+) -> None:
+    node.sigterm = Exit(137, record("Failed", reason="PeerLost", message="a peer is gone", rank=0))
+    policy = {"onOutOfMemory": "ShrinkMicroBatch", "maxRestarts": 0}
+    pods = start(jobs, node, dpo(numNodes=2, storage=SHARED, runPolicy=policy, training={"perDeviceBatchSize": 2}))
+    told = node.files(pods[0], "/etc/trl")
+    full = record("Failed", reason="OutOfGPUMemory", activity="training", message="CUDA out of memory", rank=1)
+    node.fail(pods[1], 11, message=full)
+    status = jobs.wait("dpojob", "tune", "restarts", lambda s: s.get("restarts") == 1)
+    adapted = {"attempt": 1, "reason": "OutOfGPUMemory", "perDeviceBatchSize": 1, "gradientAccumulationSteps": 8}
+    assert (status["adaptations"], status["retry"]["counted"]) == ([adapted], 0)
+    pods = run(jobs, node, "tune", 1)
+    again = node.files(pods[0], "/etc/trl")
+    assert json.loads(again.pop("attempt.json")) == {"attempt": 1, "perDeviceBatchSize": 1}
+    assert json.loads(told.pop("attempt.json")) == {"attempt": 0}
+    assert again == told, "the run is the same"
+    node.fail(pods[1], 11, message=full)
+    status = jobs.wait_for_phase("tune", "Failed")
+    assert (status["failure"]["reason"], status["adaptations"]) == ("OutOfGPUMemory", [adapted])
+    assert "perDeviceBatchSize is 1" in status["failure"]["hint"]
+
+
 def test_a_job_out_of_restarts_fails_with_the_last_cause(
     operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any]
 ) -> None:

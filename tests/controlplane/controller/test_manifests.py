@@ -447,6 +447,12 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ("DPOJob", {"spec.runPolicy.startTimeoutSeconds": 29}, ("spec.runPolicy.startTimeoutSeconds",)),
     ("DPOJob", {"spec.runPolicy.terminationGracePeriodSeconds": 5}, ("spec.runPolicy.terminationGracePeriodSeconds",)),
     ("DPOJob", {"spec.runPolicy.ttlSecondsAfterFinished": -1}, ("spec.runPolicy.ttlSecondsAfterFinished",)),
+    ("DPOJob", {"spec.runPolicy.onOutOfMemory": "Shrink"}, ("spec.runPolicy.onOutOfMemory", "ShrinkMicroBatch")),
+    (
+        "DPOJob",
+        {"spec.runPolicy.onOutOfMemory": "ShrinkMicroBatch", "spec.training": {"perDeviceBatchSize": 3}},
+        ("spec.runPolicy", "make it even, or use Fail"),
+    ),
     ("DPOJob", {"spec.tracking": {"wandb": {}}}, ("spec.tracking.wandb.project", "Required")),
     ("DPOJob", {"spec.tracking": {"tensorboard": {"path": "/abs"}}}, ("spec.tracking.tensorboard.path",)),
 ]  # fmt: skip
@@ -526,6 +532,8 @@ GOOD: list[tuple[str, Change]] = [
     ("DPOJob", {"spec.env": [{"name": "MY_TOKEN", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}]}),
     ("DPOJob", {"spec.env": [{"name": "NCCL_DEBUG", "value": "$(INFO) 'quoted'\n"}]}),
     ("DPOJob", {"spec.runPolicy": {"maxRestarts": 0, "activeDeadlineSeconds": 60, "ttlSecondsAfterFinished": 0}}),
+    ("DPOJob", {"spec.runPolicy": {"onOutOfMemory": "ShrinkMicroBatch"}}),
+    ("GRPOJob", {"spec.runPolicy.onOutOfMemory": "Fail", "spec.training": {"perDeviceBatchSize": 1}}),
     ("DPOJob", {"spec.checkpoint": {"everySteps": 5, "keep": 2}}),
     ("DPOJob", {"spec.evaluation": {"enabled": False}}),
     ("DPOJob", {"spec.tracking": {"tensorboard": {}, "wandb": {"project": "p", "secretRef": {"name": "w"}}}}),

@@ -22,7 +22,9 @@ def read_job(path: str) -> JobFile:
     if job.contract_version == 1:
         return job
     attempt = _read(AttemptFile, Path(path).with_name(ATTEMPT_FILE), "a job file of version 2 needs it beside it")
-    return job.model_copy(update={"attempt": attempt.attempt})
+    size = attempt.per_device_batch_size
+    spec = job.spec if size is None else job.spec.with_micro_batch(size)
+    return job.model_copy(update={"attempt": attempt.attempt, "spec": spec})
 
 
 def _read(model: type[M], path: Path, remedy: str) -> M:

@@ -95,16 +95,6 @@ def children(pid: int) -> list[int]:
     return found
 
 
-def oom_kills(root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return how many processes of this container the kernel has killed for memory (cgroup v2, else v1)."""
-    for name in ("memory.events", "memory/memory.oom_control"):
-        path = root / name
-        if path.exists():
-            fields = dict(line.split() for line in path.read_text().splitlines())
-            return int(fields.get("oom_kill", 0))
-    return 0
-
-
 def cpus(root: Path = Path("/sys/fs/cgroup")) -> int:
     """Return the CPUs that this container may use: its quota rounded up, or the affinity if that is less."""
     allowed = len(os.sched_getaffinity(0))

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from trl_contract.report import EXIT_CODES, SECRET_VARIABLES, USER_ERROR_EXIT_CODE, ExitRecord, FailureReason, Progress
 from trl_trainer.errors import Preempted, TrainerError, causes, is_network
+from trl_trainer.launch import host_memory
 
 FOLDER = "TRL_RECORDS"
 """Variable with the folder where ranks leave their records."""
@@ -27,6 +28,12 @@ _PEER_LOST = re.compile(
 )
 _FULL = ("No space left", "PytorchStreamWriter failed", "unexpected pos")
 """How safetensors and torch's zip writer (caffe2/serialize/inline_container.cc) report a full disk: without errno."""
+_SHARED_FULL = re.compile(r"/dev/shm/|</torch_|shared memory\(shm\)|shared memory segment|out of shared memory")
+"""How torch, its loader of rows and NCCL report that /dev/shm is full."""
+_GPU_FULL = re.compile(
+    r"CUDA out of memory|CUDA error: out of memory|CUBLAS_STATUS_ALLOC_FAILED|Cuda failure.*out of memory"
+)
+"""How a GPU's memory ends outside of torch's allocator."""
 _TIMEOUT = re.compile(r"timed out|timeout", re.IGNORECASE)
 _SECRET_NAME = re.compile(r"(TOKEN|KEY|SECRET|PASSWORD)$")
 _SECRET_TEXT = re.compile(r"hf_[A-Za-z0-9]{10,}|(?<=Bearer )[A-Za-z0-9._~+/=-]{8,}|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)")
@@ -56,10 +63,8 @@ def classify(error: BaseException) -> tuple[FailureReason, str]:
     for cause in causes(error):
         if isinstance(cause, TrainerError):
             return cause.reason, cause.message
-        if isinstance(cause, MemoryError) or "DefaultCPUAllocator" in str(cause):
-            return "OutOfHostMemory", f"out of host memory: {_first_line(cause)}"
-        if type(cause).__name__ == "OutOfMemoryError":
-            return "OutOfGPUMemory", _first_line(cause)
+        if full := _full_memory(cause):
+            return full
         if isinstance(cause, OSError) and cause.errno in (ENOSPC, EDQUOT):
             return "StorageFull", f"no space left: {cause.filename or _first_line(cause)}"
         if isinstance(cause, OSError) and cause.errno == EROFS:
@@ -69,6 +74,19 @@ def classify(error: BaseException) -> tuple[FailureReason, str]:
     if is_network(error):
         return "NetworkUnavailable", f"the network does not answer: {type(error).__name__}: {_first_line(error)}"
     return _classify_text(error)
+
+
+def _full_memory(error: BaseException) -> tuple[FailureReason, str] | None:
+    """Return which memory had no room, how much it has, and the remedy; None if none was full."""
+    said, line = str(error), _first_line(error)
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in said:
+        return "OutOfHostMemory", f"out of host memory: {line}; {host_memory.exhausted()}"
+    full = isinstance(error, OSError | RuntimeError) and _SHARED_FULL.search(said)
+    if full and ("No space left" in said or "out of shared memory" in said):
+        return "OutOfHostMemory", f"out of shared memory: {line}; {host_memory.shared_exhausted()}"
+    if type(error).__name__ == "OutOfMemoryError" or (isinstance(error, RuntimeError) and _GPU_FULL.search(said)):
+        return "OutOfGPUMemory", f"out of GPU memory: {line}"
+    return None
 
 
 def _classify_text(error: BaseException) -> tuple[FailureReason, str]:
@@ -103,11 +121,19 @@ def says_all(error: BaseException) -> bool:
 
 
 def failure(
-    error: BaseException, *, time: str, attempt: int, rank: int, progress: Progress | None = None
+    error: BaseException,
+    *,
+    time: str,
+    attempt: int,
+    rank: int,
+    progress: Progress | None = None,
+    activity: str = "",
 ) -> ExitRecord:
-    """Return the record of a rank that `error` ended at `time`, with the tail of its traceback and how far it had
-    come."""
+    """Return the record of a rank that `error` ended at `time`, with the tail of its traceback, how far it had come and
+    what it was at."""
     reason, message = classify(error)
+    if activity and reason in ("OutOfGPUMemory", "OutOfHostMemory"):
+        message = f"while {activity}: {message}"
     log = "" if says_all(error) else "".join(traceback.format_exception(error))
     return ExitRecord(
         outcome="Preempted" if reason == "Preempted" else "Failed",
@@ -116,6 +142,7 @@ def failure(
         message=mask(message, os.environ)[:1024],
         rank=rank,
         time=time,
+        activity=activity,
         step=None if progress is None else progress.step,
         progress=progress if rank == 0 else None,
         log=mask(log, os.environ)[-2048:],
@@ -158,13 +185,14 @@ def conclude(
     expected: Sequence[int],
     attempt: int,
     terminated: str | None,
-    oom_killed: bool,
+    oom_killed: str,
     checkpoint: str | None = None,
 ) -> ExitRecord:
     """Return how this pod's ranks ended, from the records that they left, with rank 0's progress if it ran here.
 
     `expected` are the pod's global ranks, `terminated` is the time of the SIGTERM that the pod got (or None),
-    `oom_killed` whether the kernel killed a process of this cgroup for memory, `checkpoint` the newest published one.
+    `oom_killed` for want of which memory the kernel killed a process of this container (or ""), `checkpoint` the newest
+    published one.
     The first cause wins: what ranks see of another rank's death (EFFECTS) counts only where no cause is known, and a
     pod that was told to stop before anything failed was preempted.
     """
@@ -176,7 +204,7 @@ def conclude(
 
 
 def _first_cause(
-    records: Sequence[ExitRecord], silent: Sequence[int], attempt: int, terminated: str | None, oom_killed: bool
+    records: Sequence[ExitRecord], silent: Sequence[int], attempt: int, terminated: str | None, oom_killed: str
 ) -> ExitRecord:
     if not silent and all(record.outcome == "Succeeded" for record in records):
         return min(records, key=lambda record: record.rank or 0)
@@ -197,10 +225,10 @@ def _first_cause(
     return failed[0]
 
 
-def _silent(rank: int, effects: Sequence[ExitRecord], attempt: int, oom_killed: bool) -> ExitRecord:
+def _silent(rank: int, effects: Sequence[ExitRecord], attempt: int, oom_killed: str) -> ExitRecord:
     """A rank that wrote nothing died before its peers noticed: its time is that of the first effect."""
     if oom_killed:
-        message = f"rank {rank} was killed by the kernel: the container's memory limit was reached; raise resources"
+        message = f"rank {rank} was killed by the kernel for want of host memory: {oom_killed}"
     else:
         message = f"rank {rank} ended without a word: killed by a signal, or crashed in native code"
     return ExitRecord(

@@ -56,6 +56,11 @@ def enter(activity: str, *, together: bool = False) -> None:
     beat()
 
 
+def activity() -> str:
+    """Return what this process is at, as it told."""
+    return _life.activity
+
+
 @contextmanager
 def led(activity: str, *, leads: bool) -> Iterator[None]:
     """While this is open one rank does the work, the one that `leads`, and the others wait for it. They are not judged:

@@ -16,6 +16,7 @@ from trl_contract.resolve import resolve
 from trl_trainer import data, local, preflight, rewards, stages
 from trl_trainer.data import Written
 from trl_trainer.errors import UserError
+from trl_trainer.launch.host_memory import size
 from trl_trainer.local.resource import read
 from trl_trainer.local.sources import storage_folder
 from trl_trainer.models import adapter, arguments
@@ -157,7 +158,7 @@ def _smallest(job: JobFile, sizes: memory.Sizes) -> str:
 
 def _print_findings(known: Preflight, more: list[str]) -> None:
     print(f"\nhere: {known.memory.describe()}")
-    checkpoint, free = preflight.size(known.checkpoint_bytes), preflight.size(known.free_bytes)
+    checkpoint, free = size(known.checkpoint_bytes), size(known.free_bytes)
     print(f"a checkpoint has {checkpoint}, and {free} are free here")
     too_little = [f"this machine has too little for it: {known.too_little[1]}"] if known.too_little else []
     findings = [*too_little, *known.findings, *more]
@@ -202,10 +203,7 @@ def _column(job: JobFile, stage: Stage, base: Architecture, seen: Lengths, limit
         *_intervals(job if stage.pack(job) else steps.by_epochs(job, stage, seen.kept)),
         "recomputed" if needs.gradient_checkpointing else "kept",
         "micro-step" if needs.sync_each_batch else "step",
-        *(
-            preflight.size(part)
-            for part in (*parts, needs.activations, *preflight.host_needs(job, needs, sizes, base).values())
-        ),
+        *(size(part) for part in (*parts, needs.activations, *preflight.host_needs(job, needs, sizes, base).values())),
     ]
 
 

@@ -13,12 +13,14 @@ from trl_contract.report import EvaluationSkipped, FailureReason
 from trl_contract.spec import GRPOSpec
 from trl_trainer.data import DataReport, Tokenize, Written, template
 from trl_trainer.errors import UserError
+from trl_trainer.launch import host_memory
+from trl_trainer.launch.host_memory import size
 from trl_trainer.models import arguments, skeleton, source
 from trl_trainer.preflight import architecture, ends, evaluations, lengths, memory, samples, steps
 from trl_trainer.preflight.architecture import Architecture
 from trl_trainer.preflight.clock import Clock
 from trl_trainer.preflight.lengths import Lengths
-from trl_trainer.preflight.memory import GIB, MemoryEstimate
+from trl_trainer.preflight.memory import MemoryEstimate
 from trl_trainer.stage import Stage
 
 
@@ -117,7 +119,7 @@ def judge(
     ]
     if too_little is None:
         findings += [*_memory_findings(needs), *_disk_findings(job, checkpoint, final, free)]
-    findings += host_memory_findings(host_needs(job, needs, numbers, base), memory.host_memory())
+    findings += host_memory_findings(host_needs(job, needs, numbers, base), host_memory.available())
     return Preflight(
         architecture=base.name,
         parameters=base.parameters,
@@ -245,11 +247,6 @@ def _too_little_disk(checkpoint: int, final: int, free: int) -> tuple[FailureRea
     )
 
 
-def size(count: int) -> str:
-    """Return a number of bytes in a unit that says something."""
-    return f"{count / GIB:.1f} GiB" if count >= GIB / 2 else f"{count / 2**20:.1f} MiB"
-
-
 def check_tokenizer(job: JobFile, tokenizer: Any, base: Architecture) -> None:
     """Raise UserError if the tokenizer has tokens that the model does not know, or lacks one that TRL needs."""
     highest = max(tokenizer.get_vocab().values())
@@ -306,7 +303,7 @@ def available(job: JobFile, device: str) -> int:
     """Return the bytes that one process may use."""
     if device == "cuda":
         return int(torch.cuda.mem_get_info()[1])
-    return memory.host_memory() // job.num_proc_per_node
+    return host_memory.available() // job.num_proc_per_node
 
 
 def checkpoint_bytes(job: JobFile, base: Architecture) -> int:

@@ -8,12 +8,12 @@ torch counts, for models from 0.5B to 70B.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from trl_contract.base import Model
 from trl_contract.jobfile import JobFile
 from trl_contract.spec import DPOSpec, GRPOSpec
 from trl_contract.training import BITSANDBYTES_OPTIMIZERS
+from trl_trainer.launch.host_memory import GIB
 
 OPTIMIZER_BYTES: dict[str, float] = {
     "adamw_torch_fused": 8,
@@ -41,8 +41,6 @@ loses between tensors: what torch's tracker does not count either."""
 LOADING, CONVERTING = 1.2, 2.1
 """Host memory of a node's processes together while weights are loaded and sharded: in sizes of the shards that stay
 there, and in sizes of a model whose weights transformers makes of other tensors, all of which rank 0 then holds."""
-
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -428,27 +426,3 @@ def _exporting(job: JobFile, sizes: Sizes, part: int) -> float:
     if job.spec.peft.method == "none":
         return held + width * sizes.largest
     return held + 2 * 4 * sizes.adapter + 4 * sizes.largest
-
-
-def host_memory(root: Path = Path("/")) -> int:
-    """Return the bytes that this container may use: the lowest memory limit of its control groups, or the machine's
-    memory. `root` is where the file systems of /proc and /sys/fs/cgroup are looked for."""
-    meminfo = (root / "proc/meminfo").read_text().split("\n", 1)[0]
-    limits = [int(meminfo.split()[1]) * 1024]
-    for line in (root / "proc/self/cgroup").read_text().splitlines():
-        _, controllers, group = line.split(":", 2)
-        if controllers == "":
-            base, name = root / "sys/fs/cgroup", "memory.max"
-        elif "memory" in controllers.split(","):
-            base, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
-        else:
-            continue
-        # Inside a container the file system starts at its own group, so the path may not be there.
-        folder = base / group.lstrip("/")
-        for parent in (folder, *folder.parents):
-            if (parent / name).exists():
-                text = (parent / name).read_text().strip()
-                limits += [int(text)] if text != "max" else []
-            if parent == base:
-                break
-    return min(limits)
