@@ -61,6 +61,7 @@ class FakeNode:
         self._error: BaseException | None = None
         self._lost = False
         self._unschedulable = ""
+        self._unschedulable_jobs: dict[str, str] = {}
         self._thread = threading.Thread(target=self._live, name=name, daemon=True)
 
     def __enter__(self) -> Self:
@@ -191,13 +192,18 @@ class FakeNode:
         self._write_node("True", "KubeletReady")
         self._sync_all()
 
-    def cordon(self, message: str) -> None:
-        """New pods stay pending, with this as the scheduler's message ("0/1 nodes are available: ...")."""
-        self._unschedulable = message
+    def cordon(self, message: str, job: str | None = None) -> None:
+        """New pods stay pending, with this as the scheduler's message ("0/1 nodes are available: ..."); only those of a
+        PyTorchJob."""
+        if job is None:
+            self._unschedulable = message
+        else:
+            self._unschedulable_jobs[job] = message
 
     def uncordon(self) -> None:
         """The node takes pods again, those that wait too."""
         self._unschedulable = ""
+        self._unschedulable_jobs = {}
         self._sync_all()
 
     def place(self, pod: Pod, since: datetime) -> None:
@@ -273,10 +279,12 @@ class FakeNode:
                 raise
 
     def _schedule(self, pod: Pod) -> None:
-        if not self._unschedulable:
+        job = pod["metadata"].get("labels", {}).get(podstatus.JOB_NAME)
+        message = self._unschedulable_jobs.get(job, self._unschedulable)
+        if not message:
             self._bind(pod)
-        elif podstatus.message_of(pod, "PodScheduled") != self._unschedulable:
-            condition = podstatus.condition("PodScheduled", "False", "Unschedulable", self._unschedulable)
+        elif podstatus.message_of(pod, "PodScheduled") != message:
+            condition = podstatus.condition("PodScheduled", "False", "Unschedulable", message)
             self._patch(pod, {"conditions": [condition]})
 
     def _bind(self, pod: Pod) -> None:

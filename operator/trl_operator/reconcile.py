@@ -13,7 +13,7 @@ from trl_contract.jobfile import AttemptFile
 from trl_operator.api.job import Job, parse_known
 from trl_operator.api.stored import read_status, written
 from trl_operator.attempts import Attempts
-from trl_operator.backend import backend_for, denials
+from trl_operator.backend import backend_for
 from trl_operator.blockers import find_blocker, things
 from trl_operator.constants import API_VERSION, LABEL_ATTEMPT, LABEL_JOB_UID, MANAGER_PROGRESS, MANAGER_STATUS
 from trl_operator.errors import ApiError, Refused
@@ -165,10 +165,10 @@ class Reconciler:
         if child is not None and child.suspended_by:
             self._store.forget_gone_pods(replace(attempt, child_uid=child.uid))
         pods = tuple(self._store.pods(replace(attempt, child_uid=child.uid) if child else attempt))
-        denied = denials(child, self._needs.warnings(child)) if child and len(pods) < job.cluster.num_nodes else ()
+        told = self._needs.told(attempt.job, child, pods, job.cluster.num_nodes)
         older_waits = half_since(pods, job.cluster.num_nodes) is not None and self._store.an_older_job_waits(job.uid)
         mark = self._marks[attempt.job] = stall.mark(self._marks.get(attempt.job), read_status(current))
-        return View(child, others, pods, denied, older_waits=older_waits, mark=mark), None
+        return View(child, others, pods, told, older_waits=older_waits, mark=mark), None
 
     async def _refresh_pods(self, attempt: Attempt, state: str) -> None:
         """List an attempt's pods when it is first seen in this state, and then now and then: the watch tells the rest,

@@ -85,6 +85,7 @@ def pod_object() -> Callable[..., dict[str, Any]]:
         waiting: tuple[str, str] | None = None,
         disruption: str = "",
         deleted_at: str | None = None,
+        claims: tuple[str, ...] = (),
         **status: Any,
     ) -> dict[str, Any]:
         state: dict[str, Any] = {"running": {"startedAt": "2026-11-21T11:00:00Z"}}
@@ -115,7 +116,13 @@ def pod_object() -> Callable[..., dict[str, Any]]:
             metadata["deletionTimestamp"] = deleted_at
         containers = [{"name": "pytorch", "state": state}]
         found = {"phase": phase, "conditions": conditions, "containerStatuses": containers, **status}
-        return {"metadata": {**metadata, "labels": labels}, "spec": {"nodeName": "n1"}, "status": found}
+        waits = any((c["type"], c["status"]) == ("PodScheduled", "False") for c in found["conditions"])
+        volumes = [
+            {"name": f"claim-{number}", "persistentVolumeClaim": {"claimName": claim}}
+            for number, claim in enumerate(claims)
+        ]
+        spec = {"volumes": [*volumes, {"name": "tmp", "emptyDir": {}}], **({} if waits else {"nodeName": "n1"})}
+        return {"metadata": {**metadata, "labels": labels}, "spec": spec, "status": found}
 
     return make
 

@@ -99,21 +99,25 @@ def test_every_field_but_the_run_policy_is_fixed() -> None:
 
 def test_columns_short_names_and_categories_are_as_documented() -> None:
     wanted = {
-        "SFTJob": (["sft"], ["PHASE", "STEP", "LOSS", "ETA", "RESTARTS", "AGE"], ["TOK/S", "NODES", "MODEL"]),
+        "SFTJob": (
+            ["sft"],
+            ["PHASE", "STEP", "LOSS", "ETA", "RESTARTS", "AGE"],
+            ["TOK/S", "NODES", "MODEL", "REASON", "MESSAGE"],
+        ),
         "RewardJob": (
             None,
             ["PHASE", "STEP", "LOSS", "ACCURACY", "ETA", "RESTARTS", "AGE"],
-            ["TOK/S", "NODES", "MODEL"],
+            ["TOK/S", "NODES", "MODEL", "REASON", "MESSAGE"],
         ),
         "DPOJob": (
             ["dpo"],
             ["PHASE", "STEP", "LOSS", "MARGIN", "ETA", "RESTARTS", "AGE"],
-            ["ACCURACY", "TOK/S", "NODES", "MODEL"],
+            ["ACCURACY", "TOK/S", "NODES", "MODEL", "REASON", "MESSAGE"],
         ),
         "GRPOJob": (
             ["grpo"],
             ["PHASE", "STEP", "REWARD", "KL", "ETA", "RESTARTS", "AGE"],
-            ["LOSS", "TOK/S", "NODES", "MODEL"],
+            ["LOSS", "TOK/S", "NODES", "MODEL", "REASON", "MESSAGE"],
         ),
     }
     for kind, (short, narrow, wide) in wanted.items():

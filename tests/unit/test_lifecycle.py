@@ -11,7 +11,7 @@ from shown import SUCCEEDED, UNSCHEDULABLE, condition, reason, record, running
 
 from trl_operator.plan.acceptance import Blocker
 from trl_operator.plan.observation import format_time
-from trl_operator.plan.view import View
+from trl_operator.plan.view import Told, View
 from trl_operator.status.events import events
 from trl_operator.status.lifecycle import decide
 
@@ -91,14 +91,19 @@ def test_a_job_that_does_not_start_says_why(
     [
         ("Error creating: pods is forbidden: exceeded quota: none", "QuotaExceeded"),
         ('Error creating: pods "x" is forbidden: violates PodSecurity "restricted"', "PodSecurityDenied"),
-        ('Error creating: admission webhook "policy" denied the request: no such team', "CreateRefused"),
+        ('Error creating: admission webhook "policy" denied the request: no such team', "AdmissionDenied"),
+        ("Error creating: ValidatingAdmissionPolicy 'p' with binding 'b' denied request: no", "AdmissionDenied"),
+        ('Internal error occurred: failed calling webhook "policy": connection refused', "WebhookUnavailable"),
+        ('Error creating: pods "x" is forbidden: no PriorityClass with name gold was found', "PriorityClassNotFound"),
+        ("pods is forbidden: maximum cpu usage per Container is 1, but limit is 2", "LimitRangeExceeded"),
+        ("Error creating: the server does not like it", "CreateRefused"),
     ],
 )
 def test_the_newest_refusal_of_a_pod_is_told_in_its_own_words(
     make_job: Make, make_child: Make, now: datetime, newest: str, expected: str
 ) -> None:
     job, status = running(make_job, make_child, now)
-    decision = decide(job, status, View(make_child(0), denials=(newest, "exceeded quota: an old one")), now)
+    decision = decide(job, status, View(make_child(0), told=Told((newest, "exceeded quota: an old one"))), now)
     assert reason(decision) == ("False", expected)
     assert condition(decision.status, "Running")["message"] == newest
     again = decide(job, decision.status, View(make_child(0)), now)

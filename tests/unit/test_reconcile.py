@@ -452,7 +452,7 @@ def running(world: World) -> tuple[str, str]:
         ("NetworkPolicy", 403, "admission policy says no", "CreateRefused"),
         ("ConfigMap", 422, "Too long: may not be more than 1048576 bytes", "CreateRefused"),
         ("PyTorchJob", 403, "exceeded quota: q, requested: count/pytorchjobs.kubeflow.org=1", "QuotaExceeded"),
-        ("PyTorchJob", 500, "failed calling webhook: connection refused " + "x" * 9000, "CreateRefused"),
+        ("PyTorchJob", 500, "failed calling webhook: connection refused " + "x" * 9000, "WebhookUnavailable"),
     ],
 )
 def test_what_cannot_be_created_is_told_until_it_can(

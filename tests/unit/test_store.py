@@ -462,7 +462,7 @@ def test_of_a_claim_only_what_is_asked_about_is_kept_and_a_list_finds_what_is_go
     needs.put_claim(claim(2, labels=labels, ownerReferences=[owner], managedFields=[1], annotations={"a": "b"}))
     found = needs.claim("team", "data")
     assert found is not None
-    assert found["spec"] == {"accessModes": ["ReadWriteOnce"], "storageClassName": "fast"}
+    assert found["spec"] == {"accessModes": ["ReadWriteOnce"], "storageClassName": "fast", "volumeName": "pv-1"}
     assert found["metadata"].keys() == {"namespace", "name", "uid", "resourceVersion", "labels", "ownerReferences"}
     assert found["metadata"]["labels"] == {"trl-operator.io/job-uid": "tune-uid"}
     store.waiting.wait(KEY, [("PersistentVolumeClaim", "team", "data")])
@@ -488,9 +488,9 @@ def test_a_warning_about_a_workload_is_news_once(heard: Any) -> None:
     assert changed == [KEY]
     needs.put_event(event(4, "violates PodSecurity"))
     assert changed == [KEY] * 2
-    assert [found["message"] for found in needs.warnings(known)] == ["violates PodSecurity"]
+    assert [found["message"] for found in needs.warnings(known.uid)] == ["violates PodSecurity"]
     needs.drop_event(event(5, "violates PodSecurity"))
-    assert (needs.warnings(known), needs._warnings_of) == ([], {})
+    assert (needs.warnings(known.uid), needs._warnings_of) == ([], {})
     needs.put_event(event(6, "of an earlier one", uid="another"))
     assert changed == [KEY] * 2
     relist(needs, "events", [], 9)

@@ -39,6 +39,11 @@ def _metric(name: str, metric: str, priority: int = 0) -> Column:
     return Column(name, f'.status.progress.metrics[?(@.name=="{metric}")].value', priority=priority)
 
 
+def _of_either(field: str) -> str:
+    """Why it does not run, or why it has failed: there is at most one of them."""
+    return f".status['waiting.{field}','failure.{field}']"
+
+
 _LOSS = Column("LOSS", ".status.progress.loss")
 _WIDE_LOSS = Column("LOSS", ".status.progress.loss", priority=1)
 
@@ -55,6 +60,8 @@ def _columns(narrow: tuple[Column, ...], wide: tuple[Column, ...]) -> tuple[Colu
         Column("TOK/S", ".status.progress.tokensPerSecond", priority=1),
         Column("NODES", ".spec.numNodes", "integer", 1),
         Column("MODEL", ".status.effective.model", priority=1),
+        Column("REASON", _of_either("reason"), priority=1),
+        Column("MESSAGE", _of_either("message"), priority=1),
     )
 
 

@@ -138,6 +138,13 @@ class ArtifactStatus(Part):
     """sha256 over the folder's files."""
 
 
+class Waiting(Part):
+    reason: Annotated[str, Field(max_length=256)]
+    """Why the job does not run, in one word: the reason of the condition that says so."""
+    message: Text2048
+    """Why it does not run, with names and numbers."""
+
+
 class Failure(Part):
     reason: Text63
     """Why the job failed, in one word."""
@@ -165,6 +172,8 @@ class JobStatus(Part):
     end."""
     phase: Phase | None = None
     """Summary for printing."""
+    waiting: Waiting | None = None
+    """Why the job does not run; absent while it does, and when it has ended."""
     attempt: Count | None = None
     """The attempt that runs, or runs next; the first is 0."""
     workload: WorkloadRef | None = None
@@ -221,6 +230,21 @@ class JobStatus(Part):
         """Return the reason of a condition; empty if it is not there."""
         found = self.condition(kind)
         return found.reason if found else ""
+
+    def why_not(self) -> Waiting | None:
+        """Return why the job does not run, by its conditions: the first one that keeps it from going on."""
+        if self.completion_time is not None:
+            return None
+        found = [condition for kind in _NEEDED if (condition := self.condition(kind)) is not None]
+        if (first := next((each for each in found if each.status != "True"), None)) is None:
+            # A job that has never run has no condition that says it does not.
+            rests = self.is_true("Suspended") and not self.is_true("Running")
+            first = self.condition("Suspended") if rests else None
+        return Waiting(reason=first.reason, message=first.message) if first else None
+
+
+_NEEDED = ("Accepted", "UpstreamReady", "Running")
+"""Conditions that a job needs to run, in the order in which it comes to them."""
 
 
 def workload(status: dict[str, Any]) -> dict[str, Any]:

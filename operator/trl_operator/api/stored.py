@@ -49,5 +49,7 @@ def owned(status: dict[str, Any], manager: str) -> dict[str, Any]:
 
 
 def written(status: JobStatus) -> dict[str, Any]:
-    """Return what trl-operator-status writes of a status; lists that hold nothing are left out."""
+    """Return what trl-operator-status writes of a status, why the job does not run among it; lists that hold nothing
+    are left out."""
+    status = status.model_copy(update={"waiting": status.why_not()})
     return {name: value for name, value in owned(status.to_wire(), MANAGER_STATUS).items() if value != []}

@@ -49,6 +49,11 @@ class Pod:
     disruption: str = ""
     """Reason of the condition DisruptionTarget."""
     unschedulable: str = ""
+    """Why it has no node, in the scheduler's words."""
+    claims: tuple[tuple[str, str], ...] = ()
+    """Its volumes that are of a claim: name of the volume, name of the claim."""
+    prepared: bool = False
+    """Its volumes are mounted and its network is there: what was in the way of that no longer is."""
     scheduled_time: datetime | None = None
     """When it got its node."""
     waiting_reason: str = ""
@@ -215,12 +220,18 @@ def pod_from(
         child=owner.name,
         child_uid=owner.uid,
         node=obj.get("spec", {}).get("nodeName", ""),
+        claims=_claims(obj.get("spec", {})),
         reason=status.get("reason", ""),
         message=status.get("message", ""),
         deletion_time=parse_time(metadata.get("deletionTimestamp")),
         **_from_conditions(status),
         **_from_container(status, container),
     )
+
+
+def _claims(spec: dict[str, Any]) -> tuple[tuple[str, str], ...]:
+    volumes = spec.get("volumes") or ()
+    return tuple((v["name"], v["persistentVolumeClaim"]["claimName"]) for v in volumes if "persistentVolumeClaim" in v)
 
 
 def _from_conditions(status: dict[str, Any]) -> dict[str, Any]:
@@ -230,7 +241,8 @@ def _from_conditions(status: dict[str, Any]) -> dict[str, Any]:
     time = parse_time(scheduled.get("lastTransitionTime")) if scheduled.get("status") == "True" else None
     return {
         "disruption": disruption.get("reason", "") if disruption.get("status") == "True" else "",
-        "unschedulable": scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
+        "unschedulable": scheduled.get("message", "") if scheduled.get("status") == "False" else "",
+        "prepared": conditions.get("PodReadyToStartContainers", {}).get("status") == "True",
         "scheduled_time": time,
     }
 

@@ -1,11 +1,34 @@
 """What was observed of a job, all that its next status is decided on."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from trl_operator.api.status import Run
 from trl_operator.plan.acceptance import Blocker
 from trl_operator.plan.observation import Child, Mark, Pod
 from trl_operator.plan.outcome import exit_record
+
+
+@dataclass(frozen=True)
+class Unbound:
+    """A claim that has no volume."""
+
+    what: str
+    """Its name, size, class and phase."""
+    why: str = ""
+    """The newest warning about it. Without one it may well get its volume, like one that waits for a pod's node."""
+
+
+@dataclass(frozen=True)
+class Told:
+    """What others tell of an attempt that has yet to run."""
+
+    denials: tuple[str, ...] = ()
+    """Why pods could not be created, newest first."""
+    pods: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    """Reason and message of the newest warning about a pod, by its name."""
+    claims: Mapping[str, Unbound] = field(default_factory=dict)
+    """The claims without a volume, by name."""
 
 
 @dataclass(frozen=True)
@@ -15,8 +38,7 @@ class View:
     child: Child | None = None
     others: tuple[Child, ...] = ()
     pods: tuple[Pod, ...] = ()
-    denials: tuple[str, ...] = ()
-    """Why pods could not be created, newest first."""
+    told: Told = Told()
     blocker: Blocker | None = None
     run: Run | None = None
     """What the next attempt has in common with all others."""

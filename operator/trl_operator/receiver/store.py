@@ -62,7 +62,7 @@ class Store:
             self.pods.pop(uid, None)
         elif known is None or known.version < pod.version:
             # Its texts may be long, and nobody asks for them here.
-            self.pods[uid] = replace(pod, message="", unschedulable="", waiting_message="", exit_message="")
+            self.pods[uid] = replace(pod, message="", unschedulable="", claims=(), waiting_message="", exit_message="")
 
     def _drop_job(self, obj: Obj) -> None:
         known = self.jobs.get(key_of(obj))

@@ -153,7 +153,7 @@ class _Machine:
             self.say("Running", True, "AllPodsRunning", f"attempt {self.status.attempt} runs on {nodes} pods")
             self.status.phase = "Running"
             return
-        self._show_starting(waiting_reason(self.view.pods, self.view.denials))
+        self._show_starting(waiting_reason(self.job.cluster, self.view))
 
     def _show_starting(self, why_not: tuple[str, str] | None = None) -> None:
         """Say that the attempt starts; nothing changes, so nothing is written, while its pods come up one by one."""

@@ -1,13 +1,15 @@
-"""What jobs and their pods wait for, as far as it is watched: claims, and the events that say why there are no pods."""
+"""What jobs and their pods wait for, as far as it is watched: claims, and the events that say why pods do not run."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from trl_operator.backend import BACKENDS
+from trl_operator.backend import denials
 from trl_operator.constants import LABEL_JOB_UID
 from trl_operator.kube import CLAIMS, EVENTS
-from trl_operator.plan.observation import Child, controller
+from trl_operator.plan.observation import Child, Key, Pod, controller
+from trl_operator.plan.starting import CLAIM_WARNINGS, POD_WARNINGS
+from trl_operator.plan.view import Told, Unbound
 from trl_operator.store.objects import version_of
 from trl_operator.store.store import Store
 from trl_operator.store.watched import Watched, covers
@@ -16,13 +18,19 @@ Obj = dict[str, Any]
 Place = tuple[str, str]
 """Namespace and name."""
 
+CLAIM = "PersistentVolumeClaim"
+_TELLING = {"Pod": POD_WARNINGS, CLAIM: CLAIM_WARNINGS}
+"""Reasons of the events that are kept, by the kind that they are about; of other kinds all."""
+_NOISE = ("FailedScheduling", "BackOff", "Unhealthy")
+"""Reasons of the warnings that a busy cluster is full of; what they say is in the pods' status."""
+
 
 @dataclass(frozen=True, slots=True)
 class WarningEvent:
-    """An event about a workload."""
+    """An event about a workload, a pod or a claim."""
 
     about: str
-    """Uid of the workload."""
+    """Its uid."""
     namespace: str
     version: int
     event: Obj
@@ -40,8 +48,7 @@ class Needs:
 
     def watched(self) -> list[Watched]:
         """Return what has to be watched to keep this."""
-        kinds = {backend.KIND for backend in BACKENDS}
-        fields = "type=Warning" + (f",involvedObject.kind={kinds.pop()}" if len(kinds) == 1 else "")
+        fields = ",".join(["type=Warning", *(f"reason!={reason}" for reason in _NOISE)])
         return [
             Watched(CLAIMS, self.put_claim, self.drop_claim, self.sweep_claims),
             Watched(EVENTS, self.put_event, self.drop_event, self.sweep_events, fields=fields),
@@ -58,7 +65,7 @@ class Needs:
         known = self._claims.get(place)
         if known is None or version_of(known) < version_of(found):
             self._claims[place] = found
-            self._store.waiting.wake(("PersistentVolumeClaim", *place))
+            self._store.waiting.wake((CLAIM, *place))
 
     def drop_claim(self, obj: Obj) -> None:
         self._forget_claim(_place(obj), obj["metadata"]["uid"])
@@ -73,16 +80,53 @@ class Needs:
         known = self._claims.get(place)
         if known is not None and known["metadata"]["uid"] == uid:
             del self._claims[place]
-            self._store.waiting.wake(("PersistentVolumeClaim", *place))
+            self._store.waiting.wake((CLAIM, *place))
 
     # -- events
 
-    def warnings(self, child: Child) -> list[Obj]:
-        """Return the events about a workload."""
-        return [found.event for found in self._warnings_of.get(child.uid, {}).values()]
+    def told(self, key: Key, child: Child | None, pods: Iterable[Pod], num_nodes: int) -> Told:
+        """Return what is told of an attempt of `num_nodes` pods, and have its job woken when something happens to the
+        claims of those that have no node yet."""
+        pods = list(pods)
+        denied = denials(child, self.warnings(child.uid)) if child and len(pods) < num_nodes else ()
+        claims = {name for pod in pods if not pod.node for _, name in pod.claims}
+        self._store.waiting.wait(key, [(CLAIM, key[1], name) for name in claims])
+        unbound = {name: claim for name in claims if (claim := self._unbound(key[1], name))}
+        warned = {pod.name: warning for pod in pods if not pod.started and (warning := self._warning(pod))}
+        return Told(denied, warned, unbound)
+
+    def _warning(self, pod: Pod) -> tuple[str, str] | None:
+        """Return reason and message of the newest warning about a pod; a volume is named with its claim."""
+        if (event := _newest(self.warnings(pod.uid))) is None:
+            return None
+        message = event["message"]
+        for volume, name in pod.claims:
+            claim = self.claim(pod.job[1], name)
+            for known in (volume, claim["spec"].get("volumeName") if claim else None):
+                message = message.replace(f'volume "{known}"', f'volume "{known}" ({CLAIM} {name})')
+        return event["reason"], message
+
+    def _unbound(self, namespace: str, name: str) -> Unbound | None:
+        """Return what is known of a claim; None if it has its volume, or is not known."""
+        found = self.claim(namespace, name)
+        if found is None or (phase := found["status"].get("phase", "Pending")) == "Bound":
+            return None
+        spec = found["spec"]
+        size = spec.get("resources", {}).get("requests", {}).get("storage", "no size")
+        storage_class = spec.get("storageClassName") or "none"
+        event = _newest(self.warnings(found["metadata"]["uid"]))
+        what = f"{CLAIM} {name} ({size}, storageClassName: {storage_class}) is {phase}"
+        return Unbound(what, event["message"] if event else "")
+
+    def warnings(self, uid: str) -> list[Obj]:
+        """Return the events about an object."""
+        return [found.event for found in self._warnings_of.get(uid, {}).values()]
 
     def put_event(self, obj: Obj) -> None:
         about, uid = obj["involvedObject"], obj["metadata"]["uid"]
+        telling = _TELLING.get(about.get("kind", ""))
+        if telling is not None and obj.get("reason") not in telling:
+            return
         found = WarningEvent(about.get("uid", ""), obj["metadata"]["namespace"], version_of(obj), _event(obj))
         known = self._warnings.get(uid)
         if known is not None and known.version >= found.version:
@@ -92,6 +136,7 @@ class Needs:
         # That it has happened once more is no news.
         if known is None or known.event["message"] != found.event["message"]:
             self._store.wake_owner(about.get("namespace", ""), about.get("name", ""), found.about)
+            self._store.waiting.wake((about.get("kind", ""), about.get("namespace", ""), about.get("name", "")))
 
     def drop_event(self, obj: Obj) -> None:
         self._forget_event(obj["metadata"]["uid"])
@@ -113,6 +158,10 @@ def _place(obj: Obj) -> Place:
     return obj["metadata"]["namespace"], obj["metadata"]["name"]
 
 
+def _newest(events: list[Obj]) -> Obj | None:
+    return max(events, key=lambda event: str(event["lastTimestamp"]), default=None)
+
+
 def _event(obj: Obj) -> Obj:
     return {name: obj.get(name) or "" for name in ("reason", "message", "lastTimestamp")}
 
@@ -124,7 +173,9 @@ def _claim(obj: Obj) -> Obj:
     labels = _only(metadata.get("labels") or {}, (LABEL_JOB_UID,))
     owners = [owner] if (owner := controller(metadata)) else []
     kept |= ({"labels": labels} if labels else {}) | ({"ownerReferences": owners} if owners else {})
-    return {"metadata": kept, "spec": _only(spec, ("accessModes", "storageClassName", "resources"))}
+    status = _only(obj.get("status", {}), ("phase",))
+    spec = _only(spec, ("accessModes", "storageClassName", "resources", "volumeName"))
+    return {"metadata": kept, "spec": spec, "status": status}
 
 
 def _only(found: Obj, names: Iterable[str]) -> Obj:

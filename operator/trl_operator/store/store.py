@@ -62,10 +62,10 @@ class Store:
         self.wake_all()
 
     def wake_owner(self, namespace: str, name: str, uid: str) -> None:
-        """Tell of the job of this very workload."""
-        child = self._children.get((namespace, name))
-        if child is not None and child.uid == uid:
-            self._tell_owner(child.job)
+        """Tell of the job of this very workload or pod."""
+        found = self._pods.get(uid) or self._children.get((namespace, name))
+        if found is not None and found.uid == uid:
+            self._tell_owner(found.job)
 
     def _tell_owner(self, key: Key) -> None:
         """What belongs to a job goes after it, and may be known before it: then its own arrival tells."""

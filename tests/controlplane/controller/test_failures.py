@@ -221,21 +221,6 @@ def test_a_lost_node_is_free_and_the_job_goes_on_elsewhere(
     assert (status["restarts"], status["retry"]["counted"]) == (1, 0)
 
 
-def test_the_waiting_reason_of_a_job_that_cannot_start_is_told(
-    operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any]
-) -> None:
-    jobs.apply(dpo())
-    [pod] = node.wait_for_pods(1, "tune-dpo-0")
-    node.wait(pod, "ImagePullBackOff", 'Back-off pulling image "nowhere/nothing"')
-
-    def told(status: Any) -> bool:
-        return any(c["reason"] == "ImagePullFailed" for c in status.get("conditions", ()))
-
-    status = jobs.wait("dpojob", "tune", "tells why", told)
-    assert status["phase"] == "Starting"
-    assert "nowhere/nothing" in json.dumps(status)
-
-
 def test_a_training_that_reports_the_same_step_for_the_stall_timeout_is_ended_and_starts_again(
     operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any], record: Callable[..., str]
 ) -> None:
