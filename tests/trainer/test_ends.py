@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from trainer_kit import free_port, job_file, stand_in_record, start_stand_in, wa
 
 from trl_trainer import supervisor
 from trl_trainer.launch import peers
+from trl_trainer.launch.processes import Stopped, is_stopped
 
 STUCK = """
 import ctypes, os, signal, sys, time
@@ -69,6 +71,56 @@ def test_a_rank_that_is_stuck_in_native_code_ends_soon_after_its_peer_in_another
     assert (stuck.reason, stuck.rank) == ("PeerLost", 0)
     assert "ended without a word" in stuck.message
     assert (dead.reason, dead.rank) == ("Unknown", 1)
+
+
+IDLE = """
+import os, time
+from pathlib import Path
+Path({place!r}, f"up-{{os.environ.get('RANK', '0')}}").write_text(str(os.getpid()))
+time.sleep(1000)
+"""
+
+
+@pytest.mark.parametrize(("nodes", "per_node", "rank"), [(1, 1, 0), (2, 1, 0)])
+def test_a_rank_that_stays_stopped_is_ended_by_its_supervisor(
+    tmp_path: Path, nodes: int, per_node: int, rank: int
+) -> None:
+    """Its watchdog is stopped with it, and nobody else can tell it from one that takes its time."""
+    job = job_file(tmp_path, tmp_path, spec={}, numNodes=nodes, numProcPerNode=per_node, stallTimeoutSeconds=2)
+    port = str(free_port())
+    pods = []
+    for node in range(nodes):
+        pet = {"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": port, "PET_NODE_RANK": str(node)}
+        variables = {**pet, "PET_NNODES": str(nodes)} if nodes > 1 else {}
+        pods.append(start_stand_in(tmp_path, job, IDLE.format(place=str(tmp_path)), variables, peer_seconds=1))
+    up = [tmp_path / f"up-{number}" for number in range(nodes * per_node)]
+    wait_for(lambda: all(path.exists() and path.read_text() for path in up), 60)
+    stopped = time.monotonic()
+    os.kill(int(up[rank].read_text()), signal.SIGSTOP)
+    found = [stand_in_record(pod, 60) for pod in pods]
+    assert 2 < time.monotonic() - stopped < 20
+    ours = found[rank // per_node]
+    assert (ours.outcome, ours.reason, ours.rank) == ("Failed", "Stalled", rank)
+    assert f"rank {rank} was stopped (SIGSTOP, or a debugger) for 2 s" in ours.message
+    assert [record.reason for record in found if record is not ours] == ["PeerLost"] * (nodes - 1)
+
+
+def test_a_process_that_runs_for_a_moment_begins_anew() -> None:
+    process = subprocess.Popen(["sleep", "1000"])
+
+    def told(number: signal.Signals) -> list[int]:
+        process.send_signal(number)
+        wait_for(lambda: is_stopped(process.pid) is (number == signal.SIGSTOP), 10)
+        return stopped.find([process.pid])
+
+    stopped = Stopped(3)
+    try:
+        signals = [signal.SIGSTOP, signal.SIGSTOP, signal.SIGCONT, *[signal.SIGSTOP] * 3]
+        assert [told(number) for number in signals] == [[], [], [], [], [], [process.pid]]
+    finally:
+        process.kill()
+        process.wait()
+    assert stopped.find([process.pid]) == [], "it is gone"
 
 
 SAVES = """

@@ -16,7 +16,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import FrameType
@@ -29,6 +29,7 @@ from trl_trainer.launch.host_memory import exhausted, oom_kills
 from trl_trainer.launch.job import JOB_FILE, library_settings, read_job
 from trl_trainer.launch.peers import OtherPods, wait_for_peers
 from trl_trainer.launch.processes import (
+    Stopped,
     adopt_orphans,
     children,
     cpus,
@@ -120,11 +121,13 @@ def supervise(job: JobFile, path: str, stop: Stop) -> ExitRecord:
         stop.launcher = launch(command(path, job, folder, world), environment(job, folder, nproc))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         others = OtherPods(work, job.attempt) if world > nproc else None
+        stopped = Stopped(math.ceil(job.stall_timeout_seconds / POLL_SECONDS))
         if world == 1:
             while not ended(stop.launcher):
+                end_stopped(stopped.find([stop.launcher]), folder, job)
                 time.sleep(POLL_SECONDS)
         else:
-            wait_for_ranks(stop.launcher, nproc, folder, job.attempt, others)
+            wait_for_ranks(stop.launcher, folder, job, stopped, others)
         for number in (*STOP_SIGNALS, signal.SIGALRM):
             signal.signal(number, signal.SIG_IGN)
         kill_descendants()
@@ -144,7 +147,7 @@ def supervise(job: JobFile, path: str, stop: Stop) -> ExitRecord:
         return record
 
 
-def wait_for_ranks(launcher: int, nproc: int, folder: Path, attempt: int, others: OtherPods | None) -> None:
+def wait_for_ranks(launcher: int, folder: Path, job: JobFile, stopped: Stopped, others: OtherPods | None) -> None:
     """Return when the launcher, torchrun, has ended.
 
     When a rank here or in another pod has failed, the ones that are left get PEER_SECONDS. torchrun gives them the
@@ -154,18 +157,20 @@ def wait_for_ranks(launcher: int, nproc: int, folder: Path, attempt: int, others
     alive, before, started = 0, 0, False
     failed, until = "", math.inf
     while not ended(launcher):
-        alive, before = sum(variable(pid, "RANK") is not None for pid in children(launcher)), alive
+        ranks = [pid for pid in children(launcher) if variable(pid, "RANK") is not None]
+        end_stopped(stopped.find(ranks), folder, job)
+        alive, before = len(ranks), alive
         started |= alive > 0
         if not failed:
             # Counted twice: torchrun starts one rank after the other, and a new one is not one before it execs.
-            dead = nproc - max(alive, before) if started else 0
+            dead = job.num_proc_per_node - max(alive, before) if started else 0
             failed = failure(records.read(folder), dead) or (others.heard if others is not None else "")
             if failed:
                 until = time.monotonic() + PEER_SECONDS
                 if others is not None:
                     others.tell(failed)
         if time.monotonic() > until:
-            end_ranks(launcher, folder, attempt, failed)
+            end_ranks(launcher, folder, job.attempt, failed)
             until = math.inf
         time.sleep(POLL_SECONDS)
 
@@ -176,6 +181,20 @@ def failure(found: Mapping[int, ExitRecord], dead: int) -> str:
         if record.outcome == "Failed":
             return f"rank {rank}: {record.message}"
     return "a rank ended without a word" if dead > len(found) else ""
+
+
+def end_stopped(pids: Iterable[int], folder: Path, job: JobFile) -> None:
+    """Kill ranks that have been stopped for stallTimeoutSeconds, with records that say so."""
+    for pid in pids:
+        rank = int(variable(pid, "RANK") or 0)
+        seconds = job.stall_timeout_seconds
+        message = f"rank {rank} was stopped (SIGSTOP, or a debugger) for {seconds} s (runPolicy.stallTimeoutSeconds)"
+        print(f"supervisor: {message}: it is killed", flush=True)
+        record = ExitRecord(
+            outcome="Failed", reason="Stalled", attempt=job.attempt, rank=rank, time=records.now(), message=message
+        )
+        records.write(folder, rank, record)
+        kill_tree(pid)
 
 
 def end_ranks(launcher: int, folder: Path, attempt: int, failed: str) -> None:

@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import signal
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TypeVar
@@ -64,6 +64,31 @@ def variable(pid: int, name: str) -> str | None:
         return None
     prefix = f"{name}=".encode()
     return next((line.removeprefix(prefix).decode() for line in lines if line.startswith(prefix)), None)
+
+
+def is_stopped(pid: int) -> bool:
+    """Return whether the process is stopped, by SIGSTOP or by a debugger; False if it is gone."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state in ("T", "t")
+
+
+class Stopped:
+    """Finds processes that stay stopped: no watchdog of their own can, for it is stopped with them.
+
+    Looks are counted and not time, for whoever looks may have been stopped too, with the whole container.
+    """
+
+    def __init__(self, looks: int) -> None:
+        self._limit = looks
+        self._looks: dict[int, int] = {}
+
+    def find(self, pids: Iterable[int]) -> list[int]:
+        """Return those of the processes that were stopped at so many looks in a row, this one included."""
+        self._looks = {pid: self._looks.get(pid, 0) + 1 for pid in pids if is_stopped(pid)}
+        return [pid for pid, looks in self._looks.items() if looks >= self._limit]
 
 
 def kill_descendants() -> None:
