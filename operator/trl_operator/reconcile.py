@@ -23,6 +23,7 @@ from trl_operator.metrics import ControllerMetrics
 from trl_operator.plan.acceptance import Blocker, check_spec
 from trl_operator.plan.observation import Attempt, Child, Key, Mark, current_attempt, parse_time
 from trl_operator.plan.outcome import records
+from trl_operator.plan.upstream import check_cycle
 from trl_operator.plan.view import View
 from trl_operator.policy import stall
 from trl_operator.policy.memory import attempt_file
@@ -185,10 +186,10 @@ class Reconciler:
         """No attempt is alive: look at what stands against the next one, and at the run that it is of."""
         current = obj.get("status", {})
         backend = backend_for(job)
-        found: Pinned | Blocker | None = check_spec(job)
+        key = (job.info.kind, job.namespace, job.name)
+        found: Pinned | Blocker | None = check_spec(job) or check_cycle(key, self._store.dependants.waits_for)
         if not self._exists(backend.RESOURCE):
             found = Blocker("BackendUnavailable", backend.MISSING)
-        key = (job.info.kind, job.namespace, job.name)
         # First, so that nothing is missed between the look and the wait.
         self._store.waiting.wait(key, things(job))
         if found is None:
@@ -255,7 +256,7 @@ class Reconciler:
         for child in decision.delete:
             await self._attempts.delete(child)
         if decision.delete_job:
-            if self._store.is_awaited(key_of(obj)):
+            if self._store.dependants.has(key_of(obj)):
                 # The end of whoever awaits it tells.
                 return None
             self._lease.check()

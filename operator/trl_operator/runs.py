@@ -2,12 +2,13 @@
 
 from typing import Any
 
+from trl_contract.upstreams import Upstream
 from trl_operator.api.job import Job
 from trl_operator.api.stored import read_status
 from trl_operator.kube import CONFIG_MAPS, JOBS, Kube
 from trl_operator.plan.acceptance import Blocker
 from trl_operator.plan.observation import controller_uid
-from trl_operator.plan.upstream import as_pinned, check_upstream, refs, upstreams, with_upstreams
+from trl_operator.plan.upstream import Result, as_pinned, look, upstreams
 from trl_operator.render.run import Pinned, digest, pin
 
 Obj = dict[str, Any]
@@ -36,11 +37,10 @@ async def find_run(kube: Kube, job: Job, status: Obj, trainer_image: str) -> Pin
 
 
 async def _pin(kube: Kube, job: Job, trainer_image: str) -> Pinned | Blocker:
-    found: dict[str, Obj] = {}
+    results: dict[Upstream, Result] = {}
     for upstream in upstreams(job):
-        obj = await kube.get(JOBS[upstream.kind], job.namespace, upstream.name)
-        if blocker := check_upstream(upstream, obj):
-            return blocker
-        assert obj is not None, "check_upstream has seen it"
-        found[upstream.name] = obj
-    return pin(with_upstreams(job, found), refs(job, found), trainer_image)
+        found = look(upstream, await kube.get(JOBS[upstream.kind], job.namespace, upstream.name))
+        if isinstance(found, Blocker):
+            return found
+        results[upstream] = found
+    return pin(job, results, trainer_image)

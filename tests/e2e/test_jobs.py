@@ -189,6 +189,38 @@ def test_a_job_goes_on_when_the_operator_is_killed_and_leaves_only_its_claim(kub
     assert [claim["metadata"]["name"] for claim in claims] == ["dpo-dpo"]
 
 
+def test_a_chain_is_applied_as_one_folder_and_each_job_takes_what_the_one_before_has_left(
+    kubectl: Any, team: str, tmp_path: Path
+) -> None:
+    first, second = job("SFTJob", maxSteps=2), job("DPOJob", maxSteps=2)
+    # A claim of its own for each, ReadWriteOnce.
+    same = {"numNodes": 1, "storage": {"size": "1Gi"}, "evaluation": {"enabled": False}}
+    first["spec"] |= {**same, "peft": {"method": "lora"}}
+    second["spec"] |= {**same, "model": {"fromJob": {"kind": "SFTJob", "name": "chain-base"}}}
+    # The one that waits comes first.
+    for name, resource in (("chain", second), ("chain-base", first)):
+        resource["metadata"]["name"] = name
+        (tmp_path / f"{name}.json").write_text(json.dumps(resource))
+    kubectl("apply", f"--namespace={team}", f"--filename={tmp_path}")
+
+    def shown() -> str:
+        return kubectl("get", f"--namespace={team}", "sftjobs,dpojobs", "--output=wide")
+
+    blocked = lambda: kubectl.get(f"--namespace={team}", "dpojob/chain").get("status", {}).get("phase") == "Blocked"  # noqa: E731
+    wait_for(blocked, 30, shown)
+    ended = lambda: kubectl.get(f"--namespace={team}", "dpojob/chain")["status"].get("completionTime")  # noqa: E731
+    wait_for(ended, SECONDS, lambda: shown() + describe(kubectl, team, "DPOJob")())
+    base = kubectl.get(f"--namespace={team}", "sftjob/chain-base")
+    found = kubectl.get(f"--namespace={team}", "dpojob/chain")["status"]
+    assert found["phase"] == "Succeeded", found
+    assert (found["attempt"], found["effective"]["model"]) == (0, "sftjob/chain-base")
+    left = {artifact["type"]: artifact["digest"] for artifact in base["status"]["artifacts"]}
+    assert left.keys() == {"model", "adapter"}
+    ref = {"kind": "SFTJob", "name": "chain-base", "uid": base["metadata"]["uid"], "digest": left["model"]}
+    assert found["run"]["upstreams"] == [ref]
+    kubectl("delete", f"--namespace={team}", "sftjob/chain-base", "dpojob/chain")
+
+
 def test_a_typo_in_a_field_name_is_refused(kubectl: Any, team: str) -> None:
     resource = job("DPOJob")
     resource["spec"]["training"]["learningRat"] = 1e-4

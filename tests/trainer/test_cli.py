@@ -224,6 +224,8 @@ def test_explain_tries_the_reward_model_of_a_job_that_was_run_here(
     assert main(command("explain", path, claim, tmp_path / "out")) == 10
     assert "RewardJob judge has no model in" in capsys.readouterr().err
     final = tmp_path / "out" / "judge-0000000a" / "final"
+    final.mkdir(parents=True)
+    (final / "resolved.json").write_text('{"kind": "RewardJob"}')
     model = AutoModelForSequenceClassification.from_pretrained(model_folder, num_labels=1)
     model.save_pretrained(final)
     AutoTokenizer.from_pretrained(model_folder).save_pretrained(final)
@@ -253,7 +255,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "text for a number": (changed(training={"maxSteps": "6"}), r'spec.training.maxSteps: .*integer; got "6"'),
     "number for text": (changed(model={"hub": {"repo": 7}}), "spec.model.hub.repo: .*string; got 7"),
     "out of range": (changed(dpo={"beta": 0}), "spec.dpo.beta: .*greater than 0; got 0"),
-    "two sources": (changed(model={}), "spec.model: model: give exactly one of hub, volume"),
+    "two sources": (changed(model={}), "spec.model: model: give exactly one of hub, volume, from_job"),
     "two at once": (changed(training={"epochs": 1, "maxSteps": 1}), "give epochs or maxSteps, not both"),
     "missing section": ({**JOB, "spec": {"model": JOB["spec"]["model"]}}, "spec.dataset: is missing"),
     "bad cluster field": (changed(numProcPerNode=0), "spec.numProcPerNode: .*; got 0"),
@@ -273,7 +275,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "labels": ({**JOB, "metadata": {"name": "polite", "labels": ["a"]}}, r"metadata.labels: \['a'\] must be an object"),
     "name": ({**JOB, "metadata": {"name": "Polite"}}, "metadata.name: at most 40 characters, .*; got 'Polite'"),
     "unknown top field": ({**JOB, "specs": {}}, "unknown field specs"),
-    "other kind": ({**JOB, "kind": "PPOJob"}, "exactly one job .* it has ConfigMap, PPOJob"),
+    "other kind": ({**JOB, "kind": "PPOJob"}, "needs a job .* it has ConfigMap, PPOJob"),
 }
 
 
@@ -482,8 +484,11 @@ def test_a_reward_model_from_a_job_is_the_newest_that_was_made_here(tmp_path: Pa
         local.here(read(path), places, gpus=0)
     for number, name in enumerate(("judge-0000000b", "judge-0000000a", "judge-other-0000000c")):
         (tmp_path / "out" / name / "final").mkdir(parents=True)
+        (tmp_path / "out" / name / "final" / "resolved.json").write_text('{"kind": "RewardJob"}')
         os.utime(tmp_path / "out" / name / "final", (number, number))
     (tmp_path / "out" / "judge-0000000d").mkdir()
+    (tmp_path / "out" / "judge-0000000e" / "final").mkdir(parents=True)
+    (tmp_path / "out" / "judge-0000000e" / "final" / "resolved.json").write_text('{"kind": "SFTJob"}')
     metrics = tmp_path / "out" / "judge-0000000a" / "metrics.jsonl"
     for lines in ("", '{"eval_accuracy": 0.9}\n{"eval_accuracy": 0.59}\n'):
         metrics.write_text(lines)

@@ -22,8 +22,8 @@ from trainer_kit import (
 )
 
 from trl_contract.report import ProgressReport
+from trl_trainer import files
 from trl_trainer.checkpoints import checkpoint
-from trl_trainer.results import export
 
 TOKEN = "a-projected-token"
 
@@ -100,7 +100,7 @@ def test_the_run_succeeds_and_its_record_says_what_it_made(finished: Finished) -
     assert record.progress is not None
     assert {record.progress.attempt, *(report.trl.attempt for report in finished.reports if report.trl)} == {2}
     assert [(artifact.type, artifact.uri) for artifact in record.artifacts] == [("model", "uid-1/final")]
-    assert record.artifacts[0].digest == export.digest(finished.work / "final")
+    assert record.artifacts[0].digest == files.digest(finished.work / "final")
     told = [report.trl.artifacts for report in finished.reports if report.trl]
     assert [found for found in told if found] == [record.artifacts], "the last report says it too"
     assert record.progress.artifacts == []

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from trainer_kit import Warm, job_file, preference_pairs, write_jsonl
 from transformers import AutoModelForCausalLM
 
+from trl_trainer import files
 from trl_trainer.errors import TrainerError
 from trl_trainer.results import export
 
@@ -125,4 +126,4 @@ def test_the_digest_is_of_the_names_and_the_contents_of_all_files_in_order_of_na
         f"{name}\n{hashlib.sha256(content).hexdigest()}\n"
         for name, content in (("b/a", b"3"), ("b/d", b"2"), ("c", b"1"))
     )
-    assert export.digest(tmp_path) == f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
+    assert files.digest(tmp_path) == f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"

@@ -96,7 +96,7 @@ def test_the_wire_form_reads_back_as_the_same_job(kind: str) -> None:
         ("DPOJob", {"evaluation": {"enabled": False, "everySteps": 5}}, "everySteps and everyEpochs need evaluation"),
         ("GRPOJob", {"training": {"lrScheduler": "polynomial", "learningRate": 1e-7}}, "learning rate 1e-7"),
         ("DPOJob", {"evaluation": {"everySteps": 5, "earlyStopping": {"metric": "loss"}}}, "mode"),
-        ("DPOJob", {"model": {}}, "exactly one of hub, volume"),
+        ("DPOJob", {"model": {}}, "exactly one of hub, volume, from_job"),
         ("DPOJob", {"dataset": {"train": {}}}, "exactly one of hub, volume, config_map, inline"),
         ("DPOJob", {"dataset": {"train": SOURCE, "mixture": [SOURCE]}}, "exactly one of train, mixture"),
         ("SFTJob", {"dataset": {"mixture": [SOURCE], "maxExamples": 5}}, "set it in the sources of mixture"),

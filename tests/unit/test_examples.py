@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from trl_contract.spec import SPECS
+from trl_contract.upstreams import upstreams
 from trl_operator.api.kinds import KINDS
 
 FOLDER = Path(__file__).parents[2] / "examples"
@@ -26,3 +27,17 @@ def test_every_kind_has_an_example() -> None:
 def test_an_example_is_a_valid_resource(path: Path) -> None:
     for document in documents(path):
         assert KINDS[document["kind"]].spec.model_validate(document["spec"])
+
+
+def test_the_chain_names_its_own_jobs_and_has_both_ways_from_sft() -> None:
+    jobs = {
+        (document["kind"], document["metadata"]["name"]): KINDS[document["kind"]].spec.model_validate(document["spec"])
+        for path in (FOLDER / "chain").glob("*.yaml")
+        for document in documents(path)
+    }
+    uses = {(kind, upstream.kind) for (kind, _), spec in jobs.items() for upstream in upstreams(spec)}
+    named = {(upstream.kind, upstream.name) for spec in jobs.values() for upstream in upstreams(spec)}
+    assert named <= jobs.keys()
+    assert uses == {
+        ("RewardJob", "SFTJob"), ("DPOJob", "SFTJob"), ("GRPOJob", "SFTJob"), ("GRPOJob", "RewardJob"),
+    }  # fmt: skip

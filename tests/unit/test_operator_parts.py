@@ -134,7 +134,7 @@ def test_what_is_accepted_fits_into_a_config_map_whatever_its_shape(make_job: Ma
 
     taken = make_job("GRPOJob", dataset=dataset, grpo=rewards('"' * 8000))
     assert check_spec(taken) is None
-    manifest = pin(taken, [], "trainer:1").manifest
+    manifest = pin(taken, {}, "trainer:1").manifest
     assert manifest is not None
     assert 900_000 < sum(len(text.encode()) for text in manifest["data"].values()) < 2**20
     blocker = check_spec(make_job("GRPOJob", grpo=rewards("\N{GRINNING FACE}" * 16000)))

@@ -106,7 +106,7 @@ def test_each_source_of_a_mixture_is_mounted_and_pinned(make_job: Make) -> None:
         {"inline": [{"prompt": "é"}], "weight": 0.5},
     ]
     job = make_job(dataset={"mixture": sources})
-    written = pin(job, [], "trainer:1").manifest
+    written = pin(job, {}, "trainer:1").manifest
     assert written is not None
     file = JobFile.model_validate_json(written["data"]["job.json"])
     assert file.paths.train is None
@@ -120,7 +120,7 @@ def test_each_source_of_a_mixture_is_mounted_and_pinned(make_job: Make) -> None:
     assert names[places["/mnt/mixture/1"]]["persistentVolumeClaim"] == {"claimName": "data"}
     assert names[places["/mnt/mixture/2"]]["configMap"]["name"] == "rows"
     again = make_job(dataset={"mixture": [*sources[:3], {"inline": [{"prompt": "other"}]}]})
-    assert pin(again, [], "trainer:1").run.digest != pin(job, [], "trainer:1").run.digest
+    assert pin(again, {}, "trainer:1").run.digest != pin(job, {}, "trainer:1").run.digest
 
 
 def test_the_job_file_says_where_everything_is_mounted(make_job: Make) -> None:
@@ -128,7 +128,7 @@ def test_the_job_file_says_where_everything_is_mounted(make_job: Make) -> None:
     model = {"volume": {"claimName": "data", "path": "models/base"}}
     reference = {"mode": "explicit", "source": {"volume": {"claimName": "data", "path": "ref"}}}
     job = make_job(dataset=rows, model=model, dpo={"referenceModel": reference}, storage={"claimName": "data"})
-    written = pin(job, [], "trainer:1").manifest
+    written = pin(job, {}, "trainer:1").manifest
     assert written is not None
     file = JobFile.model_validate_json(written["data"]["job.json"])
     assert file == resolve(job_file(job))
@@ -182,7 +182,7 @@ def test_every_kind_can_be_rendered_and_names_fit(make_job: Make, kind: str) -> 
     assert found["metadata"]["name"] == f"tune-{job.info.suffix}-12"
     longest = f"{'x' * 40}-{job.info.suffix}-999-worker-1023"
     assert len(longest) <= 63
-    json.dumps([config_map(job, AttemptFile(attempt=12), INSTALLATION), pin(job, [], "trainer:1").manifest])
+    json.dumps([config_map(job, AttemptFile(attempt=12), INSTALLATION), pin(job, {}, "trainer:1").manifest])
 
 
 def test_a_retained_claim_belongs_to_nobody_and_another_to_the_job(make_job: Make) -> None:

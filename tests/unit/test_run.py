@@ -10,7 +10,7 @@ from test_reconcile import World
 
 from trl_contract.jobfile import AttemptFile, JobFile
 from trl_operator.api.status import UpstreamRef
-from trl_operator.plan.upstream import as_pinned, refs, upstreams, with_upstreams
+from trl_operator.plan.upstream import Result, as_pinned, look, refs, upstreams
 from trl_operator.render.manifests import Installation, config_map
 from trl_operator.render.run import digest, pin
 
@@ -24,13 +24,18 @@ def judge(job_object: Make, path: str = "uid-rm/final") -> dict[str, Any]:
     obj = job_object("RewardJob")
     obj["metadata"] |= {"name": "judge", "uid": "uid-rm"}
     model = {"type": "model", "claimName": "judge-rm", "path": path, "digest": "sha256:1"}
-    obj["status"] = {"artifacts": [model]}
+    ended = {"type": "Succeeded", "status": "True", "reason": "Succeeded", "message": ""}
+    obj["status"] = {
+        "artifacts": [model],
+        "conditions": [{**ended, "lastTransitionTime": "2026-11-21T12:00:00Z"}],
+        "evaluation": {"after": [{"name": "accuracy", "value": "0.9"}]},
+    }
     return dict(obj)
 
 
 def test_one_config_map_holds_the_resolved_spec_and_its_rows_for_all_attempts(make_job: Make) -> None:
     job = make_job(dataset=ROWS)
-    pinned = pin(job, [], "trainer:1")
+    pinned = pin(job, {}, "trainer:1")
     made = pinned.manifest
     assert made is not None
     assert (made["metadata"]["name"], made["immutable"]) == ("tune-dpo", True)
@@ -39,9 +44,9 @@ def test_one_config_map_holds_the_resolved_spec_and_its_rows_for_all_attempts(ma
     assert made["data"].keys() == {"job.json", "train.jsonl"}
     assert JobFile.model_validate_json(made["data"]["job.json"]).spec.training.learning_rate == 1e-5
     assert pinned.run.to_wire() == {"image": "trainer:1", "upstreams": [], "digest": digest(made["data"])}
-    assert pin(job, [], "trainer:2").run.digest == pinned.run.digest, "the image is told apart"
-    assert pin(make_job(dataset=ROWS, training={"seed": 7}), [], "trainer:1").run.digest != pinned.run.digest
-    assert pin(make_job(image="mine:1"), [], "trainer:1").run.image == "mine:1"
+    assert pin(job, {}, "trainer:2").run.digest == pinned.run.digest, "the image is told apart"
+    assert pin(make_job(dataset=ROWS, training={"seed": 7}), {}, "trainer:1").run.digest != pinned.run.digest
+    assert pin(make_job(image="mine:1"), {}, "trainer:1").run.image == "mine:1"
 
 
 def test_an_attempts_own_config_map_says_only_what_changes(make_job: Make) -> None:
@@ -56,11 +61,16 @@ def test_an_attempts_own_config_map_says_only_what_changes(make_job: Make) -> No
 
 def test_a_later_attempt_uses_the_model_that_the_first_one_has_used(make_job: Make, job_object: Make) -> None:
     job = make_job("GRPOJob", grpo=JUDGE)
-    found = {"judge": judge(job_object)}
-    ref = UpstreamRef(kind="RewardJob", name="judge", uid="uid-rm", digest="sha256:1")
-    assert refs(job, found) == [ref]
-    pinned = pin(with_upstreams(job, found), refs(job, found), "trainer:1")
+    [upstream] = upstreams(job)
+    result = look(upstream, judge(job_object))
+    assert isinstance(result, Result)
+    assert refs({upstream: result}) == [
+        UpstreamRef(kind="RewardJob", name="judge", uid="uid-rm", digest="sha256:1"),
+    ]
+    pinned = pin(job, {upstream: result}, "trainer:1")
     assert pinned.manifest is not None
+    told = JobFile.model_validate_json(pinned.manifest["data"]["job.json"])
+    assert told.digests == {told.paths.rewards["judge"]: "sha256:1"}, "the trainer looks whether it still is that"
     file = pinned.manifest["data"]["job.json"].replace('"contractVersion": 2', '"contractVersion": 2, "newer": 1')
     again = as_pinned(job, file)
     assert again == pinned.job
@@ -124,12 +134,7 @@ def test_a_run_keeps_its_image_and_its_spec_when_the_operator_is_upgraded(job_ob
 
 def test_a_reward_job_made_anew_does_not_swap_the_model_of_a_run(job_object: Make, now: datetime) -> None:
     world = Mid(job_object("GRPOJob", grpo=JUDGE, dataset=ROWS), now)
-    ended = {"type": "Succeeded", "status": "True", "reason": "Succeeded", "message": ""}
     first = judge(job_object)
-    first["status"] |= {
-        "conditions": [{**ended, "lastTransitionTime": "2026-11-21T12:00:00Z"}],
-        "evaluation": {"after": [{"name": "accuracy", "value": "0.9"}]},
-    }
     world.kube.put("rewardjobs", first)
     world.kube.put("persistentvolumeclaims", {"metadata": {"name": "judge-rm"}, "spec": {}})
     key = ("GRPOJob", "team", "tune")

@@ -7,9 +7,23 @@ from typing import Any
 import pytest
 from shown import condition
 
-from trl_operator.plan.upstream import check_upstream, upstreams, used, with_upstreams
+from trl_contract.jobfile import JobFile
+from trl_contract.upstreams import Upstream
+from trl_operator.api.job import Job
+from trl_operator.plan.acceptance import Blocker, check_reference, references
+from trl_operator.plan.upstream import (
+    Result,
+    as_pinned,
+    check_cycle,
+    look,
+    refs,
+    upstreams,
+    used,
+    with_results,
+)
 from trl_operator.plan.view import View
 from trl_operator.render.manifests import job_file
+from trl_operator.render.run import pin
 from trl_operator.status.lifecycle import decide
 from trl_operator.store.store import Store
 
@@ -22,6 +36,13 @@ OLD = {"type": "model", "uri": "uid-rm/final", "digest": "sha256:0"}
 def rewards(**options: Any) -> dict[str, Any]:
     judge = {"name": "judge", "rewardModel": {"fromJob": {"name": "judge"}, **options}}
     return {"rewards": [{"name": "short", "length": {"target": 5}}, judge]}
+
+
+def found(job: Job, obj: dict[str, Any]) -> dict[Upstream, Result]:
+    """What the job that `job` names has left."""
+    results = {upstream: look(upstream, obj) for upstream in upstreams(job)}
+    assert all(isinstance(result, Result) for result in results.values())
+    return results  # type: ignore[return-value]
 
 
 @pytest.fixture
@@ -62,11 +83,11 @@ def test_a_reward_model_must_be_there_and_be_good_enough(
     make_job: Make, judge: Make, phase: str, accuracy: str, options: dict[str, Any], expected: Any
 ) -> None:
     [upstream] = upstreams(make_job("GRPOJob", grpo=rewards(**options)))
-    found = check_upstream(upstream, judge(phase, accuracy))
+    found = look(upstream, judge(phase, accuracy))
     if expected is None:
-        assert found is None
+        assert isinstance(found, Result)
     else:
-        assert found is not None
+        assert isinstance(found, Blocker)
         assert (found.reason, found.fails, found.condition) == (*expected[:2], "UpstreamReady")
         assert found.message.startswith("grpo.rewards[1].rewardModel.fromJob names RewardJob judge")
         assert expected[2] in found.message
@@ -74,11 +95,11 @@ def test_a_reward_model_must_be_there_and_be_good_enough(
 
 def test_a_job_that_left_no_model_and_one_that_is_not_there(make_job: Make, judge: Make) -> None:
     [upstream] = upstreams(make_job("GRPOJob", grpo=rewards()))
-    without = check_upstream(upstream, judge(artifacts=[]))
-    assert without is not None
+    without = look(upstream, judge(artifacts=[]))
+    assert isinstance(without, Blocker)
     assert (without.reason, without.fails) == ("UpstreamFailed", True)
-    missing = check_upstream(upstream, None)
-    assert missing is not None
+    missing = look(upstream, None)
+    assert isinstance(missing, Blocker)
     assert (missing.reason, missing.fails) == ("UpstreamNotFound", False)
 
 
@@ -97,8 +118,8 @@ def test_a_model_that_cannot_be_mounted_fails_the_job_that_waits_for_it(
     stored = judge(artifacts=[model])
     job = make_job("GRPOJob", grpo=rewards())
     [upstream] = upstreams(job)
-    blocker = check_upstream(upstream, stored)
-    assert blocker is not None
+    blocker = look(upstream, stored)
+    assert isinstance(blocker, Blocker)
     assert f"names RewardJob judge, whose model '{model.get('path', model.get('uri'))[:90]}" in blocker.message
     assert words in blocker.message
     failed = decide(job, {}, View(blocker=blocker), now).status
@@ -109,35 +130,36 @@ def test_a_model_that_cannot_be_mounted_fails_the_job_that_waits_for_it(
 
 def test_the_model_is_found_in_the_other_jobs_claim(make_job: Make, judge: Make) -> None:
     job = make_job("GRPOJob", grpo=rewards())
-    file = job_file(with_upstreams(job, {"judge": judge()}))
+    file = job_file(with_results(job, found(job, judge())))
     assert file.paths.rewards == {"judge": "/mnt/rewards/judge/uid-rm/final"}
     assert file.spec.grpo.rewards[1].reward_model.source.volume.claim_name == "judge-rm"
 
 
 def test_the_model_of_a_job_that_an_older_operator_ended_is_found_by_its_spec(make_job: Make, judge: Make) -> None:
     job = make_job("GRPOJob", grpo=rewards())
-    [upstream] = upstreams(job)
     shared = judge(artifacts=[OLD])
     shared["spec"] |= {"storage": {"claimName": "team-claim", "subPath": "judges/v1"}, "newer": {"field": 1}}
-    assert check_upstream(upstream, shared) is None
-    source = with_upstreams(job, {"judge": shared}).training.grpo.rewards[1].reward_model.source
+    source = with_results(job, found(job, shared)).training.grpo.rewards[1].reward_model.source
     assert (source.volume.claim_name, source.volume.path) == ("team-claim", "judges/v1/uid-rm/final")
 
 
 def test_a_job_without_upstreams_stays_what_it_is(make_job: Make) -> None:
     job = make_job()
-    assert with_upstreams(job, {}) is job
+    assert with_results(job, {}) is job
 
 
 def test_the_job_waits_as_blocked_and_fails_with_what_it_waits_for(make_job: Make, judge: Make, now: datetime) -> None:
     job = make_job("GRPOJob", grpo=rewards())
     [upstream] = upstreams(job)
-    waiting = decide(job, {}, View(blocker=check_upstream(upstream, judge("Running", None))), now)
+    waits, fails = look(upstream, judge("Running", None)), look(upstream, judge("Failed", None))
+    assert isinstance(waits, Blocker)
+    assert isinstance(fails, Blocker)
+    waiting = decide(job, {}, View(blocker=waits), now)
     assert (waiting.status["phase"], waiting.create) == ("Blocked", False)
     assert condition(waiting.status, "Accepted")["status"] == "True"
     assert condition(waiting.status, "UpstreamReady")["reason"] == "UpstreamNotFinished"
     assert waiting.requeue is None
-    failed = decide(job, waiting.status, View(blocker=check_upstream(upstream, judge("Failed", None))), now)
+    failed = decide(job, waiting.status, View(blocker=fails), now)
     assert (failed.status["phase"], failed.status["failure"]["reason"]) == ("Failed", "UpstreamFailed")
     ready = decide(job, waiting.status, View(), now)
     assert ready.create
@@ -155,8 +177,96 @@ def test_only_a_job_that_has_not_ended_awaits_its_upstream(job_object: Make) -> 
     store.put_job(stored(obj, 1))
     store.follow(changed.append)
     changed.clear()
-    assert store.is_awaited(key)
-    assert not store.is_awaited(("RewardJob", "elsewhere", "judge"))
+    assert store.dependants.has(key)
+    assert not store.dependants.has(("RewardJob", "elsewhere", "judge"))
     store.put_job(stored({**obj, "status": {"phase": "Succeeded", "completionTime": "2026-11-21T12:00:00Z"}}, 2))
-    assert not store.is_awaited(key)
+    assert not store.dependants.has(key)
     assert key in changed, "its TTL may be over"
+
+
+SFT = {"fromJob": {"kind": "SFTJob", "name": "tuned"}}
+
+
+@pytest.fixture
+def sft(job_object: Make) -> dict[str, Any]:
+    """An SFTJob that has succeeded."""
+    obj = dict(job_object("SFTJob"))
+    obj["metadata"] = {**obj["metadata"], "name": "tuned", "uid": "uid-sft"}
+    ended = {"type": "Succeeded", "status": "True", "reason": "Succeeded", "message": ""}
+    model = {"type": "model", "claimName": "tuned-sft", "path": "uid-sft/final", "digest": "sha256:7"}
+    conditions = [{**ended, "lastTransitionTime": "2026-11-21T12:00:00Z"}]
+    obj["status"] = {"phase": "Succeeded", "conditions": conditions, "artifacts": [model]}
+    return obj
+
+
+def test_a_model_and_a_reference_of_an_earlier_job_are_found_in_its_claim_and_pinned(
+    make_job: Make, job_object: Make, sft: dict[str, Any]
+) -> None:
+    spec = {"model": {**SFT, "padToken": "<pad>"}, "dpo": {"referenceModel": {"mode": "explicit", "source": SFT}}}
+    job = make_job(**spec)
+    assert [upstream.field for upstream in upstreams(job)] == ["model.fromJob", "dpo.referenceModel.source.fromJob"]
+    assert set(used(job_object(**spec))) == {("SFTJob", "team", "tuned")}
+    results = found(job, sft)
+    pinned = pin(job, results, "trainer:1")
+    assert pinned.manifest is not None
+    text = pinned.manifest["data"]["job.json"]
+    file = JobFile.model_validate_json(text)
+    assert (file.paths.model, file.paths.reference_model) == (
+        "/mnt/model/uid-sft/final",
+        "/mnt/reference-model/uid-sft/final",
+    )
+    assert file.digests == {file.paths.model: "sha256:7", file.paths.reference_model: "sha256:7"}
+    assert file.spec.model.pad_token == "<pad>", "what else the source says stays"
+    assert [ref.uid for ref in refs(results)] == ["uid-sft"], "each job once"
+    assert as_pinned(job, text) == pinned.job
+    assert upstreams(pinned.job) == []
+
+
+def test_a_claim_of_an_earlier_job_is_named_by_the_job(make_job: Make, sft: dict[str, Any]) -> None:
+    storage = {"size": "1Gi", "accessModes": ["ReadWriteMany"]}
+    job = make_job("RewardJob", model=SFT, numNodes=2, storage=storage)
+    [claim] = [each for each in references(with_results(job, found(job, sft))) if each.name == "tuned-sft"]
+    once = {"metadata": {}, "spec": {"accessModes": ["ReadWriteOnce"]}}
+    blocker = check_reference(claim, once, job.cluster.num_nodes)
+    assert blocker is not None
+    assert blocker.message == (
+        "model.fromJob (SFTJob tuned) names PersistentVolumeClaim tuned-sft with access modes ReadWriteOnce, but"
+        " numNodes is 2: several nodes need ReadWriteMany"
+    )
+
+
+def test_a_job_that_waits_for_itself_is_refused_and_one_beside_the_cycle_waits() -> None:
+    def key(name: str) -> tuple[str, str, str]:
+        return "SFTJob", "team", name
+
+    uses = {"a": "b", "b": "c", "c": "a", "beside": "a", "self": "self", "waits": "done"}
+
+    def waits_for(of: tuple[str, str, str]) -> tuple[tuple[str, str, str], ...]:
+        return (key(uses[of[2]]),) if of[2] in uses else ()
+
+    blocker = check_cycle(key("a"), waits_for)
+    assert blocker is not None
+    assert (blocker.reason, blocker.condition, blocker.fails) == ("UpstreamCycle", "Accepted", False)
+    assert blocker.message.startswith(
+        "fromJob: SFTJob a waits for SFTJob b, which waits for SFTJob c, which waits for SFTJob a: delete one of them"
+    )
+    itself = check_cycle(key("self"), waits_for)
+    assert itself is not None
+    assert "SFTJob self waits for SFTJob self: delete" in itself.message
+    assert check_cycle(key("beside"), waits_for) is check_cycle(key("waits"), waits_for) is None
+
+
+def test_what_an_attempt_or_a_job_that_has_ended_uses_is_no_longer_waited_for(job_object: Make) -> None:
+    store, key = Store(), ("DPOJob", "team", "tune")
+
+    def put(version: int, **status: Any) -> tuple[Any, ...]:
+        obj = job_object(model=SFT)
+        store.put_job({**obj, "metadata": {**obj["metadata"], "resourceVersion": str(version)}, "status": status})
+        return store.dependants.waits_for(key)
+
+    assert put(1) == (("SFTJob", "team", "tuned"),)
+    assert put(2, attempt=0) == ()
+    assert store.dependants.has(("SFTJob", "team", "tuned")), "its claim is mounted"
+    assert put(3, completionTime="2026-11-21T12:00:00Z") == ()
+    assert not store.dependants.has(("SFTJob", "team", "tuned"))
+    assert store.dependants.waits_for(("DPOJob", "team", "unknown")) == ()

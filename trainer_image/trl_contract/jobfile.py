@@ -7,6 +7,7 @@ from typing_extensions import TypeVar
 
 from trl_contract.base import CONTRACT_VERSION, Kind, Model
 from trl_contract.spec import SPECS, TrainingSpec
+from trl_contract.upstreams import Place
 
 Spec = TypeVar("Spec", bound=TrainingSpec, default=TrainingSpec, covariant=True)
 
@@ -28,6 +29,13 @@ class Paths(Model):
     """File with the held-out rows."""
     rewards: dict[str, str] = {}
     """For each reward that needs one, by its name: its Python file or its model's folder."""
+
+    def at(self, place: Place) -> str | None:
+        """Return where the result of an earlier job is."""
+        role, name = place
+        if role == "reward":
+            return self.rewards.get(name)
+        return self.model if role == "model" else self.reference_model
 
 
 class AttemptFile(Model):
@@ -57,6 +65,9 @@ class JobFile(Model, Generic[Spec]):
     stall_timeout_seconds: Annotated[int, Field(ge=1)] = 1800
     termination_grace_period_seconds: Annotated[int, Field(ge=1)] = 300
     paths: Paths
+    digests: dict[str, str] | None = None
+    """For each folder of `paths` that an earlier job has left: the digest of what it left (report.Artifact). Whoever
+    loads it looks first whether it still is that."""
     spec: SerializeAsAny[Spec]
     """An instance of SPECS[kind]."""
 

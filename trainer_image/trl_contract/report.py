@@ -37,6 +37,7 @@ FailureReason = Literal[
     "DataFormatError",
     "DatasetNotFound",
     "ModelNotFound",
+    "ArtifactChanged",
     "AccessDenied",
     "OutOfGPUMemory",
     "OutOfHostMemory",

@@ -44,13 +44,23 @@ class ConfigMapKey(Model):
     """Key in that ConfigMap; its extension (.jsonl, .json, .csv) says the format."""
 
 
+class ModelJobRef(Model):
+    kind: Literal["SFTJob", "DPOJob", "GRPOJob"]
+    """Kind of the earlier job."""
+    name: Name
+    """Its name; it is in the job's namespace."""
+
+
 class ModelSource(Model):
-    """Where the base model comes from: exactly one of `hub` and `volume`."""
+    """Where the base model comes from: exactly one of `hub`, `volume` and `fromJob`."""
 
     model_config = ConfigDict(
         json_schema_extra={
             "x-kubernetes-validations": [
-                cel("(has(self.hub)?1:0)+(has(self.volume)?1:0)==1", "give exactly one of hub, volume")
+                cel(
+                    "(has(self.hub)?1:0)+(has(self.volume)?1:0)+(has(self.fromJob)?1:0)==1",
+                    "give exactly one of hub, volume, fromJob",
+                )
             ]
         }
     )
@@ -59,6 +69,8 @@ class ModelSource(Model):
     """A model on the Hugging Face hub."""
     volume: Volume | None = None
     """A model folder (config.json, safetensors, tokenizer) in a claim."""
+    from_job: ModelJobRef | None = None
+    """The model that another job leaves, its adapter merged into it: this job waits until that one has succeeded."""
     attn_implementation: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] | None = None
     """Attention kernel; unset: the library chooses. The flash ones need GPUs, bf16 and an image that has them."""
     chat_template: Text | None = None
@@ -76,12 +88,16 @@ class ModelSource(Model):
 
     @model_validator(mode="after")
     def _one_source(self) -> Self:
-        exactly_one(self, ("hub", "volume"), "model")
+        exactly_one(self, ("hub", "volume", "from_job"), "model")
         return self
+
+    def in_volume(self, volume: Volume) -> "ModelSource":
+        """Return the same source, its model in this volume."""
+        return self.model_copy(update={"hub": None, "volume": volume, "from_job": None})
 
     @property
     def revision(self) -> str | None:
-        """Of the hub's repository; None: its default branch, or a volume."""
+        """Of the hub's repository; None: its default branch, or no repository."""
         return self.hub.revision if self.hub else None
 
 

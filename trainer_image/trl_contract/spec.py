@@ -99,6 +99,10 @@ class TrainingSpec(Model):
         """The source of an explicit reference model."""
         return None
 
+    def with_reference(self, source: ModelSource) -> "TrainingSpec":
+        """Return the same spec with another explicit reference model, of a kind that has one."""
+        raise TypeError(f"{type(self).__name__} has no explicit reference model")
+
     @property
     def rewards(self) -> list[RewardFunction]:
         """The reward functions of a kind that has any."""
@@ -197,6 +201,10 @@ class DPOSpec(SequenceSpec):
     @property
     def explicit_reference(self) -> ModelSource | None:
         return self.dpo.reference_model.source
+
+    def with_reference(self, source: ModelSource) -> "DPOSpec":
+        reference = self.dpo.reference_model.model_copy(update={"source": source})
+        return self.model_copy(update={"dpo": self.dpo.model_copy(update={"reference_model": reference})})
 
     @property
     def sample_prompts(self) -> list[str]:

@@ -1,6 +1,10 @@
-"""Files that are whole or not there, and on disk when it is said so. No torch: the supervisor imports this."""
+"""Files that are whole or not there, on disk when it is said so, and known by their content. No torch: the supervisor
+imports this."""
 
+import hashlib
 import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from errno import EACCES, EDQUOT, ENOSPC, EROFS
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +28,27 @@ def write_whole(path: Path, text: str) -> None:
     fsync(part)
     os.replace(part, path)
     fsync(path.parent)
+
+
+def sha256(path: Path) -> str:
+    """Return the hex digest of a file's contents."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(folder: Path) -> str:
+    """Return sha256:<hex> over the names and contents of all files below `folder`, in order of name. Several files are
+    read at a time."""
+    paths = [path for path in folder.rglob("*") if path.is_file()]
+    with ThreadPoolExecutor() as pool:
+        found = pool.map(sha256, paths)
+    return total_digest({str(path.relative_to(folder)): value for path, value in zip(paths, found, strict=True)})
+
+
+def total_digest(digests: Mapping[str, str]) -> str:
+    """Return the digest of a folder from those of its files, by their path in it. Pure."""
+    lines = "".join(f"{name}\n{digests[name]}\n" for name in sorted(digests, key=Path))
+    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
 
 
 def not_writable(folder: Path, error: OSError) -> OSError | TrainerError:

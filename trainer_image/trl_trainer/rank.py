@@ -24,7 +24,7 @@ from trl_trainer.errors import Preempted, UserError
 from trl_trainer.launch import network, records, watchdog
 from trl_trainer.launch.termination import Termination
 from trl_trainer.launch.watchdog import Watchdog
-from trl_trainer.models import arguments, base, vocabulary
+from trl_trainer.models import arguments, base, inherited, vocabulary
 from trl_trainer.models.tokenizer import load_tokenizer
 from trl_trainer.preflight import Preflight, ends, image, steps
 from trl_trainer.preflight.clock import Clock
@@ -48,6 +48,9 @@ def main(job: JobFile, termination: Termination) -> int:
     saved = partial(checkpoint.newest_bytes, work)
     Watchdog(job.stall_timeout_seconds, saved, attempt=job.attempt, rank=rank, world=job.world_size).start()
     try:
+        if rank == 0 and job.digests:
+            watchdog.enter("checking what earlier jobs have left")
+            inherited.check(job)
         # Child processes of rewards come before the process group's threads.
         scores = rewards.build(job)
         record = train(job, scores, reporter, termination, writer)

@@ -8,6 +8,7 @@ from pydantic import ValidationError
 
 from trl_contract.cluster import ClusterSpec
 from trl_contract.spec import TrainingSpec
+from trl_contract.upstreams import Upstream
 from trl_operator.api.kinds import KINDS, KindInfo
 from trl_operator.constants import API_VERSION, GROUP, VERSION
 
@@ -23,6 +24,8 @@ class Job:
     generation: int
     cluster: ClusterSpec
     training: TrainingSpec
+    builds_on: tuple[Upstream, ...] = ()
+    """Earlier jobs in place of whose names `training` has their results."""
 
     @property
     def audience(self) -> str:

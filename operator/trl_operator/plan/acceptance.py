@@ -46,12 +46,13 @@ class Reference:
 
 
 def references(job: Job) -> list[Reference]:
-    """Return the ConfigMaps and claims that the spec names."""
-    found = []
+    """Return the ConfigMaps and claims that the spec names, those of earlier jobs by the field that names these."""
+    found, left = [], {upstream.field_of_volume: f"{upstream.field} ({upstream.job})" for upstream in job.builds_on}
     for binding in bindings(job):
         match binding.source:
             case Volume(claim_name=name):
-                found.append(Reference(binding.field, "PersistentVolumeClaim", name))
+                field = left.get(binding.field, binding.field)
+                found.append(Reference(field, "PersistentVolumeClaim", name))
             case Storage(claim_name=str(name)):
                 found.append(Reference(binding.field, "PersistentVolumeClaim", name, writes=True))
             case ConfigMapKey(name=name, key=key):

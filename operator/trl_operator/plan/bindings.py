@@ -1,23 +1,24 @@
-"""The one walk over a spec: everything outside of it that it names, where, and what for."""
+"""The one walk over a spec: everything outside of it that it names, where, and what for; but for earlier jobs, which
+are trl_contract.upstreams."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from trl_contract.acceptance import sources
 from trl_contract.cluster import Storage
-from trl_contract.rewards import RewardFunction, RewardModelReward
+from trl_contract.rewards import RewardFunction
 from trl_contract.sources import ConfigMapKey, DataSource, HubDataset, HubModel, ModelSource, SecretKeyRef, Volume
 from trl_operator.api.job import Job
 
 Rows = list[dict[str, Any]]
 Role = Literal["model", "reference_model", "train", "mixture", "eval", "reward", "storage", "tracking"]
-Source = Volume | ConfigMapKey | HubModel | HubDataset | Rows | SecretKeyRef | RewardModelReward | Storage
+Source = Volume | ConfigMapKey | HubModel | HubDataset | Rows | SecretKeyRef | Storage
 
 
 @dataclass(frozen=True)
 class Binding:
     """`source` is what the spec names in `field`: a claim, a key of a ConfigMap, a repository, rows that the spec holds
-    itself, a key of a Secret, the claim that the job writes to, or (a RewardModelReward) the result of another job."""
+    itself, a key of a Secret, or the claim that the job writes to."""
 
     field: str
     role: Role
@@ -51,7 +52,6 @@ def _reward(field: str, reward: RewardFunction) -> list[Binding]:
     named: dict[str, Source | None] = {
         "python.configMap": reward.python.config_map if reward.python else None,
         "rewardModel.source.volume": model.source.volume if model and model.source else None,
-        "rewardModel.fromJob": model if model and model.from_job else None,
         "http.secretRef": reward.http.secret_ref if reward.http else None,
     }
     return [Binding(f"{field}.{name}", "reward", given, reward.name) for name, given in named.items() if given]

@@ -23,6 +23,9 @@ REASONS: dict[str, Reason] = {
     ),
     "DatasetNotFound": Reason("Check dataset.train and dataset.eval: claim, path, repository, split and spelling."),
     "ModelNotFound": Reason("Check model: claim, path, repository, revision and spelling."),
+    "ArtifactChanged": Reason(
+        "What an earlier job has left was changed: restore it, or run that job anew, and then create a new job."
+    ),
     "AccessDenied": Reason("Check the Secret in tokenSecretRef and the rights of its token."),
     # policy/memory.py says more of both, and of another attempt with a smaller batch.
     "OutOfGPUMemory": Reason("Halve training.perDeviceBatchSize and double gradientAccumulationSteps."),

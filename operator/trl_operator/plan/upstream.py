@@ -1,50 +1,44 @@
 """Earlier jobs whose results a job uses: whether they are there, and where."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
 from typing import Any
 
 from pydantic import ValidationError
 
-from trl_contract.base import Kind
-from trl_contract.rewards import RewardFunction, RewardJobRef, RewardModelReward, RewardModelSource
+from trl_contract import upstreams as contract
 from trl_contract.sources import Volume
+from trl_contract.upstreams import Place, Upstream, with_volumes
 from trl_operator.api.job import Job, parse_known
 from trl_operator.api.status import ArtifactStatus, JobStatus, UpstreamRef
 from trl_operator.api.stored import read_status
 from trl_operator.plan.acceptance import Blocker
-from trl_operator.plan.bindings import bindings
 from trl_operator.plan.observation import Key
 
 Obj = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Upstream:
-    """A job that the spec names: `field` is where."""
+class Result:
+    """What an earlier job has left for this one: where it is, and which it is."""
 
-    field: str
-    kind: Kind
-    name: str
-    min_accuracy: float | None
-    """None: whatever its accuracy."""
+    volume: Volume
+    ref: UpstreamRef
+
+
+Results = Mapping[Upstream, Result]
 
 
 def upstreams(job: Job) -> list[Upstream]:
     """Return the jobs whose results the spec names."""
-    found = []
-    for binding in bindings(job):
-        match binding.source:
-            case RewardModelReward(from_job=RewardJobRef(name=name)) as model:
-                found.append(Upstream(binding.field, "RewardJob", name, model.least_accuracy))
-    return found
+    return contract.upstreams(job.training)
 
 
-def check_upstream(upstream: Upstream, obj: Obj | None) -> Blocker | None:
-    """Return what stands against using the result of `obj`; None if it is there and good enough."""
-    where = f"{upstream.field} names {upstream.kind} {upstream.name}"
+def look(upstream: Upstream, obj: Obj | None) -> Result | Blocker:
+    """Return the result of `obj` if it is there and good enough, else what stands against using it."""
+    where = f"{upstream.field} names {upstream.job}"
     if obj is None:
         return _waits("UpstreamNotFound", f"{where}, which does not exist: create it")
     status = read_status(obj.get("status", {}))
@@ -56,7 +50,7 @@ def check_upstream(upstream: Upstream, obj: Obj | None) -> Blocker | None:
     if (model := _model(status)) is None:
         return _fails("UpstreamFailed", f"{where}, which has left no model")
     try:
-        _volume(obj)
+        volume = _volume(obj, model)
     except ValidationError as error:
         # Its pods say what it left, and an older version of the operator may have stored it.
         first = error.errors(include_url=False)[0]
@@ -64,77 +58,77 @@ def check_upstream(upstream: Upstream, obj: Obj | None) -> Blocker | None:
         left = f"whose model {model.path or model.uri!r:.100} cannot be mounted"
         message = f"{where}, {left}: {field}: {first['msg']}: create that job anew"
         return _fails("UpstreamFailed", message)
-    if upstream.min_accuracy is None:
-        return None
-    accuracy = _accuracy(status)
-    if accuracy is None:
-        message = f"{where}, whose model was not evaluated: evaluate it, or set acknowledgeUnvalidated"
-        return _fails("RewardModelNotValidated", message)
-    if accuracy < upstream.min_accuracy:
-        message = (
-            f"{where}, whose model has accuracy {accuracy:g} on its held-out pairs, below {upstream.min_accuracy:g}"
-        )
-        return _fails("RewardModelNotValidated", message)
+    if blocker := _not_validated(upstream, where, status):
+        return blocker
+    ref = UpstreamRef(kind=upstream.kind, name=upstream.name, uid=obj["metadata"]["uid"], digest=model.digest)
+    return Result(volume, ref)
+
+
+def check_cycle(key: Key, waits_for: Callable[[Key], tuple[Key, ...]]) -> Blocker | None:
+    """Return what is wrong with a job that waits for itself, be it by way of others; `waits_for` returns the jobs whose
+    results one has yet to get."""
+    came_from: dict[Key, Key] = {}
+    reached = [key]
+    for at in reached:
+        for used in waits_for(at):
+            if used == key:
+                names = [f"{used[0]} {used[2]}"]
+                while at != key:
+                    names.insert(0, f"{at[0]} {at[2]}")
+                    at = came_from[at]
+                message = f"fromJob: {key[0]} {key[2]} waits for {', which waits for '.join(names)}"
+                return Blocker("UpstreamCycle", f"{message}: delete one of them, and create it with another source")
+            if used not in came_from:
+                came_from[used] = at
+                reached.append(used)
     return None
 
 
-def with_upstreams(job: Job, found: Mapping[str, Obj]) -> Job:
-    """Return `job` with each fromJob replaced by the volume that holds that job's model; `found` is by their names."""
-    return _with_volumes(job, {name: _volume(obj) for name, obj in found.items()})
+def with_results(job: Job, results: Results) -> Job:
+    """Return `job` with each fromJob replaced by the volume that holds that job's result."""
+    return _with_volumes(job, {upstream.place: result.volume for upstream, result in results.items()})
 
 
-def refs(job: Job, found: Mapping[str, Obj]) -> list[UpstreamRef]:
-    """Return which jobs' results `with_upstreams` has used."""
-    result = {}
-    for upstream in upstreams(job):
-        obj = found[upstream.name]
-        model = _model(read_status(obj["status"]))
-        assert model is not None, "check_upstream has seen it"
-        result[upstream.kind, upstream.name] = UpstreamRef(
-            kind=upstream.kind, name=upstream.name, uid=obj["metadata"]["uid"], digest=model.digest
-        )
-    return list(result.values())
+def refs(results: Results) -> list[UpstreamRef]:
+    """Return which jobs' results these are, each job once."""
+    return list({result.ref.uid: result.ref for result in results.values()}.values())
 
 
 def as_pinned(job: Job, file: str) -> Job:
     """Return `job` with each fromJob replaced as the job file of its run, which may be of another version, says."""
-    if not upstreams(job):
+    named = upstreams(job)
+    if not named:
         return job
-    rewards = {reward["name"]: reward for reward in json.loads(file)["spec"]["grpo"]["rewards"]}
-    volumes = {}
-    for reward in job.training.rewards:
-        if reward.reward_model and reward.reward_model.from_job:
-            place = rewards[reward.name]["rewardModel"]["source"]["volume"]
-            volumes[reward.reward_model.from_job.name] = Volume(claim_name=place["claimName"], path=place["path"])
+    volumes, found = {}, dict(_stored(json.loads(file)["spec"]))
+    for upstream in named:
+        source = found[upstream.place]
+        place = source.get("source", source)["volume"]
+        volumes[upstream.place] = Volume(claim_name=place["claimName"], path=place["path"])
     return _with_volumes(job, volumes)
 
 
 def used(obj: Obj) -> tuple[Key, ...]:
     """Return the keys of the jobs that a stored job names, whatever else is in its spec."""
-    rewards = obj.get("spec", {}).get("grpo", {}).get("rewards", ())
-    names = [reward.get("rewardModel", {}).get("fromJob", {}).get("name") for reward in rewards]
-    return tuple(("RewardJob", obj["metadata"]["namespace"], name) for name in names if name)
+    named = [source["fromJob"] for _, source in _stored(obj.get("spec", {})) if "fromJob" in source]
+    return tuple((ref.get("kind", "RewardJob"), obj["metadata"]["namespace"], ref["name"]) for ref in named)
 
 
-def _with_volumes(job: Job, volumes: Mapping[str, Volume]) -> Job:
-    if not upstreams(job):
+def _stored(spec: Obj) -> Iterator[tuple[Place, Obj]]:
+    """Yield the places of a stored spec, of whatever version, that may name a job."""
+    yield ("model", ""), spec.get("model", {})
+    yield ("reference_model", ""), spec.get("dpo", {}).get("referenceModel", {}).get("source", {})
+    for reward in spec.get("grpo", {}).get("rewards", ()):
+        yield ("reward", reward["name"]), reward.get("rewardModel", {})
+
+
+def _with_volumes(job: Job, volumes: Mapping[Place, Volume]) -> Job:
+    if not volumes:
         return job
-    rewards = [_with_volume(reward, volumes) for reward in job.training.rewards]
-    return replace(job, training=job.training.with_rewards(rewards))
+    return replace(job, training=with_volumes(job.training, volumes), builds_on=tuple(upstreams(job)))
 
 
-def _with_volume(reward: RewardFunction, volumes: Mapping[str, Volume]) -> RewardFunction:
-    model = reward.reward_model
-    if model is None or model.from_job is None:
-        return reward
-    source = RewardModelSource(volume=volumes[model.from_job.name])
-    return reward.model_copy(update={"reward_model": RewardModelReward(source=source)})
-
-
-def _volume(obj: Obj) -> Volume:
+def _volume(obj: Obj, model: ArtifactStatus) -> Volume:
     """Return where the model of a stored job is; raises ValidationError if it cannot be used."""
-    model = _model(read_status(obj["status"]))
-    assert model is not None, "check_upstream has seen it"
     if model.path is not None:
         return Volume.model_validate({"claimName": model.claim_name, "path": model.path})
     upstream, _ = parse_known(obj)
@@ -146,9 +140,21 @@ def _model(status: JobStatus) -> ArtifactStatus | None:
     return next((artifact for artifact in status.artifacts if artifact.type == "model"), None)
 
 
-def _accuracy(status: JobStatus) -> float | None:
+def _not_validated(upstream: Upstream, where: str, status: JobStatus) -> Blocker | None:
+    """Return why the model is not good enough; None if it is."""
+    if upstream.least_accuracy is None:
+        return None
     after = status.evaluation.after if status.evaluation else []
-    return next((float(metric.value) for metric in after if metric.name == "accuracy"), None)
+    accuracy = next((float(metric.value) for metric in after if metric.name == "accuracy"), None)
+    if accuracy is None:
+        message = f"{where}, whose model was not evaluated: evaluate it, or set acknowledgeUnvalidated"
+        return _fails("RewardModelNotValidated", message)
+    if accuracy < upstream.least_accuracy:
+        message = (
+            f"{where}, whose model has accuracy {accuracy:g} on its held-out pairs, below {upstream.least_accuracy:g}"
+        )
+        return _fails("RewardModelNotValidated", message)
+    return None
 
 
 def _waits(reason: str, message: str) -> Blocker:

@@ -7,7 +7,8 @@ from typing import Any
 
 from trl_contract.resolve import resolve
 from trl_operator.api.job import Job
-from trl_operator.api.status import Run, UpstreamRef
+from trl_operator.api.status import Run
+from trl_operator.plan.upstream import Results, refs, with_results
 from trl_operator.render.manifests import job_file, metadata_of
 from trl_operator.render.volumes import inline_rows
 
@@ -25,13 +26,17 @@ class Pinned:
     """The run's ConfigMap, if it has yet to be made."""
 
 
-def pin(job: Job, upstreams: list[UpstreamRef], trainer_image: str) -> Pinned:
-    """Return the run of a job whose results of earlier jobs are in place; `trainer_image` is for one that names none.
+def pin(job: Job, results: Results, trainer_image: str) -> Pinned:
+    """Return the run of a job that uses these results of earlier jobs; `trainer_image` is for one that names none.
 
     Its ConfigMap holds the job file with every default resolved and the rows of the spec itself, and never changes.
     Nothing is indented: rows with many small values would grow to several times what check_spec has measured.
     """
-    data = {"job.json": json.dumps(resolve(job_file(job)).to_wire(), ensure_ascii=False)}
+    job = with_results(job, results)
+    file = resolve(job_file(job))
+    digests = {file.paths.at(upstream.place): result.ref.digest for upstream, result in results.items()}
+    file = file.model_copy(update={"digests": digests or None})
+    data = {"job.json": json.dumps(file.to_wire(), ensure_ascii=False)}
     for name, rows in inline_rows(job).items():
         data[name] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     manifest = {
@@ -42,7 +47,7 @@ def pin(job: Job, upstreams: list[UpstreamRef], trainer_image: str) -> Pinned:
         "data": data,
     }
     image = job.cluster.image or trainer_image
-    return Pinned(job, Run(image=image, upstreams=upstreams, digest=digest(data)), manifest)
+    return Pinned(job, Run(image=image, upstreams=refs(results), digest=digest(data)), manifest)
 
 
 def digest(data: dict[str, str]) -> str:

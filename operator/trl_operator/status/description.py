@@ -41,5 +41,7 @@ def _model_name(job: Job) -> str:
     model = job.training.model
     if model.hub:
         return model.hub.repo[:256]
-    assert model.volume is not None, "a model is on a volume or on the hub"
+    if model.from_job:
+        return f"{model.from_job.kind.lower()}/{model.from_job.name}"[:256]
+    assert model.volume is not None, "the schema allows exactly one source"
     return f"{model.volume.claim_name}/{model.volume.path}"[:256]

@@ -10,6 +10,7 @@ from trl_operator.backend import BACKENDS, child_from, pod_from
 from trl_operator.constants import LABEL_JOB_UID
 from trl_operator.kube import JOBS, PODS
 from trl_operator.plan.observation import Attempt, Child, Key, Pod
+from trl_operator.store.dependants import Dependants
 from trl_operator.store.held import Held
 from trl_operator.store.objects import StoredJob, key_of, news, stored_job
 from trl_operator.store.waiting import Waiting
@@ -38,6 +39,7 @@ class Store:
         self.unseen = Held()
         """Jobs that were told once, whole, if they have no attempt."""
         self.waiting = Waiting(lambda key: self._changed(key))
+        self.dependants = Dependants()
 
     def watched(self) -> list[Watched]:
         """Return what has to be watched to keep this store."""
@@ -91,6 +93,7 @@ class Store:
             self._forget_pods(uid)
         if known is None or known.uid != job.uid or job.news not in (known.news, self._own_news.get(job.key)):
             self._changed(job.key)
+        self.dependants.put(job)
         if known is None or (known.uid, known.phase) != (job.uid, job.phase):
             self._tell_of_upstream(job)
 
@@ -106,6 +109,7 @@ class Store:
             self._own_news.pop(key, None)
             self._forget_pods(uid)
             self.waiting.wait(key, ())
+            self.dependants.drop(key)
             self._changed(key)
             self._tell_of_upstream(known)
 
@@ -115,10 +119,6 @@ class Store:
         if job.ended or job.key not in self.jobs:
             for upstream in job.uses:
                 self._changed(upstream)
-
-    def is_awaited(self, key: Key) -> bool:
-        """Return whether a job that has not ended uses the result of this one."""
-        return any(key in job.uses for job in self.jobs.values() if job.uses and not job.ended)
 
     def phases(self) -> Counter[tuple[str, str]]:
         """Return how many jobs there are of each kind in each phase."""

@@ -108,7 +108,15 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ("DPOJob", {"spec.hostNetwork": True}, ('unknown field "spec.hostNetwork"',)),
     ("DPOJob", {"spec.dataset.train.configMap.namespace": "other"}, ("namespace",)),
     # sources
-    ("DPOJob", {"spec.model": {}}, ("spec.model", "exactly one of hub, volume")),
+    ("DPOJob", {"spec.model": {}}, ("spec.model", "exactly one of hub, volume, fromJob")),
+    ("DPOJob", {"spec.model.fromJob": {"kind": "SFTJob", "name": "a"}}, ("spec.model", "exactly one of hub, volume")),
+    ("DPOJob", {"spec.model": {"fromJob": {"name": "a"}}}, ("spec.model.fromJob.kind", "Required")),
+    ("DPOJob", {"spec.model": {"fromJob": {"kind": "SFTJob"}}}, ("spec.model.fromJob.name", "Required")),
+    (
+        "DPOJob",
+        {"spec.model": {"fromJob": {"kind": "RewardJob", "name": "a"}}},
+        ("spec.model.fromJob.kind", "Unsupported value", "SFTJob"),
+    ),
     ("DPOJob", {"spec.model.volume": {"claimName": "c", "path": "p"}}, ("spec.model", "exactly one of hub, volume")),
     ("DPOJob", {"spec.dataset.train": {}}, ("spec.dataset.train", "exactly one of hub, volume, configMap, inline")),
     ("DPOJob", {"spec.dataset.train.inline": [{"a": 1}]}, ("spec.dataset.train", "exactly one of")),
@@ -512,6 +520,11 @@ GOOD: list[tuple[str, Change]] = [
     ("DPOJob", {"spec.dpo": {"lossType": ["sigmoid", "sft"], "lossWeights": [1, 0.5]}}),
     ("DPOJob", {"spec.dpo": {"lossType": ["robust"], "labelSmoothing": 0.1}}),
     ("DPOJob", {"spec.dpo.referenceModel": {"mode": "explicit", "source": {"hub": {"repo": "a/b"}}}}),
+    (
+        "DPOJob",
+        {"spec.dpo.referenceModel": {"mode": "explicit", "source": {"fromJob": {"kind": "SFTJob", "name": "a"}}}},
+    ),
+    *((kind, {"spec.model": {"fromJob": {"kind": "GRPOJob", "name": "a"}, "padToken": "x"}}) for kind in PLURALS),
     ("DPOJob", {"spec.numNodes": 4, "spec.storage": SHARED}),
     ("DPOJob", {"spec.storage": {"size": "0.5Gi", "accessModes": ["ReadWriteOncePod"]}}),
     ("DPOJob", {"spec.storage": {"size": 5000000000}, "spec.resources": {"limits": {"memory": 8000000000}}}),

@@ -1,5 +1,6 @@
-"""A GRPOJob that rewards with the model of a RewardJob, whatever the order in which they are applied."""
+"""Jobs that use what others leave, whatever the order in which they are applied."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -23,57 +24,129 @@ def reward_job(**spec: Any) -> dict[str, Any]:
     }
 
 
-def grpo_job() -> dict[str, Any]:
+def sft_job(name: str = "base", **spec: Any) -> dict[str, Any]:
+    rows = {"train": {"inline": [{"prompt": "Where is it?", "completion": "Here."}] * 4}}
+    return {**reward_job(dataset=rows, **spec), "kind": "SFTJob", "metadata": {"name": name}}
+
+
+def from_job(kind: str, name: str) -> dict[str, Any]:
+    return {"fromJob": {"kind": kind, "name": name}}
+
+
+def grpo_job(**spec: Any) -> dict[str, Any]:
     rewards = [{"name": "judge", "rewardModel": {"fromJob": {"name": "judge"}}}]
-    job = reward_job(dataset={"train": {"inline": [{"prompt": "Where is it?"}] * 8}}, grpo={"rewards": rewards})
+    rows = {"train": {"inline": [{"prompt": "Where is it?"}] * 8}}
+    job = reward_job(dataset=rows, grpo={"rewards": rewards}, **spec)
     return {**job, "kind": "GRPOJob", "metadata": {"name": "talk"}}
 
 
-def train_judge(node: FakeNode, record: Callable[..., str], accuracy: str) -> None:
-    """Play the RewardJob's pod to its end, with a model of this accuracy."""
-    [pod] = node.wait_for_pods(1, "judge-rm-0", timeout=30)
+def train(node: FakeNode, record: Callable[..., str], attempt: str, accuracy: str = "0.8") -> None:
+    """Play the pod of an attempt to its end, with a model of this accuracy."""
+    [pod] = node.wait_for_pods(1, attempt, timeout=30)
     node.run(pod)
     time = "2026-11-21T11:00:00Z"
     progress = {
         "attempt": 0, "step": 4, "totalSteps": 4, "lastUpdateTime": time, "activity": "exporting",
         "evaluation": {"before": [], "after": [{"name": "accuracy", "value": accuracy}]},
     }  # fmt: skip
-    artifact = {"type": "model", "uri": "the-uid/final", "digest": "sha256:abc"}
+    artifact = {"type": "model", "uri": f"uid-of-{attempt}/final", "digest": f"sha256:{attempt}"}
     node.succeed(pod, record(artifacts=[artifact], progress=progress))
 
 
-def test_it_waits_for_the_reward_model_and_finds_it(
+def said(status: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    return {c["type"]: (c["status"], c["reason"]) for c in status.get("conditions", ())}
+
+
+def waits_for(status: dict[str, Any]) -> str:
+    return str(next(c for c in status.get("conditions", ()) if c["type"] == "UpstreamReady")["message"])
+
+
+def claims_of(child: dict[str, Any]) -> set[str]:
+    volumes = child["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["volumes"]
+    return {v["persistentVolumeClaim"]["claimName"] for v in volumes if "persistentVolumeClaim" in v}
+
+
+WAKES_WITHIN_SECONDS = 5
+"""From the end of a job to the pod of the one that waits for it; nothing looks so often by itself."""
+
+
+def test_a_chain_that_is_applied_last_job_first_runs_in_order_and_each_stays_for_its_dependants(
     operator: Any, jobs: Any, node: FakeNode, record: Callable[..., str]
 ) -> None:
-    jobs.apply(grpo_job())
+    base = from_job("SFTJob", "base")
+    jobs.apply(grpo_job(model=base))
     status = jobs.wait_for_phase("talk", "Blocked", "grpojob", 10)
-    said = {c["type"]: (c["status"], c["reason"]) for c in status["conditions"]}
-    assert said == {"Accepted": ("True", "Accepted"), "UpstreamReady": ("False", "UpstreamNotFound")}
+    assert said(status) == {"Accepted": ("True", "Accepted"), "UpstreamReady": ("False", "UpstreamNotFound")}
+    assert waits_for(status) == "model.fromJob names SFTJob base, which does not exist: create it"
+    assert status["effective"]["model"] == "sftjob/base"
 
-    jobs.apply(reward_job(runPolicy={"ttlSecondsAfterFinished": 0}))
-    train_judge(node, record, "0.8")
+    now = {"runPolicy": {"ttlSecondsAfterFinished": 0}}
+    jobs.apply(reward_job(model=base, **now))
+    jobs.apply(sft_job(**now))
+    jobs.wait("grpojob", "talk", "waits for the base", lambda s: "SFTJob base, which is Starting" in waits_for(s), 10)
+    train(node, record, "base-sft-0")
+    jobs.wait_for_phase("base", "Succeeded", "sftjob")
+    [pod] = node.wait_for_pods(1, "judge-rm-0", timeout=WAKES_WITHIN_SECONDS)
+    assert claims_of(jobs.get("pytorchjob", "judge-rm-0")) == {"judge-rm", "base-sft"}
+    status = jobs.wait_for_phase("talk", "Blocked", "grpojob")
+    assert waits_for(status).startswith("grpo.rewards[0].rewardModel.fromJob names RewardJob judge, which is ")
+    train(node, record, "judge-rm-0")
     jobs.wait_for_phase("judge", "Succeeded", "rewardjob")
-    [pod] = node.wait_for_pods(1, "talk-grpo-0", timeout=30)
-    node.run(pod)
-    jobs.wait_for_phase("talk", "Running", "grpojob")
-    assert '"judge":"/mnt/rewards/judge/the-uid/final"' in node.files(pod, "/etc/trl")["job.json"].replace(" ", "")
-    child = jobs.get("pytorchjob", "talk-grpo-0")
-    volumes = child["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["volumes"]
-    claims = {v["persistentVolumeClaim"]["claimName"] for v in volumes if "persistentVolumeClaim" in v}
-    assert claims == {"talk-grpo", "judge-rm"}
 
-    # Its time is over, and it stays for as long as its model is needed.
+    [pod] = node.wait_for_pods(1, "talk-grpo-0", timeout=WAKES_WITHIN_SECONDS)
+    node.run(pod)
+    status = jobs.wait_for_phase("talk", "Running", "grpojob")
+    file = json.loads(node.files(pod, "/etc/trl")["job.json"])
+    assert file["paths"]["model"] == "/mnt/model/uid-of-base-sft-0/final"
+    assert file["paths"]["rewards"] == {"judge": "/mnt/rewards/judge/uid-of-judge-rm-0/final"}
+    assert file["digests"] == {
+        file["paths"]["model"]: "sha256:base-sft-0",
+        file["paths"]["rewards"]["judge"]: "sha256:judge-rm-0",
+    }
+    pinned = {(ref["kind"], ref["name"], ref["digest"]) for ref in status["run"]["upstreams"]}
+    assert pinned == {("SFTJob", "base", "sha256:base-sft-0"), ("RewardJob", "judge", "sha256:judge-rm-0")}
+    child = jobs.get("pytorchjob", "talk-grpo-0")
+    assert claims_of(child) == {"talk-grpo", "base-sft", "judge-rm"}
+    [container] = child["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
+    read_only = {m["mountPath"] for m in container["volumeMounts"] if m.get("readOnly")}
+    assert {"/mnt/model", "/mnt/rewards/judge"} <= read_only
+
+    # Their time is over, and they stay for as long as their models are needed.
     assert jobs.get("rewardjob", "judge") is not None
+    assert jobs.get("sftjob", "base") is not None
     node.succeed(pod, record())
     jobs.wait_for_phase("talk", "Succeeded", "grpojob")
-    wait_for("the RewardJob's TTL takes it away", lambda: jobs.get("rewardjob", "judge") is None, 60)
+    for kind, name in (("rewardjob", "judge"), ("sftjob", "base")):
+        wait_for(f"the TTL of {name} takes it away", lambda k=kind, n=name: jobs.get(k, n) is None, 30)
+
+
+def test_jobs_that_wait_for_each_other_are_refused_until_one_is_gone(operator: Any, jobs: Any) -> None:
+    jobs.apply(
+        sft_job("one", model=from_job("SFTJob", "two")),
+        sft_job("two", model=from_job("SFTJob", "one")),
+        sft_job("self", model=from_job("SFTJob", "self")),
+    )
+
+    def refused(status: dict[str, Any]) -> bool:
+        return said(status).get("Accepted") == ("False", "UpstreamCycle")
+
+    for name in ("one", "two", "self"):
+        status = jobs.wait("sftjob", name, "is refused", refused, 5)
+        assert status["phase"] == "Pending"
+    [accepted] = [c for c in jobs.status("sftjob", "one")["conditions"] if c["type"] == "Accepted"]
+    assert accepted["message"].startswith(
+        "fromJob: SFTJob one waits for SFTJob two, which waits for SFTJob one: delete"
+    )
+    jobs.delete("sftjob", "two")
+    status = jobs.wait_for_phase("one", "Blocked", "sftjob", 5)
+    assert said(status) == {"Accepted": ("True", "Accepted"), "UpstreamReady": ("False", "UpstreamNotFound")}
 
 
 def test_a_reward_model_that_is_not_good_enough_fails_the_job(
     operator: Any, jobs: Any, node: FakeNode, record: Callable[..., str]
 ) -> None:
     jobs.apply(reward_job(), grpo_job())
-    train_judge(node, record, "0.55")
+    train(node, record, "judge-rm-0", "0.55")
     status = jobs.wait_for_phase("talk", "Failed", "grpojob")
     assert status["failure"]["reason"] == "RewardModelNotValidated"
     assert "accuracy 0.55 on its held-out pairs, below 0.6" in status["failure"]["message"]

@@ -33,10 +33,15 @@ def here(resource: Resource, places: Places, gpus: int) -> JobFile:
     Inline rows and ConfigMaps of the same file are written below the job's folder. UserError if a place is missing or
     the machine cannot do what the job asks for.
     """
-    job = _job(resource, gpus)
-    if found := _obstacles(job):
+    check(resource, places, gpus)
+    return _placed(_job(resource, gpus), resource, places, sources.storage_folder(resource, places))
+
+
+def check(resource: Resource, places: Places, gpus: int) -> None:
+    """UserError where `here` would raise one."""
+    if found := _obstacles(_job(resource, gpus)):
         raise UserError("InvalidSpec", "\n".join(found))
-    return _placed(job, resource, places, sources.storage_folder(resource, places))
+    sources.find(resource, places)
 
 
 def imagined(resource: Resource, places: Places, gpus: int, scratch: Path) -> tuple[JobFile, list[str]]:

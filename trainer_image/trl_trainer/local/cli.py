@@ -1,4 +1,4 @@
-"""A job on this machine, without a cluster: `run` trains it, `explain` says what it would do."""
+"""Jobs on this machine, without a cluster: `run` trains them, `explain` says what one would do."""
 
 import argparse
 import sys
@@ -9,7 +9,7 @@ from typing import NoReturn
 from trl_contract.report import EXIT_CODES, USER_ERROR_EXIT_CODE
 from trl_trainer.errors import TrainerError
 from trl_trainer.local import Places, hub
-from trl_trainer.local.resource import read
+from trl_trainer.local.resource import read, read_all
 
 COMMANDS = ("run", "explain")
 
@@ -21,9 +21,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         # Each command imports what it needs: `explain` needs torch, whose import takes seconds.
         if given.command == "run":
-            from trl_trainer.local.run import run
+            from trl_trainer.local.chain import run_all
 
-            return run(given.file, places)
+            return run_all(read_all(given.file), places)
         hub.check(read(given.file), has_rows=False)
         from trl_trainer.local.explain import explain
 
@@ -43,11 +43,15 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="python -m trl_trainer", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, parser_class=_Parser)
     for name, text in (
-        ("run", "train on this machine: on all its GPUs, else on the CPU"),
+        (
+            "run",
+            "train on this machine, on all its GPUs, else on the CPU: the job of a file, or all jobs of a folder, each"
+            " after those whose results it uses",
+        ),
         ("explain", "print the resolved TRL config, the plan, the memory estimate and what is worth a look"),
     ):
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("file", type=Path, help="the file that one would `kubectl apply`, with one job in it")
+        command.add_argument("file", type=Path, help="the file, or folder, that one would `kubectl apply`")
         command.add_argument(
             "--storage",
             type=Path,

@@ -1,4 +1,4 @@
-"""Reads the file that one would `kubectl apply`, and refuses what the API server or the operator would refuse."""
+"""Reads the files that one would `kubectl apply`, and refuses what the API server or the operator would refuse."""
 
 import base64
 import difflib
@@ -31,9 +31,15 @@ QUALIFIED = r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}
 """A label's value, and the name of a label or an annotation."""
 
 
+Key = tuple[Kind, str, str]
+"""Kind, namespace and name of a job."""
+SUFFIXES = (".json", ".yaml", ".yml")
+"""What kubectl takes of a folder."""
+
+
 @dataclass(frozen=True)
 class Resource:
-    """The one job of a file, and the ConfigMaps beside it."""
+    """A job, and the ConfigMaps beside it."""
 
     kind: Kind
     namespace: str
@@ -43,23 +49,58 @@ class Resource:
     config_maps: dict[str, dict[str, bytes]]
     """Content of each key, by the ConfigMap's name."""
 
+    @property
+    def key(self) -> Key:
+        return self.kind, self.namespace, self.name
+
 
 def read(path: Path) -> Resource:
     """Return the job of a YAML (or JSON) file. UserError has a line for each field that is wrong: its value and the
     remedy."""
-    documents = [document for document in _documents(path) if document is not None]
-    for document in documents:
-        if not isinstance(document, dict) or not isinstance(document.get("kind"), str):
-            raise UserError("InvalidSpec", f"{path}: every document needs a kind")
-    jobs = [document for document in documents if document["kind"] in KINDS]
-    if len(jobs) != 1:
-        found = ", ".join(document["kind"] for document in documents) or "nothing"
-        raise UserError("InvalidSpec", f"{path}: needs exactly one job ({', '.join(KINDS)}); it has {found}")
-    maps = [document for document in documents if document["kind"] == "ConfigMap"]
-    return _resource(jobs[0], {_name(document): _data(document) for document in maps})
+    found = read_all(path)
+    if len(found) != 1:
+        names = ", ".join(f"{each.kind} {each.name}" for each in found)
+        raise UserError("InvalidSpec", f"{path}: needs exactly one job; it has {names}: `run` takes several")
+    return found[0]
+
+
+def read_all(path: Path) -> list[Resource]:
+    """Return the jobs of a YAML (or JSON) file, or of all of them in a folder, in order of name, each with all
+    ConfigMaps. UserError has a line for each field that is wrong."""
+    files = sorted(each for each in path.iterdir() if each.suffix in SUFFIXES) if path.is_dir() else [path]
+    documents = {file: list(_documents(file)) for file in files}
+    given = [document for each in documents.values() for document in each]
+    maps = {_name(document): _data(document) for document in given if document["kind"] == "ConfigMap"}
+    jobs, wrong = {}, []
+    for file, each in documents.items():
+        for document in (document for document in each if document["kind"] in KINDS):
+            try:
+                job = _resource(document, maps)
+            except UserError as error:
+                where = f"{file.name}: " if path.is_dir() else ""
+                wrong += [f"{where}{line}" for line in error.message.splitlines()]
+                continue
+            if job.key in jobs:
+                wrong.append(f"{file.name}: {job.kind} {job.name} is there twice: give one of them another name")
+            jobs[job.key] = job
+    if wrong:
+        raise UserError("InvalidSpec", "\n".join(wrong))
+    if not jobs:
+        found = ", ".join(document["kind"] for document in given) or "nothing"
+        raise UserError("InvalidSpec", f"{path}: needs a job ({', '.join(KINDS)}); it has {found}")
+    return list(jobs.values())
 
 
 def _documents(path: Path) -> Iterator[Any]:
+    for document in _parse(path):
+        if document is None:
+            continue
+        if not isinstance(document, dict) or not isinstance(document.get("kind"), str):
+            raise UserError("InvalidSpec", f"{path}: every document needs a kind")
+        yield document
+
+
+def _parse(path: Path) -> Iterator[Any]:
     try:
         yield from yaml.load_all(path.read_text(), Loader=_Loader)
     except FileNotFoundError:

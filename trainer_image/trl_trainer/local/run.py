@@ -20,7 +20,7 @@ from trl_trainer.launch.network import PATIENCE
 from trl_trainer.launch.processes import end_with_parent
 from trl_trainer.local import hub
 from trl_trainer.local.receiver import Receiver
-from trl_trainer.local.resource import Resource, read
+from trl_trainer.local.resource import Resource
 
 REFRESH_SECONDS = 0.3
 UNTOLD = re.compile(r"runtime|per_second|^num_tokens$|^epoch$")
@@ -31,9 +31,8 @@ QUIET_REFRESH_SECONDS = 30.0
 """Between two lines of the bar where nobody watches it."""
 
 
-def run(path: Path, places: local.Places) -> int:
-    """Train the job of `path` to its end and return the supervisor's exit code. UserError before it starts."""
-    resource = read(path)
+def run(resource: Resource, places: local.Places) -> int:
+    """Train a job to its end and return the supervisor's exit code. UserError before it starts."""
     job = local.here(resource, places, local.num_gpus())
     variables = user_variables(resource)
     work = Path(job.paths.storage) / job.uid

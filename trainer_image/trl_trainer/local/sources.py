@@ -13,8 +13,9 @@ import trl_trainer
 from trl_contract.jobfile import Paths
 from trl_contract.rewards import RewardFunction
 from trl_contract.sources import ConfigMapKey, DataSource, ModelSource, Volume
+from trl_contract.upstreams import Place, Upstream, upstreams
 from trl_trainer.errors import UserError
-from trl_trainer.local.resource import Resource
+from trl_trainer.local.resource import Key, Resource
 
 WEIGHTS = {".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack", ".onnx"}
 LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft", "datasets", "tokenizers")
@@ -27,6 +28,8 @@ class Places:
     storage: Path | None = None
     volumes: Mapping[str, Path] = field(default_factory=dict)
     config_maps: Mapping[str, Path] = field(default_factory=dict)
+    results: Mapping[Key, Path | None] = field(default_factory=dict)
+    """The models that other jobs have left, by these; None: it will be there. Of others the newest in the storage."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +82,8 @@ def find(resource: Resource, places: Places) -> Sources:
     """Return all that the spec names; UserError with a line for each that is not there."""
     spec, finder = resource.training, _Finder(resource, places)
     fields = {
-        "model": finder.model(spec.model, "model"),
-        "reference_model": finder.model(spec.explicit_reference, "dpo.referenceModel.source"),
+        "model": finder.model(spec.model, ("model", ""), "model"),
+        "reference_model": finder.model(spec.explicit_reference, ("reference_model", ""), "dpo.referenceModel.source"),
         "train": finder.rows(spec.dataset.train, "train", "dataset.train"),
         "eval": finder.rows(spec.dataset.eval, "eval", "dataset.eval"),
     }
@@ -116,8 +119,11 @@ class _Finder:
         self.missing: list[str] = []
         self._resource = resource
         self._places = places
+        self._upstreams = {upstream.place: upstream for upstream in upstreams(resource.training)}
 
-    def model(self, source: ModelSource | None, field: str) -> Source | None:
+    def model(self, source: ModelSource | None, place: Place, field: str) -> Source | None:
+        if place in self._upstreams:
+            return self._result(self._upstreams[place])
         return None if source is None or source.volume is None else self._place(source.volume, f"{field}.volume")
 
     def rows(self, source: DataSource | None, name: str, field: str) -> Source | None:
@@ -139,25 +145,34 @@ class _Finder:
             return None
         if reward.reward_model.source is not None:
             return self._place(reward.reward_model.source.volume, f"{field}.rewardModel.source.volume")
-        assert reward.reward_model.from_job is not None, "the schema allows exactly one source"
-        least = reward.reward_model.least_accuracy
-        return self._result(reward.reward_model.from_job.name, f"{field}.rewardModel", least)
+        return self._result(self._upstreams["reward", reward.name])
 
-    def _result(self, name: str, field: str, least: float | None) -> Source | None:
-        """Return the newest model that `run` has made of the RewardJob of this name, in the same storage."""
-        storage = storage_folder(self._resource, self._places).absolute()
-        made = [path for path in storage.glob(f"{name}-{'[0-9a-f]' * 8}/final") if path.is_dir()]
-        if not made:
-            remedy = "run its file first, with the same --storage"
-            return self._is_missing(f"{field}.fromJob: RewardJob {name} has no model in {storage}: {remedy}")
-        newest = max(made, key=lambda path: path.stat().st_mtime)
-        accuracy = _accuracy(newest.parent / "metrics.jsonl")
+    def _result(self, upstream: Upstream) -> Source | None:
+        """Return the model that a job has left: as told, or the newest that `run` has made of it in the same
+        storage."""
+        key = (upstream.kind, self._resource.namespace, upstream.name)
+        model = self._places.results[key] if key in self._places.results else self._newest(upstream)
+        if model is None:
+            return None
+        least, accuracy = upstream.least_accuracy, _accuracy(model.parent / "metrics.jsonl")
         if least is not None and (accuracy is None or accuracy < least):
             return self._is_missing(
-                f"{field}.minAccuracy: {newest} has accuracy {accuracy} on its held-out pairs, wanted is"
-                f" {least:g}: train a better one, lower it, or set acknowledgeUnvalidated"
+                f"{upstream.field.removesuffix('fromJob')}minAccuracy: {model} has accuracy {accuracy} on its held-out"
+                f" pairs, wanted is {least:g}: train a better one, lower it, or set acknowledgeUnvalidated"
             )
-        return newest
+        return model
+
+    def _newest(self, upstream: Upstream) -> Path | None:
+        storage = storage_folder(self._resource, self._places).absolute()
+        made = [
+            path.parent
+            for path in storage.glob(f"{upstream.name}-{'[0-9a-f]' * 8}/final/resolved.json")
+            if json.loads(path.read_text())["kind"] == upstream.kind
+        ]
+        if not made:
+            remedy = "run its file first, with the same --storage, or the folder with both files"
+            self._is_missing(f"{upstream.field}: {upstream.job} has no model in {storage}: {remedy}")
+        return max(made, key=lambda path: path.stat().st_mtime, default=None)
 
     def _place(self, source: Volume | ConfigMapKey, field: str) -> Source | None:
         if isinstance(source, Volume):

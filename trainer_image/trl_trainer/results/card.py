@@ -58,7 +58,9 @@ def source(job: JobFile) -> str:
     model = job.spec.model
     if model.hub is not None:
         return f"{model.hub.repo}@{model.hub.revision or 'default branch'}"
-    assert model.volume is not None, "a model is on a volume or on the hub"
+    if model.from_job is not None:
+        return f"{model.from_job.kind} {model.from_job.name}"
+    assert model.volume is not None, "the schema allows exactly one source"
     return f"volume {model.volume.claim_name}, {model.volume.path}"
 
 

@@ -1,6 +1,5 @@
 """The job's result: `final/`, a complete model that loads with from_pretrained, and `final/adapter/` beside it."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -17,13 +16,13 @@ from trl_trainer.distributed import world
 from trl_trainer.distributed.gathering import to_main
 from trl_trainer.distributed.world import Run
 from trl_trainer.errors import TrainerError
-from trl_trainer.files import fsync
+from trl_trainer.files import fsync, sha256, total_digest
 from trl_trainer.launch import watchdog
 from trl_trainer.models import skeleton, source, vocabulary
 from trl_trainer.models.skeleton import Skeleton
 from trl_trainer.preflight.ends import TOKENS
 from trl_trainer.results.merge import merge
-from trl_trainer.results.shards import Shards, sha256
+from trl_trainer.results.shards import Shards
 from trl_trainer.stage import Stage
 
 
@@ -151,19 +150,8 @@ def make_final(run: Run, written: Written) -> list[Artifact]:
         checkpoint.remove(final)
     os.rename(folder, final)
     fsync(run.work)
-    found = [Artifact(type="model", uri=f"{run.job.uid}/final", digest=total(digests))]
+    found = [Artifact(type="model", uri=f"{run.job.uid}/final", digest=total_digest(digests))]
     adapter = {name.removeprefix("adapter/"): value for name, value in digests.items() if name.startswith("adapter/")}
     if adapter:
-        found.append(Artifact(type="adapter", uri=f"{run.job.uid}/final/adapter", digest=total(adapter)))
+        found.append(Artifact(type="adapter", uri=f"{run.job.uid}/final/adapter", digest=total_digest(adapter)))
     return found
-
-
-def digest(folder: Path) -> str:
-    """Return sha256:<hex> over the names and contents of all files below `folder`, in order of name."""
-    return total({str(path.relative_to(folder)): sha256(path) for path in folder.rglob("*") if path.is_file()})
-
-
-def total(digests: dict[str, str]) -> str:
-    """Return the digest of a folder from those of its files, by their path in it. Pure."""
-    lines = "".join(f"{name}\n{digests[name]}\n" for name in sorted(digests, key=Path))
-    return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"

@@ -1,6 +1,5 @@
 """A model's folder, written one safetensors file at a time, in the layout of save_pretrained."""
 
-import hashlib
 import json
 import os
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 import torch
 from transformers.modeling_utils import load_state_dict
 
-from trl_trainer.files import fsync
+from trl_trainer.files import fsync, sha256
 
 
 class Shards:
@@ -44,9 +43,3 @@ class Shards:
             index = {"metadata": self._metadata, "weight_map": self._weight_map}
             text = json.dumps(index, indent=2, sort_keys=True) + "\n"
             (self._folder / "model.safetensors.index.json").write_text(text)
-
-
-def sha256(path: Path) -> str:
-    """Return the hex digest of a file's contents."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
