@@ -37,7 +37,7 @@ async def run(settings: Settings) -> None:
         lease = Lease(await stack.enter_async_context(await Kube.connect(LEASE_CONNECTIONS)), settings)
         store, metrics, certificates = Store(), ControllerMetrics(), Certificates(kube, settings)
         queue: WorkQueue[Key] = WorkQueue(metrics.queue_wait_seconds.observe)
-        needs = Needs(store)
+        needs = Needs(store, settings.kueue)
         watched = [*store.watched(), *needs.watched()]
         relist = Relist(kube, watched, settings.namespaces, settings.relist_seconds)
         health = Health(relist.age, settings.relist_seconds, queue.oldest_seconds)

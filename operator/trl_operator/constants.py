@@ -11,6 +11,10 @@ LABEL_JOB_NAME: Final = f"{GROUP}/job-name"
 LABEL_JOB_KIND: Final = f"{GROUP}/job-kind"
 LABEL_ATTEMPT: Final = f"{GROUP}/attempt"
 
+LABEL_QUEUE: Final = "kueue.x-k8s.io/queue-name"
+"""Kueue's, of a workload; on a job it means the same as spec.queue.name."""
+LABEL_QUEUE_PRIORITY: Final = "kueue.x-k8s.io/priority-class"
+
 MANAGER_STATUS: Final = "trl-operator-status"
 MANAGER_PROGRESS: Final = "trl-operator-progress"
 """Field manager of progress, rewards, checkpoints, evaluation and resumedFromStep."""

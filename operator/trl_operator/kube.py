@@ -39,6 +39,8 @@ EVENTS: Final = Resource("", "v1", "events")
 LEASES: Final = Resource("coordination.k8s.io", "v1", "leases")
 NETWORK_POLICIES: Final = Resource("networking.k8s.io", "v1", "networkpolicies")
 TOKEN_REVIEWS: Final = Resource("authentication.k8s.io", "v1", "tokenreviews")
+WORKLOADS: Final = Resource("kueue.x-k8s.io", "v1beta2", "workloads")
+"""Kueue's: one of each workload that it manages."""
 JOBS: Final[dict[str, Resource]] = {kind: Resource(GROUP, VERSION, info.plural) for kind, info in KINDS.items()}
 
 

@@ -17,10 +17,11 @@ from trl_operator.backend import backend_for
 from trl_operator.blockers import find_blocker, things
 from trl_operator.constants import API_VERSION, LABEL_ATTEMPT, LABEL_JOB_UID, MANAGER_PROGRESS, MANAGER_STATUS
 from trl_operator.errors import ApiError, Refused
-from trl_operator.kube import EVENTS, JOBS, PODS, Kube
+from trl_operator.kube import EVENTS, JOBS, PODS, WORKLOADS, Kube
 from trl_operator.lease import Lease
 from trl_operator.metrics import ControllerMetrics
 from trl_operator.plan.acceptance import Blocker, check_spec
+from trl_operator.plan.admission import NOT_INSTALLED, Admission
 from trl_operator.plan.observation import Attempt, Child, Key, Mark, current_attempt, parse_time
 from trl_operator.plan.outcome import records
 from trl_operator.plan.upstream import check_cycle
@@ -163,13 +164,17 @@ class Reconciler:
             return await self._between(job, obj, attempt.number, others)
         if child is None or child.state != "active":
             await self._refresh_pods(attempt, child.state if child else "gone")
-        if child is not None and child.suspended_by:
+        admission = self._admission(child)
+        if child is not None and child.suspended_by and not (job.queue_name or admission.known):
             self._store.forget_gone_pods(replace(attempt, child_uid=child.uid))
         pods = tuple(self._store.pods(replace(attempt, child_uid=child.uid) if child else attempt))
         told = self._needs.told(attempt.job, child, pods, job.cluster.num_nodes)
         older_waits = half_since(pods, job.cluster.num_nodes) is not None and self._store.an_older_job_waits(job.uid)
         mark = self._marks[attempt.job] = stall.mark(self._marks.get(attempt.job), read_status(current))
-        return View(child, others, pods, told, older_waits=older_waits, mark=mark), None
+        return View(child, others, pods, told, admission=admission, older_waits=older_waits, mark=mark), None
+
+    def _admission(self, child: Child | None) -> Admission:
+        return self._needs.admissions.of(child) if self._exists(WORKLOADS) else Admission(NOT_INSTALLED)
 
     async def _refresh_pods(self, attempt: Attempt, state: str) -> None:
         """List an attempt's pods when it is first seen in this state, and then now and then: the watch tells the rest,
@@ -200,7 +205,7 @@ class Reconciler:
         blocker = await find_blocker(self._kube, self._needs, found.job, attempt, current)
         if blocker is None:
             self._store.waiting.wait(key, ())
-        return View(others=others, blocker=blocker, run=found.run), found
+        return View(others=others, admission=self._admission(None), blocker=blocker, run=found.run), found
 
     async def _save_last_words(self, job: Job, obj: Obj, view: View) -> Obj:
         """Write the progress that exit records carry, so that the end does not depend on the receiver."""
@@ -266,7 +271,10 @@ class Reconciler:
         if decision.create:
             assert pinned is not None, "an attempt begins only when nothing stands against it"
             started = await self._start(pinned, obj, attempt_file(read_status(decision.status)))
-            view = View(blocker=started) if isinstance(started, Blocker) else View(started)
+            if isinstance(started, Blocker):
+                view = View(blocker=started)
+            else:
+                view = View(started, admission=self._admission(started))
             begun = decide(job, obj["status"], view, self._now())
             await self._write_status(job, obj, begun.status)
             return begun.requeue

@@ -65,6 +65,8 @@ class Settings(Shared):
     """A leader that could not renew for so long gives up."""
     retry_seconds: float = 2
     """Pause between two looks at the lease."""
+    kueue: bool = False
+    """Read what Kueue says of workloads."""
     workers: int = 10
     """Jobs that are looked at at the same time."""
 

@@ -238,6 +238,36 @@ class EnvVar(Model):
     """Where its value comes from."""
 
 
+class QueueTopology(Model):
+    """How close to each other Kueue places the pods: exactly one of three."""
+
+    rules: ClassVar = (
+        Rule(
+            "[has(self.required), has(self.preferred), has(self.unconstrained)].filter(x, x).size() == 1",
+            "give exactly one of required, preferred, unconstrained",
+            lambda self: [self.required, self.preferred, self.unconstrained].count(None) == 2,
+        ),
+    )
+
+    required: QualifiedName | None = None
+    """All pods go into one domain of this node label, a level of the flavor's Topology; the job waits for it."""
+    preferred: QualifiedName | None = None
+    """They go into one domain of this node label if they can, else into one of a wider level, else into several."""
+    unconstrained: Literal[True] | None = None
+    """They go wherever the Topology has room."""
+
+
+class Queue(Model):
+    """The queue of Kueue's that the job waits in for its nodes."""
+
+    name: Annotated[Name, Field(max_length=63)]
+    """A LocalQueue in the job's namespace; the job's label kueue.x-k8s.io/queue-name says the same."""
+    priority_class: Annotated[Name, Field(max_length=63)] | None = None
+    """A WorkloadPriorityClass; if unset, Kueue takes the priority of the pods' priorityClassName."""
+    topology: QueueTopology | None = None
+    """How close to each other the pods are to be; only for flavors with a Topology."""
+
+
 class RunPolicy(Model):
     """How the job runs. The only part of a spec that may be edited."""
 
@@ -285,6 +315,8 @@ class ClusterSpec(Model):
     """Node taints that the pods tolerate."""
     priority_class_name: Name | None = None
     """PriorityClass of the pods."""
+    queue: Queue | None = None
+    """A queue of Kueue's to wait in; name and priorityClass may be changed while no attempt runs."""
     image: Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[!-~]+$")] | None = None
     """Trainer image; the operator's own trainer image if unset."""
     image_pull_secrets: Annotated[list[LocalObjectReference], Field(max_length=8)] | None = None

@@ -6,9 +6,8 @@ from typing import Any
 
 import yaml
 
-from trl_contract.jobs import NAME_RULE
 from trl_operator.api.kinds import KINDS, KindInfo
-from trl_operator.api.rules import spec_rules
+from trl_operator.api.rules import object_rules, spec_rules
 from trl_operator.api.schema import Schema, structural_schema
 from trl_operator.api.status import JobStatus
 from trl_operator.constants import GROUP, VERSION
@@ -79,7 +78,7 @@ def _schema(info: KindInfo) -> Schema:
             "spec": spec,
             "status": structural_schema(JobStatus),
         },
-        "x-kubernetes-validations": [NAME_RULE.entry()],
+        "x-kubernetes-validations": object_rules(),
     }
 
 

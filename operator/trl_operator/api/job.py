@@ -10,7 +10,7 @@ from trl_contract.cluster import ClusterSpec
 from trl_contract.spec import TrainingSpec
 from trl_contract.upstreams import Upstream
 from trl_operator.api.kinds import KINDS, KindInfo
-from trl_operator.constants import API_VERSION, GROUP, VERSION
+from trl_operator.constants import API_VERSION, GROUP, LABEL_QUEUE, VERSION
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,18 @@ class Job:
     training: TrainingSpec
     builds_on: tuple[Upstream, ...] = ()
     """Earlier jobs in place of whose names `training` has their results."""
+    queue_label: str = ""
+    """Queue that its label names; empty: none."""
+
+    @property
+    def queue_name(self) -> str:
+        """The queue that its attempts wait in; empty: none."""
+        return self.cluster.queue.name if self.cluster.queue else self.queue_label
+
+    @property
+    def queue_priority(self) -> str:
+        """The WorkloadPriorityClass of its attempts; empty: none."""
+        return (self.cluster.queue.priority_class if self.cluster.queue else None) or ""
 
     @property
     def audience(self) -> str:
@@ -99,4 +111,5 @@ def parse_job(obj: dict[str, Any]) -> Job:
         generation=metadata.get("generation", 0),
         cluster=spec,
         training=info.training.model_validate(training),
+        queue_label=metadata.get("labels", {}).get(LABEL_QUEUE, ""),
     )

@@ -3,7 +3,7 @@
 from pydantic import JsonValue
 
 from trl_contract.base import Kind, cel
-from trl_contract.jobs import PROCESSES, JobSpec
+from trl_contract.jobs import NAME_RULE, PROCESSES, JobSpec
 from trl_contract.training import PeftWithDropout
 
 Entry = dict[str, JsonValue]
@@ -11,10 +11,11 @@ Entry = dict[str, JsonValue]
 
 
 def spec_rules(kind: Kind, spec: type[JobSpec]) -> list[Entry]:
-    """Return the rules of a kind's spec: immutability of every field but runPolicy, topology, batch arithmetic."""
+    """Return the rules of a kind's spec: immutability of every field but runPolicy and queue, topology, batch
+    arithmetic."""
     fixed = [_immutable(field.alias or name, field.is_required() or field.default is not None)
-             for name, field in spec.model_fields.items() if name != "run_policy"]  # fmt: skip
-    rules = [*fixed, *(rule.entry() for rule in spec.rules)]
+             for name, field in spec.model_fields.items() if name not in ("run_policy", "queue")]  # fmt: skip
+    rules = [*fixed, _queue_topology(), *(rule.entry() for rule in spec.rules)]
     if spec.model_fields["peft"].annotation is PeftWithDropout:
         rules.append(_nothing_left_out_anew())
     if kind == "GRPOJob":
@@ -28,6 +29,24 @@ def _immutable(field: str, always_there: bool) -> Entry:
         same = f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || {same})"
     message = f"{field} cannot be changed: create a new job, or edit runPolicy"
     return cel(same, message) | {"fieldPath": f".{field}"}
+
+
+def _queue_topology() -> Entry:
+    there, was = "has(self.queue) && has(self.queue.topology)", "has(oldSelf.queue) && has(oldSelf.queue.topology)"
+    same = f"({there}) == ({was}) && (!({there}) || self.queue.topology == oldSelf.queue.topology)"
+    message = "queue.topology cannot be changed: create a new job, or edit queue.name, queue.priorityClass or runPolicy"
+    return cel(same, message) | {"fieldPath": ".queue"}
+
+
+def object_rules() -> list[Entry]:
+    """Return the rules of a whole object, which see its status too."""
+    there, was = "has(self.spec.queue)", "has(oldSelf.spec.queue)"
+    same = f"{there} == {was} && (!{there} || self.spec.queue == oldSelf.spec.queue)"
+    rests = "!has(self.status) || !has(self.status.workload) || has(self.status.phase) && self.status.phase == 'Queued'"
+    message = (
+        "queue cannot be changed while an attempt runs, nor after the end: suspend the job (runPolicy.suspend) first"
+    )
+    return [NAME_RULE.entry(), cel(f"{same} || {rests}", message) | {"fieldPath": ".spec.queue"}]
 
 
 def _nothing_left_out_anew() -> Entry:

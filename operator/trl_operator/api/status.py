@@ -24,14 +24,14 @@ from trl_operator.api.parts import (
 from trl_operator.api.reported import CheckpointStatus, EvaluationStatus, ProgressStatus, RewardStatus
 
 Phase = Literal[
-    "Pending", "Blocked", "Starting", "Running", "Restarting", "Stopping", "Suspended", "Succeeded", "Failed",
+    "Pending", "Blocked", "Queued", "Starting", "Running", "Restarting", "Stopping", "Suspended", "Succeeded", "Failed",
     "Cancelled",
 ]  # fmt: skip
 
 
 class Condition(Part):
     type: Annotated[str, Field(max_length=63)]
-    """Accepted, UpstreamReady, Running, Stalled, Suspended, EvaluationSkipped, KLPenaltyDisabled or Succeeded."""
+    """Accepted, UpstreamReady, Queued, Running, Stalled, Suspended, EvaluationSkipped, KLPenaltyDisabled, Succeeded."""
     status: Literal["True", "False", "Unknown"]
     """Whether the condition holds."""
     reason: Annotated[str, Field(min_length=1, max_length=256, pattern="^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")]
@@ -168,8 +168,8 @@ class JobStatus(Part):
     observed_generation: Int64 | None = None
     """Generation of the job that this status was decided on."""
     conditions: Annotated[list[Condition], Field(max_length=16, json_schema_extra=list_map("type"))] = []
-    """Accepted, UpstreamReady, Running, Stalled, Suspended, EvaluationSkipped, KLPenaltyDisabled, and Succeeded at the
-    end."""
+    """Accepted, UpstreamReady, Queued, Running, Stalled, Suspended, EvaluationSkipped, KLPenaltyDisabled, and Succeeded
+    at the end."""
     phase: Phase | None = None
     """Summary for printing."""
     waiting: Waiting | None = None
@@ -235,16 +235,16 @@ class JobStatus(Part):
         """Return why the job does not run, by its conditions: the first one that keeps it from going on."""
         if self.completion_time is not None:
             return None
-        found = [condition for kind in _NEEDED if (condition := self.condition(kind)) is not None]
-        if (first := next((each for each in found if each.status != "True"), None)) is None:
+        found = [(each, needed) for kind, needed in _NEEDED.items() if (each := self.condition(kind)) is not None]
+        if (first := next((each for each, needed in found if each.status != needed), None)) is None:
             # A job that has never run has no condition that says it does not.
             rests = self.is_true("Suspended") and not self.is_true("Running")
             first = self.condition("Suspended") if rests else None
         return Waiting(reason=first.reason, message=first.message) if first else None
 
 
-_NEEDED = ("Accepted", "UpstreamReady", "Running")
-"""Conditions that a job needs to run, in the order in which it comes to them."""
+_NEEDED = {"Accepted": "True", "UpstreamReady": "True", "Queued": "False", "Running": "True"}
+"""What the conditions of a job that runs are, in the order in which it comes to them."""
 
 
 def workload(status: dict[str, Any]) -> dict[str, Any]:

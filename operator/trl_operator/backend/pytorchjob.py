@@ -8,8 +8,8 @@ from typing import Any, Final, Literal
 
 from trl_operator.api.job import Job
 from trl_operator.constants import LABEL_ATTEMPT
-from trl_operator.plan.observation import Child, Owner, controller, job_owner, number
-from trl_operator.render.manifests import Installation, child_metadata, pod_template
+from trl_operator.plan.observation import Child, Owner, controller, job_owner, number, queue_of
+from trl_operator.render.manifests import Installation, pod_template, workload_metadata
 from trl_operator.resource import Resource
 
 Obj = dict[str, Any]
@@ -31,11 +31,11 @@ def manifest(job: Job, attempt: int, installation: Installation) -> Obj:
     return {
         "apiVersion": f"{RESOURCE.group}/{RESOURCE.version}",
         "kind": KIND,
-        "metadata": child_metadata(job, attempt),
+        "metadata": workload_metadata(job, attempt),
         "spec": {
             "nprocPerNode": str(job.cluster.processes_per_node),
             # Retries, deadline and TTL are ours: its own backoffLimit 0 deletes every pod, evidence included.
-            "runPolicy": {"cleanPodPolicy": "Running"},
+            "runPolicy": {"cleanPodPolicy": "Running"} | ({"suspend": True} if job.queue_name else {}),
             "pytorchReplicaSpecs": {
                 "Worker": {
                     "replicas": job.cluster.num_nodes,
@@ -82,6 +82,7 @@ def child_from(obj: Obj) -> Child | None:
         deleting="deletionTimestamp" in metadata,
         message=conditions.get("Failed", {}).get("message", ""),
         suspended_by=_suspended_by(obj),
+        **queue_of(metadata),
     )
 
 

@@ -8,6 +8,7 @@ from trl_contract.cluster import Storage
 from trl_contract.quantity import amount
 from trl_contract.sources import ConfigMapKey, HubDataset, HubModel, Volume
 from trl_operator.api.job import Job
+from trl_operator.constants import LABEL_QUEUE
 from trl_operator.plan.bindings import bindings
 
 SHARED = {"ReadWriteMany", "ReadOnlyMany"}
@@ -61,7 +62,10 @@ def references(job: Job) -> list[Reference]:
 
 
 def check_spec(job: Job) -> Blocker | None:
-    """Return what is wrong with the spec itself and cannot be said in its schema."""
+    """Return what is wrong with the job itself and cannot be said in its schema."""
+    if job.queue_label not in ("", job.queue_name):
+        names = f"queue.name is {job.queue_name}, but the job's label {LABEL_QUEUE} is {job.queue_label}"
+        return Blocker("QueueNamesDiffer", f"{names}: change or remove one of them")
     found = acceptance.refused(job.training)
     return Blocker(*found) if found else None
 

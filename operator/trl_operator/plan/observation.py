@@ -14,6 +14,8 @@ from trl_operator.constants import (
     LABEL_JOB_KIND,
     LABEL_JOB_NAME,
     LABEL_JOB_UID,
+    LABEL_QUEUE,
+    LABEL_QUEUE_PRIORITY,
 )
 
 Key = tuple[str, str, str]
@@ -96,7 +98,12 @@ class Child:
     deleting: bool = False
     message: str = ""
     suspended_by: str = ""
-    """Who has suspended it, which we never do: its pods go, and come again when it is let go. Empty: nobody."""
+    """Who has suspended it: we only do so when it is made for a queue. Its pods go, and come again when it is let go.
+    Empty: nobody."""
+    queue: str = ""
+    """Queue that its label names; empty: none."""
+    queue_priority: str = ""
+    """WorkloadPriorityClass that its label names; empty: none."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +200,12 @@ def job_owner(metadata: dict[str, Any]) -> JobOwner | None:
     if owner.get("kind") not in KINDS or not owner.get("apiVersion", "").startswith(f"{GROUP}/"):
         return None
     return JobOwner((owner["kind"], metadata["namespace"], owner["name"]), owner["uid"])
+
+
+def queue_of(metadata: dict[str, Any]) -> dict[str, str]:
+    """Return the fields of a Child with what the labels of a workload say of its queue."""
+    labels = metadata.get("labels", {})
+    return {"queue": labels.get(LABEL_QUEUE, ""), "queue_priority": labels.get(LABEL_QUEUE_PRIORITY, "")}
 
 
 def pod_from(

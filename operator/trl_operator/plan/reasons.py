@@ -64,6 +64,8 @@ REASONS: dict[str, Reason] = {
         retryable=True,
         free=True,
     ),
+    "EvictedByKueue": Reason("Nothing to do: it goes on when Kueue has room again.", retryable=True, free=True),
+    "QueueChanged": Reason("Nothing to do: it waits in the other queue.", retryable=True, free=True),
     "UpstreamFailed": Reason("Look at the job that the message names, correct it, and create a new job."),
     "RewardModelNotValidated": Reason(
         "Train a better reward model, lower rewardModel.minAccuracy, or set acknowledgeUnvalidated."

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from trl_operator.api.status import Run
 from trl_operator.plan.acceptance import Blocker
+from trl_operator.plan.admission import NOTHING_SAID, Admission
 from trl_operator.plan.observation import Child, Mark, Pod
 from trl_operator.plan.outcome import exit_record
 
@@ -39,6 +40,8 @@ class View:
     others: tuple[Child, ...] = ()
     pods: tuple[Pod, ...] = ()
     told: Told = Told()
+    admission: Admission = NOTHING_SAID
+    """What Kueue says of the attempt; of meaning if it is to wait for Kueue."""
     blocker: Blocker | None = None
     run: Run | None = None
     """What the next attempt has in common with all others."""

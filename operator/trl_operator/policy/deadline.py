@@ -32,8 +32,8 @@ def message(policy: RunPolicy, status: JobStatus) -> str:
 
 def _waited_for(status: JobStatus) -> str:
     """Return what keeps the job from running; empty if nothing is known."""
-    for kind in ("Accepted", "UpstreamReady", "Running"):
+    for kind, waits in (("Accepted", "False"), ("UpstreamReady", "False"), ("Queued", "True"), ("Running", "False")):
         found = status.condition(kind)
-        if found and found.status == "False" and (kind != "Running" or found.reason in WAITING_REASONS):
+        if found and found.status == waits and (kind != "Running" or found.reason in WAITING_REASONS):
             return f"{found.reason}: {found.message}"
     return ""

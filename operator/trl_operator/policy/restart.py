@@ -6,9 +6,12 @@ from trl_operator.api.status import JobStatus, Retry
 from trl_operator.plan.observation import format_time
 from trl_operator.plan.outcome import Cause
 from trl_operator.plan.reasons import MAX_FREE_IN_A_ROW, MAX_UNTOLD_IN_A_ROW, REASONS
+from trl_operator.policy.queueing import EVICTED, QUEUE_CHANGED
 
 BACKOFF_SECONDS = 10
 MAX_BACKOFF_SECONDS = 300
+UNPAUSED = frozenset({EVICTED, QUEUE_CHANGED})
+"""What ends attempts at no cost, however often, and without a pause: the next one is to have its place in the queue."""
 
 
 def next_retry(
@@ -27,6 +30,9 @@ def next_retry(
     newest = max((checkpoint.step for checkpoint in status.checkpoints), default=0)
     if newest > retry.checkpoint_step:
         retry.free_in_a_row, retry.in_a_row, retry.checkpoint_step = 0, 0, newest
+    if cause.reason in UNPAUSED:
+        retry.not_before = None
+        return retry
     retry.in_a_row += 1
     allowed = MAX_FREE_IN_A_ROW if reason.free else MAX_UNTOLD_IN_A_ROW if cause.untold else 0
     if adapted or not counts:

@@ -11,6 +11,8 @@ from trl_operator.constants import (
     LABEL_JOB_KIND,
     LABEL_JOB_NAME,
     LABEL_JOB_UID,
+    LABEL_QUEUE,
+    LABEL_QUEUE_PRIORITY,
 )
 from trl_operator.render.environment import environment
 from trl_operator.render.volumes import mounts
@@ -105,8 +107,16 @@ def config_map(job: Job, attempt: AttemptFile, installation: Installation) -> Ma
 
 
 def child_metadata(job: Job, attempt: int) -> Manifest:
-    """Return the metadata of an attempt's workload, ConfigMap and NetworkPolicy."""
+    """Return the metadata of an attempt's ConfigMap and NetworkPolicy."""
     return metadata_of(job, job.child_name(attempt), attempt)
+
+
+def workload_metadata(job: Job, attempt: int) -> Manifest:
+    """Return the metadata of an attempt's workload; if it has a queue, it is to be created suspended, for Kueue."""
+    found = child_metadata(job, attempt)
+    queue = {LABEL_QUEUE: job.queue_name, LABEL_QUEUE_PRIORITY: job.queue_priority}
+    found["labels"] |= {label: value for label, value in queue.items() if value}
+    return found
 
 
 def metadata_of(job: Job, name: str, attempt: int | None = None) -> Manifest:
@@ -135,7 +145,7 @@ def pod_template(
         "metadata": {
             "labels": labels(job) | {LABEL_ATTEMPT: str(attempt)},
             # A mesh's sidecar outlives the trainer and keeps the pod from ending.
-            "annotations": {"sidecar.istio.io/inject": "false"},
+            "annotations": {"sidecar.istio.io/inject": "false"} | _topology(job),
         },
         "spec": {
             "terminationGracePeriodSeconds": cluster.run_policy.termination_grace_period_seconds,
@@ -154,6 +164,13 @@ def pod_template(
             **{name: value for name, value in optional.items() if value},
         },
     }
+
+
+def _topology(job: Job) -> dict[str, str]:
+    """Return the annotations that tell Kueue how close to each other the pods are to be."""
+    topology = job.cluster.queue.topology if job.cluster.queue else None
+    wanted = topology.to_wire() if topology else {}
+    return {f"kueue.x-k8s.io/podset-{how}-topology": "true" if v is True else v for how, v in wanted.items()}
 
 
 def _container(job: Job, installation: Installation, launch: list[Manifest], volume_mounts: list[Manifest]) -> Manifest:

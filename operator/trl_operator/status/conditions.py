@@ -38,6 +38,7 @@ def set_condition(
 _ORDER = [
     "Accepted",
     "UpstreamReady",
+    "Queued",
     "EvaluationSkipped",
     "KLPenaltyDisabled",
     "Running",

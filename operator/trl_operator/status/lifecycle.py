@@ -13,11 +13,11 @@ from trl_operator.plan.outcome import Cause, classify
 from trl_operator.plan.starting import REFUSAL_REASONS, WORKLOAD_SUSPENDED, waiting_reason
 from trl_operator.plan.upstream import upstreams
 from trl_operator.plan.view import View
-from trl_operator.policy import deadline, memory, restart, stall, start, stop, suspend, ttl
+from trl_operator.policy import deadline, memory, queueing, restart, stall, start, stop, suspend, ttl
 from trl_operator.policy.stall import STALLED
 from trl_operator.policy.start import START_TIMEOUT
 from trl_operator.policy.stop import Wish
-from trl_operator.status import ending
+from trl_operator.status import ending, queued
 from trl_operator.status.conditions import Status, set_condition
 from trl_operator.status.decision import Decision
 from trl_operator.status.description import describe
@@ -41,6 +41,7 @@ def decide(job: Job, current: Status, view: View, now: datetime) -> Decision:
         describe(job, status, now)
         started = status.attempt is not None and (view.child is not None or status.workload is not None)
         decision = machine.alive() if started else machine.between()
+    queued.show(job, status, view, now)
     decision.status = written(status)
     return decision
 
@@ -99,6 +100,8 @@ class _Machine:
         # If the last try was refused, why stays to be read until one is not.
         if self.status.reason("Running") not in REFUSAL_REASONS:
             self._show_starting()
+            if self.job.queue_name:
+                queued.wait(self.job, self.status, self.view, self.now)
         return replace(decision, create=True)
 
     def _blocked(self, blocker: Blocker, decision: Decision) -> Decision:
@@ -128,10 +131,10 @@ class _Machine:
             return self.finished()
         if wish := stop.wish(policy, self.status, self.now):
             return self._stop(wish)
-        if child is not None and child.suspended_by and child.state == "active" and not child.deleting:
-            return self._held(child)
         if cause := self._given_up():
             return self._release(cause)
+        if child is not None and child.suspended_by and child.state == "active" and not child.deleting:
+            return self._held(child)
         if self.view.failed():
             return self._failed()
         self._show_running()
@@ -139,10 +142,13 @@ class _Machine:
         return Decision(delete=self._stale_children(), requeue=_finite(left))
 
     def _held(self, child: Child) -> Decision:
-        """Somebody has suspended the workload: that is for them to undo."""
-        message = f"{child.kind} {child.name} was suspended by {child.suspended_by}: let it go, or cancel the job"
-        self.say("Running", False, WORKLOAD_SUSPENDED, message)
-        self.status.phase = "Starting"
+        """Kueue has yet to let the workload go, or somebody has suspended it: that is for them to undo."""
+        if queueing.is_held(self.job, self.view):
+            queued.wait(self.job, self.status, self.view, self.now)
+        else:
+            message = f"{child.kind} {child.name} was suspended by {child.suspended_by}: let it go, or cancel the job"
+            self.say("Running", False, WORKLOAD_SUSPENDED, message)
+            self.status.phase = "Starting"
         return Decision(delete=self._stale_children(), requeue=_finite(self._deadline_left()))
 
     def _show_running(self) -> None:
@@ -186,8 +192,10 @@ class _Machine:
     def _given_up(self) -> Cause | None:
         """Return why we end the attempt ourselves; None if it may go on."""
         said = self.status.condition("Running")
-        if said and said.reason in (START_TIMEOUT, STALLED):
+        if said and said.reason in (START_TIMEOUT, STALLED, *restart.UNPAUSED):
             return Cause(said.reason, said.message)
+        if taken := queueing.given_up(self.job, self.status, self.view):
+            return taken
         if self._start_left() <= 0:
             return Cause(START_TIMEOUT, start.message(self.job.cluster, self.view.pods))
         if self.status.is_true("Running") and not self.view.failed() and (found := self._look()).stalled:
@@ -195,7 +203,7 @@ class _Machine:
         return None
 
     def _release(self, cause: Cause) -> Decision:
-        """End the attempt; one that found no nodes costs nothing, however often."""
+        """End the attempt; one that found no nodes, or lost them to others, costs nothing, however often."""
         if self._is_over():
             return self._restart(cause, counts=cause.reason != START_TIMEOUT)
         self.say("Running", False, cause.reason, cause.message)
@@ -228,7 +236,7 @@ class _Machine:
         self.say("Running", False, cause.reason, f"attempt {ended} failed: {cause.message}")
         self.status.retry, self.status.attempt, self.status.restarts = retry, ended + 1, self.status.restarts + 1
         self.status.workload, self.status.phase = None, "Restarting"
-        return Decision(requeue=float(restart.pause(retry.in_a_row)))
+        return Decision(requeue=float(restart.pause(retry.in_a_row)) if retry.not_before else 0.0)
 
     # -- the job is to stop
 

@@ -1,4 +1,4 @@
-"""What jobs and their pods wait for, as far as it is watched: claims, and the events that say why pods do not run."""
+"""What jobs and their pods wait for, as far as it is watched: claims, Kueue, events that say why pods do not run."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,6 +10,7 @@ from trl_operator.kube import CLAIMS, EVENTS
 from trl_operator.plan.observation import Child, Key, Pod, controller
 from trl_operator.plan.starting import CLAIM_WARNINGS, POD_WARNINGS
 from trl_operator.plan.view import Told, Unbound
+from trl_operator.store.admissions import Admissions
 from trl_operator.store.objects import version_of
 from trl_operator.store.store import Store
 from trl_operator.store.watched import Watched, covers
@@ -40,8 +41,10 @@ class WarningEvent:
 class Needs:
     """Claims by their place, warnings by the uid that they are about; the store wakes whoever waits for one."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, kueue: bool = False) -> None:
+        """`kueue`: what Kueue says may be read, and is."""
         self._store = store
+        self.admissions = Admissions(store, kueue)
         self._claims: dict[Place, Obj] = {}
         self._warnings: dict[str, WarningEvent] = {}
         self._warnings_of: dict[str, dict[str, WarningEvent]] = {}
@@ -52,6 +55,7 @@ class Needs:
         return [
             Watched(CLAIMS, self.put_claim, self.drop_claim, self.sweep_claims),
             Watched(EVENTS, self.put_event, self.drop_event, self.sweep_events, fields=fields),
+            *self.admissions.watched(),
         ]
 
     # -- claims

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from trl_operator.api.stored import FIELDS
-from trl_operator.constants import MANAGER_PROGRESS
+from trl_operator.constants import LABEL_QUEUE, MANAGER_PROGRESS
 from trl_operator.plan.observation import Attempt, Key, current_attempt
 from trl_operator.plan.upstream import used
 
@@ -34,7 +34,8 @@ class StoredJob:
     uses: tuple[Key, ...]
     """Jobs whose results it uses."""
     news: int
-    """Differs when there is something to look at: another generation or deletion, or a status that somebody changed."""
+    """Differs when there is something to look at: another generation or queue, deletion, or a status that somebody
+    changed."""
 
 
 def key_of(obj: Obj) -> Key:
@@ -72,4 +73,6 @@ def news(obj: Obj, status: Obj) -> int:
     # Of the object: whoever is about to write its own fields leaves this one as it is.
     told["skipped"] = obj.get("status", {}).get("evaluation", {}).get("skipped")
     metadata = obj["metadata"]
-    return hash(json.dumps([metadata.get("generation"), metadata.get("deletionTimestamp"), told], sort_keys=True))
+    queue = metadata.get("labels", {}).get(LABEL_QUEUE)
+    of_it = [metadata.get("generation"), metadata.get("deletionTimestamp"), queue]
+    return hash(json.dumps([*of_it, told], sort_keys=True))

@@ -98,10 +98,12 @@ def test_values_reach_the_operator(render_chart: Render) -> None:
 
 
 def test_every_variable_of_the_chart_is_a_setting(render_chart: Render) -> None:
-    objects = render_chart("trl", "scope.namespaces={a,b}", "receiver.replicaCount=4", "receiver.writesPerSecond=50")
+    values = ("scope.namespaces={a,b}", "receiver.replicaCount=4", "receiver.writesPerSecond=50", "kueue.enabled=true")
+    objects = render_chart("trl", *values)
     for name, model in {"trl-operator": Settings, RECEIVER: ReceiverSettings}.items():
         settings = from_environment(model, {key: value or "x" for key, value in environment(objects, name).items()})
         assert settings.namespaces == ["a", "b"]
+        assert name == RECEIVER or settings.kueue
     found = from_environment(ReceiverSettings, environment(objects, RECEIVER))
     assert found.writes_per_second == 12.5, "the replicas share the pace"
 
@@ -158,6 +160,7 @@ def test_a_service_leads_to_the_metrics_of_each_deployment(render_chart: Render)
         "receiver.writesPerSecond=0",
         "networkPolicy.enabled=maybe",
         "crds.keep=maybe",
+        "kueue.enabled=maybe",
     ],
 )
 def test_a_wrong_value_is_refused(value: str) -> None:

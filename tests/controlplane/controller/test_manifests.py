@@ -421,6 +421,21 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ("DPOJob", {"spec.nodeSelector": {"disk": "x" * 64}}, ("spec.nodeSelector.disk",)),
     ("DPOJob", {"spec.tolerations": [{"value": "v"}]}, ("spec.tolerations[0]", "operator must be Exists")),
     ("DPOJob", {"spec.tolerations": [{"key": "k", "tolerationSeconds": 1}]}, ("spec.tolerations[0]", "NoExecute")),
+    ("DPOJob", {"spec.queue": {}}, ("spec.queue.name", "Required")),
+    ("DPOJob", {"spec.queue": {"name": "Team"}}, ("spec.queue.name", "should match")),
+    ("DPOJob", {"spec.queue": {"name": "q" * 64}}, ("spec.queue.name", "63")),
+    ("DPOJob", {"spec.queue": {"name": "q", "priorityClass": "a b"}}, ("spec.queue.priorityClass", "should match")),
+    ("DPOJob", {"spec.queue": {"name": "q", "topology": {}}}, ("spec.queue.topology", "exactly one of required,")),
+    (
+        "DPOJob",
+        {"spec.queue": {"name": "q", "topology": {"required": "rack", "unconstrained": True}}},
+        ("spec.queue.topology", "exactly one of required, preferred, unconstrained"),
+    ),
+    (
+        "DPOJob",
+        {"spec.queue": {"name": "q", "topology": {"unconstrained": False}}},
+        ("spec.queue.topology.unconstrained", "Unsupported value"),
+    ),
     # storage
     ("DPOJob", {"spec.storage": {}}, ("spec.storage", "exactly one of claimName, size")),
     ("DPOJob", {"spec.storage": {"claimName": "c", "size": "1Gi"}}, ("spec.storage", "exactly one of")),
@@ -539,6 +554,8 @@ GOOD: list[tuple[str, Change]] = [
     ("DPOJob", {"spec.resources": {"limits": {"cpu": 2, "memory": "2Gi"}, "requests": {"cpu": "500m"}}}),
     ("DPOJob", {"spec.sharedMemory": "1Gi", "spec.nodeSelector": {"disk": "fast"}, "spec.priorityClassName": "high"}),
     ("DPOJob", {"spec.tolerations": [{"operator": "Exists"}, {"key": "gpu", "value": "yes", "effect": "NoSchedule"}]}),
+    ("DPOJob", {"spec.queue": {"name": "team-a", "priorityClass": "high", "topology": {"unconstrained": True}}}),
+    ("SFTJob", {"spec.queue": {"name": "team-a", "topology": {"preferred": "cloud.provider.com/topology-rack"}}}),
     ("DPOJob", {"spec.image": "registry.example.com:5000/team/trainer@sha256:" + "0" * 64}),
     ("DPOJob", {"spec.imagePullSecrets": [{"name": "pull"}]}),
     ("DPOJob", {"spec.env": [{"name": "HF_HUB_DISABLE_IMPLICIT_TOKEN", "value": "1"}]}),
@@ -752,6 +769,7 @@ EDITS: list[Change] = [
     {"spec.numNodes": 2},
     {"spec.storage.size": "2Gi"},
     {"spec.model.hub.revision": "main"},
+    {"spec.queue": {"name": "team", "topology": {"unconstrained": True}}},
 ]
 
 
@@ -769,7 +787,7 @@ def test_a_spec_cannot_be_edited(control_plane: ControlPlane, namespace: str, ch
         for parent in parents:
             place = place.setdefault(parent, {})
         place[last] = value
-    with pytest.raises(Exception, match=rf"spec.{field}.*create a new job, or edit runPolicy"):
+    with pytest.raises(Exception, match=rf"spec.{field}.*create a new job, or edit .*runPolicy"):
         control_plane.kubectl(
             "patch", "dpojob", "job", f"--namespace={namespace}", "--type=merge", f"--patch={json.dumps(patch)}"
         )

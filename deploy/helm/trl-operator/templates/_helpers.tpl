@@ -120,6 +120,11 @@ securityContext:
 - apiGroups: [kubeflow.org]
   resources: [pytorchjobs]
   verbs: [get, list, watch, create, delete]
+{{- if .Values.kueue.enabled }}
+- apiGroups: [kueue.x-k8s.io]
+  resources: [workloads]
+  verbs: [list, watch]
+{{- end }}
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]

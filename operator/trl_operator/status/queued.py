@@ -1,0 +1,32 @@
+"""What the status says of an attempt that Kueue lets go when there is room."""
+
+from datetime import datetime
+
+from trl_operator.api.job import Job
+from trl_operator.api.status import JobStatus
+from trl_operator.plan.view import View
+from trl_operator.policy.queueing import QUEUED, is_queued, moved
+from trl_operator.status.conditions import set_condition
+
+
+def wait(job: Job, status: JobStatus, view: View, now: datetime) -> None:
+    """The attempt waits, for what Kueue says."""
+    reason, message = view.admission.waits
+    if view.admission.admitted:
+        reason, message = "Admitted", f"{view.admission.place}: Kueue is about to let the attempt go"
+    where = f" in queue {job.queue_name}" if job.queue_name else ""
+    waits = f"attempt {status.attempt} waits{where}"
+    set_condition(status, QUEUED, "True", reason, message, generation=job.generation, now=now)
+    set_condition(status, "Running", "False", QUEUED, waits, generation=job.generation, now=now)
+    status.phase = "Queued"
+
+
+def show(job: Job, status: JobStatus, view: View, now: datetime) -> None:
+    """Say of an attempt that starts or runs that Kueue has let it go; where there is none, say nothing of a queue."""
+    if status.phase in ("Starting", "Running") and view.child is not None and is_queued(job, view):
+        place, change = view.admission.place, moved(job, view.child)
+        message = f"admitted by {place}" if place else "Kueue has let the attempt go"
+        message += f"; {change}: the next attempt goes there" if change else ""
+        set_condition(status, QUEUED, "False", "Admitted", message, generation=job.generation, now=now)
+    elif status.completion_time is not None or (status.workload is None and status.phase != "Queued"):
+        status.conditions = [found for found in status.conditions if found.type != QUEUED]
