@@ -24,8 +24,12 @@ RESOURCES = (
     "pytorchjobs.kubeflow.org", "pods", "configmaps", "networkpolicies.networking.k8s.io", "persistentvolumeclaims",
 )  # fmt: skip
 """What a picture of a cluster consists of, as kubectl names it."""
-ENDS = {"Succeeded": "True", "Failed": "False", "Cancelled": "False"}
-"""Phases for good, and the condition Succeeded of each."""
+ENDS = {
+    "Succeeded": {"Finished": "True", "Succeeded": "True", "Failed": "False"},
+    "Failed": {"Finished": "True", "Succeeded": "False", "Failed": "True"},
+    "Cancelled": {"Finished": "True", "Succeeded": "False", "Failed": "False"},
+}
+"""Phases for good, and the conditions of each, which no other phase has."""
 REPORTED = ("progress", "rewards", "checkpoints", "evaluation", "resumedFromStep")
 """Fields of the status that come from the trainer, its last words after the end too."""
 LOST_NODE = timedelta(seconds=60)
@@ -82,7 +86,8 @@ def changed(old: Obj, new: Obj) -> Iterator[Broken]:
     """What is broken between two versions of a job."""
     before, after = old.get("status", {}), new.get("status", {})
     if "completionTime" in before:
-        said, says = ({k: v for k, v in status.items() if k not in REPORTED} for status in (before, after))
+        passed = (*REPORTED, "observedGeneration")
+        said, says = ({k: v for k, v in status.items() if k not in passed} for status in (before, after))
         if said != says:
             fields = sorted(name for name in said.keys() | says.keys() if said.get(name) != says.get(name))
             yield Broken("terminal is terminal", _name(new), f"{', '.join(fields)} changed after the end")
@@ -174,9 +179,9 @@ def _end(picture: Picture, job: Obj) -> Iterator[Broken]:
     """An end is told in the same way everywhere, and leaves nothing alive."""
     status = job.get("status", {})
     phase, ended = status.get("phase"), "completionTime" in status
-    succeeded = _condition(status, "Succeeded").get("status")
-    if (phase in ENDS) != ended or succeeded != ENDS.get(str(phase)):
-        message = f"phase {phase}, Succeeded={succeeded}, completionTime {status.get('completionTime')}"
+    said = {kind: found["status"] for kind in ENDS["Failed"] if (found := _condition(status, kind))}
+    if (phase in ENDS) != ended or said != ENDS.get(str(phase), {}):
+        message = f"phase {phase}, {said}, completionTime {status.get('completionTime')}"
         yield Broken("an end is told alike", _name(job), message)
     if (phase == "Failed") != ("failure" in status):
         yield Broken("an end is told alike", _name(job), f"phase {phase}, failure {status.get('failure')}")

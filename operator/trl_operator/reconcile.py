@@ -1,11 +1,10 @@
 """The one loop: observe, decide, write the status, act, tell."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
-from uuid import uuid4
 
 from pydantic import ValidationError
 
@@ -17,7 +16,7 @@ from trl_operator.backend import backend_for
 from trl_operator.blockers import find_blocker, things
 from trl_operator.constants import API_VERSION, LABEL_ATTEMPT, LABEL_JOB_UID, MANAGER_PROGRESS, MANAGER_STATUS
 from trl_operator.errors import ApiError, Refused
-from trl_operator.kube import EVENTS, JOBS, PODS, WORKLOADS, Kube
+from trl_operator.kube import JOBS, PODS, WORKLOADS, Kube
 from trl_operator.lease import Lease
 from trl_operator.metrics import ControllerMetrics
 from trl_operator.plan.acceptance import Blocker, check_spec
@@ -33,15 +32,16 @@ from trl_operator.render.manifests import Installation
 from trl_operator.render.run import Pinned
 from trl_operator.resource import Resource
 from trl_operator.runs import find_run
-from trl_operator.status.conditions import Status, set_condition
+from trl_operator.status.conditions import Status
 from trl_operator.status.decision import Decision
-from trl_operator.status.events import Event, events, manifest
+from trl_operator.status.events import Event, events, reported
 from trl_operator.status.lifecycle import decide
 from trl_operator.status.progress import last_words, without_eta
-from trl_operator.status.refusal import refused
+from trl_operator.status.refusal import not_read, refused
 from trl_operator.store.needs import Needs
 from trl_operator.store.objects import key_of
 from trl_operator.store.store import Store
+from trl_operator.tell import tell
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +104,7 @@ class Reconciler:
         # Before the end, after which nobody looks again.
         if (fields := without_eta(obj.get("status", {}), decision.status)) is not None:
             obj = await self._put_status(obj, fields, MANAGER_PROGRESS)
-        obj = await self._write_status(job, obj, decision.status)
+        obj = await self._write_status(obj, decision.status)
         return await self._act(job, obj, decision, pinned)
 
     def _forget(self, key: Key) -> None:
@@ -134,16 +134,10 @@ class Reconciler:
 
     async def _refuse(self, obj: Obj, value: Literal["False", "Unknown"], reason: str, message: str) -> None:
         """Say that a stored job is not accepted. What has ended stays as it is."""
-        if "completionTime" in obj.get("status", {}):
-            return
-        status = read_status(obj.get("status", {}))
-        before = written(status)
-        generation = obj["metadata"]["generation"]
-        set_condition(status, "Accepted", value, reason, message, generation=generation, now=self._now())
-        if status.workload is None:
-            status.phase = "Pending"
-        if before != written(status):
-            await self._put_status(obj, written(status))
+        current = obj.get("status", {})
+        if "completionTime" not in current:
+            status = not_read(current, obj["metadata"]["generation"], value, reason, message, self._now())
+            await self._write_status(obj, status)
 
     async def _observe(self, job: Job, obj: Obj) -> tuple[View, Pinned | None]:
         """Look at what the decision needs, and at the run that the next attempt is of if there is to be one. The store
@@ -217,7 +211,9 @@ class Reconciler:
         if fields is None:
             return obj
         try:
-            return await self._put_status(obj, fields, MANAGER_PROGRESS)
+            stored = await self._put_status(obj, fields, MANAGER_PROGRESS)
+            await self._tell(obj, reported(current, fields))
+            return stored
         except ApiError as error:
             if error.status != INVALID:
                 raise
@@ -226,19 +222,17 @@ class Reconciler:
             logger.warning("last words of %s/%s: %s", obj["metadata"]["namespace"], obj["metadata"]["name"], error)
             return obj
 
-    async def _write_status(self, job: Job, obj: Obj, status: Status) -> Obj:
+    async def _write_status(self, obj: Obj, status: Status) -> Obj:
         """Write the status if it changed, then tell what happened."""
         before = obj.get("status", {})
         if written(read_status(before)) == status:
             return obj
         obj = await self._put_status(obj, status)
-        self._count(job, before, status)
-        for event in events(before, status):
-            await self._tell(job, event)
+        self._count(obj["kind"], before, status)
+        await self._tell(obj, events(before, status))
         return obj
 
-    def _count(self, job: Job, before: Status, status: Status) -> None:
-        kind = job.info.kind
+    def _count(self, kind: str, before: Status, status: Status) -> None:
         if status.get("restarts", 0) > before.get("restarts", 0):
             self._metrics.restarts.labels(kind, read_status(status).reason("Running")).inc()
         if "completionTime" in status and "completionTime" not in before:
@@ -276,7 +270,7 @@ class Reconciler:
             else:
                 view = View(started, admission=self._admission(started))
             begun = decide(job, obj["status"], view, self._now())
-            await self._write_status(job, obj, begun.status)
+            await self._write_status(obj, begun.status)
             return begun.requeue
         return decision.requeue
 
@@ -291,13 +285,8 @@ class Reconciler:
             # A name that is taken is looked at again at once, and a busy server asks for patience.
             if error.status not in (409, 429):
                 status = refused(pinned.job, obj["status"], error.what, error.message, self._now())
-                await self._write_status(pinned.job, obj, status)
+                await self._write_status(obj, status)
             raise
 
-    async def _tell(self, job: Job, event: Event) -> None:
-        body = manifest(event, job, name=f"{job.name}.{uuid4().hex[:16]}", reporter=self._identity, now=self._now())
-        try:
-            await self._kube.create(EVENTS, body, job.namespace)
-        except ApiError as error:
-            # An event is a courtesy: a namespace that refuses it must not stop the job.
-            logger.warning("event %s of %s/%s: %s", event.reason, job.namespace, job.name, error)
+    async def _tell(self, obj: Obj, found: Iterable[Event]) -> None:
+        await tell(self._kube, obj, found, self._identity, self._now())

@@ -1,12 +1,17 @@
 """One job of each kind on real pods: two nodes, FSDP2, progress in status, a model at the end."""
 
 import json
+import os
+import subprocess
 import time
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from devcluster import tools
 
 TINY = Path(__file__).with_name("tiny.py")
 KINDS = {"SFTJob": "conversations", "RewardJob": "pairs", "DPOJob": "pairs", "GRPOJob": "prompts"}
@@ -128,8 +133,25 @@ def ended(kubectl: Any, team: str, kind: str) -> dict[str, Any] | None:
     return found if found.get("phase") in ("Succeeded", "Failed") else None
 
 
+def fetched(kubectl: Any, command: str, folder: Path) -> tuple[int, str]:
+    """Run an artifact's command as a user does; return size and digest of the folder that it makes."""
+    path = f"{tools.binary('kubectl').parent}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": path, "KUBECONFIG": str(kubectl.kubeconfig)}
+    done = subprocess.run(["sh", "-c", command], env=environment, cwd=folder.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    files = sorted((file.relative_to(folder), file.read_bytes()) for file in folder.rglob("*") if file.is_file())
+    lines = "".join(f"{name}\n{sha256(data).hexdigest()}\n" for name, data in files)
+    return sum(len(data) for _, data in files), f"sha256:{sha256(lines.encode()).hexdigest()}"
+
+
+def told(kubectl: Any, team: str, name: str) -> list[str]:
+    """The reasons of the events about a job, in the order of the alphabet."""
+    events = kubectl.get(f"--namespace={team}", "events", f"--field-selector=involvedObject.name={name}")["items"]
+    return sorted(event["reason"] for event in events if event["reportingComponent"] == "trl-operator")
+
+
 @pytest.mark.parametrize("kind", ["RewardJob", "GRPOJob"])
-def test_a_job_of_two_nodes_succeeds_and_leaves_a_model(kubectl: Any, team: str, kind: str) -> None:
+def test_a_job_of_two_nodes_succeeds_and_leaves_a_model(kubectl: Any, team: str, kind: str, tmp_path: Path) -> None:
     kubectl.apply(job(kind), namespace=team)
     found = wait_for(lambda: ended(kubectl, team, kind), SECONDS, describe(kubectl, team, kind))
     assert found["phase"] == "Succeeded", describe(kubectl, team, kind)()
@@ -142,6 +164,13 @@ def test_a_job_of_two_nodes_succeeds_and_leaves_a_model(kubectl: Any, team: str,
         assert {reward["name"] for reward in found["rewards"]} == {"polite", "brief"}
     else:
         assert found["evaluation"]["before"] != found["evaluation"]["after"]
+        [message] = [c["message"] for c in found["conditions"] if c["type"] == "Finished"]
+        measured = found["evaluation"]["after"][0]
+        assert message.startswith(f"training has finished; on held-out rows, {measured['name']} was ")
+        [artifact] = found["artifacts"]
+        size, digest = fetched(kubectl, artifact["fetchCommand"], tmp_path / "reward-model")
+        assert (size, digest) == (artifact["size"], artifact["digest"])
+        assert kubectl("get", f"--namespace={team}", "pod/reward-files", "--ignore-not-found") == ""
     kubectl("delete", f"--namespace={team}", f"{kind.lower()}/{kind.removesuffix('Job').lower()}")
 
 
@@ -158,6 +187,9 @@ def test_a_job_whose_pod_is_killed_resumes_from_its_checkpoint(kubectl: Any, tea
     assert (found["attempt"], found["restarts"]) == (1, 1)
     assert found["resumedFromStep"] >= 50
     assert found["progress"]["display"] == "600/600"
+    once = ["AttemptFailed", "FirstCheckpoint", "LastCheckpoint", "Succeeded"]
+    wanted = sorted([*once, *["AttemptStarted", "Running"] * 2])
+    wait_for(lambda: told(kubectl, team, "sft") == wanted, 30, lambda: str(told(kubectl, team, "sft")))
     # The failed attempt goes with the next end, after the status that says so.
     mine = (f"--namespace={team}", "pytorchjobs", "--selector=trl-operator.io/job-name=sft", "--output=name")
     last = "pytorchjob.kubeflow.org/sft-sft-1"
@@ -172,8 +204,9 @@ def test_a_job_goes_on_when_the_operator_is_killed_and_leaves_only_its_claim(kub
     step = lambda: status(kubectl, team, kind).get("progress", {}).get("step")  # noqa: E731
     wait_for(step, SECONDS, describe(kubectl, team, kind))
     kubectl("delete", "--namespace=trl-system", "pod", "--all", "--grace-period=0", "--force", "--wait=false")
-    kubectl("wait", f"--namespace={team}", "--for=condition=Succeeded", f"--timeout={SECONDS}s", "dpojob/dpo")
+    kubectl("wait", f"--namespace={team}", "--for=condition=Finished", f"--timeout={SECONDS}s", "dpojob/dpo")
     found = status(kubectl, team, kind)
+    assert found["phase"] == "Succeeded", describe(kubectl, team, kind)()
     assert (found["attempt"], found["restarts"]) == (0, 0)
     assert found["progress"]["display"] == "400/400"
     assert found["effective"]["worldSize"] == 2

@@ -100,7 +100,12 @@ def test_the_run_succeeds_and_its_record_says_what_it_made(finished: Finished) -
     assert record.progress is not None
     assert {record.progress.attempt, *(report.trl.attempt for report in finished.reports if report.trl)} == {2}
     assert [(artifact.type, artifact.uri) for artifact in record.artifacts] == [("model", "uid-1/final")]
-    assert record.artifacts[0].digest == files.digest(finished.work / "final")
+    final = finished.work / "final"
+    assert record.artifacts[0].digest == files.digest(final)
+    paths = [path for path in final.rglob("*") if path.is_file()]
+    assert record.artifacts[0].size == sum(path.stat().st_size for path in paths)
+    readable = final.stat().st_mode & 0o444
+    assert {path.stat().st_mode & 0o444 for path in paths} == {readable}, "whoever may read the folder may read them"
     told = [report.trl.artifacts for report in finished.reports if report.trl]
     assert [found for found in told if found] == [record.artifacts], "the last report says it too"
     assert record.progress.artifacts == []

@@ -92,6 +92,21 @@ def test_of_an_adapter_only_what_was_trained_is_gathered_and_the_merge_is_pefts(
     assert [name for name, value in tensors(final).items() if not value.equal(expected[name])] == []
 
 
+def test_what_a_library_keeps_to_its_user_is_shared_as_far_as_the_folder_is(tmp_path: Path) -> None:
+    for given, file_mode, folder_mode in ((0o755, 0o644, 0o755), (0o750, 0o640, 0o750), (0o700, 0o600, 0o700)):
+        folder = tmp_path / f"{given:o}"
+        inner = folder / "inner"
+        inner.mkdir(parents=True)
+        (inner / "weights").touch()
+        (inner / "weights").chmod(0o600)
+        inner.chmod(0o700)
+        folder.chmod(given)
+        for path in (inner / "weights", inner):
+            files.share(path, folder)
+        assert (inner / "weights").stat().st_mode & 0o777 == file_mode
+        assert inner.stat().st_mode & 0o777 == folder_mode
+
+
 def test_a_model_without_all_of_its_weights_is_not_published(model_folder: Path, tmp_path: Path) -> None:
     export.check_whole(model_folder, classifier=False)
     lost = shutil.copytree(model_folder, tmp_path / "lost")

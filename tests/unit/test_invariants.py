@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from devcluster.invariants import KINDS, REPORTED, RESOURCES, History, Obj, Picture, compare, look
+from devcluster.invariants import ENDS, KINDS, REPORTED, RESOURCES, History, Obj, Picture, compare, look
 from trl_operator import constants
 from trl_operator.api.kinds import KINDS as REAL_KINDS
 from trl_operator.api.stored import FIELDS
@@ -33,7 +33,7 @@ def job(phase: str = "Running", attempt: int | None = 0, version: str = "1", **s
         told["workload"] = {"name": f"tune-dpo-{attempt}", "uid": f"pj-{attempt}"}
     if phase in ("Succeeded", "Failed", "Cancelled"):
         told |= {"completionTime": "2026-11-26T11:30:00Z"}
-        told["conditions"] = [condition("Succeeded", str(phase == "Succeeded"))]
+        told["conditions"] = [condition(kind, value) for kind, value in ENDS[phase].items()]
     if phase == "Failed":
         told["failure"] = {"reason": "Unknown", "message": "", "hint": ""}
     metadata = {"name": "tune", "namespace": "ml", "uid": JOB, "resourceVersion": version}
@@ -132,6 +132,8 @@ def test_it_is_silent_about_what_is_right(objects: list[Obj]) -> None:
         ("attempts without gaps", [job("Restarting", 1, restarts=2)]),
         ("an end is told alike", [job("Failed", conditions=[condition("Succeeded", "True")])]),
         ("an end is told alike", [job("Succeeded", conditions=[])]),
+        ("an end is told alike", [job("Cancelled", conditions=[condition("Succeeded", "False")])]),
+        ("an end is told alike", [job("Running", conditions=[condition("Finished", "True")]), *running()[1:]]),
         ("an end is told alike", [job("Restarting", completionTime="2026-11-26T11:30:00Z")]),
         ("an end is told alike", [job("Restarting", conditions=[condition("Succeeded", "False")])]),
         ("an end is told alike", [job("Restarting", failure={"reason": "Unknown"})]),
@@ -158,6 +160,7 @@ def test_two_pictures_show_what_changed_that_must_not() -> None:
     assert between(end, end) == set()
     assert between(end, job("Succeeded", version="2", progress={"step": 4})) == set()
     assert between(job(), job("Succeeded", version="2")) == set()
+    assert between(end, job("Succeeded", version="2", observedGeneration=2)) == set()
     assert between(end, job("Running", version="2")) == {"terminal is terminal"}
     assert between(end, job("Succeeded", version="2", restarts=3)) == {"terminal is terminal"}
     assert between(job(attempt=1), job("Restarting", 0, version="2")) == {"attempts without gaps"}

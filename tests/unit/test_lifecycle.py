@@ -114,14 +114,34 @@ def test_a_job_succeeds_with_the_artifacts_of_its_record(
     make_job: Make, make_child: Make, make_pod: Make, now: datetime
 ) -> None:
     job, status = running(make_job, make_child, now)
-    artifact = {"type": "model", "uri": "u/final", "digest": "sha256:0"}
+    artifact = {"type": "model", "uri": "u/final", "digest": "sha256:0", "size": 7}
     pod = make_pod(0, "Succeeded", exit_code=0, record={**SUCCEEDED, "artifacts": [artifact]})
     decision = decide(job, status, View(make_child(0, "Succeeded"), pods=(pod,)), now)
     place = {"claimName": "tune-dpo", "path": "u/final"}
     assert decision.status["phase"] == "Succeeded"
-    assert decision.status["artifacts"] == [{"type": "model", **place, "digest": "sha256:0"}]
+    assert decision.status["artifacts"] == [{"type": "model", **place, "digest": "sha256:0", "size": 7}]
     assert reason(decision, "Succeeded") == ("True", "Succeeded")
     assert decision.status["completionTime"] == format_time(now)
+
+
+def test_a_success_says_what_it_has_changed_and_how_to_fetch_it(
+    make_job: Make, make_child: Make, make_pod: Make, now: datetime
+) -> None:
+    job, status = running(make_job, make_child, now)
+    artifact = {"type": "model", "uri": "u/final", "digest": "sha256:0"}
+    pod = make_pod(0, "Succeeded", exit_code=0, record={**SUCCEEDED, "artifacts": [artifact]})
+    before, after = {"name": "loss", "value": "2.31"}, {"name": "loss", "value": "1.02"}
+    skipped = {"name": "runtime", "value": "9"}
+    status |= {"run": {"image": "trainer:1", "digest": "sha256:1"}}
+    for evaluation, ends in (
+        ({"before": [before], "after": [skipped, after]}, "; on held-out rows, loss was 2.31 and is 1.02"),
+        ({"after": [after]}, ""),
+        ({}, ""),
+    ):
+        said = {**status, "evaluation": evaluation}
+        done = decide(job, said, View(make_child(0, "Succeeded"), pods=(pod,)), now).status
+        assert condition(done, "Finished")["message"] == f"training has finished{ends}"
+        assert "tune-files:/claim/u/final tune-model" in done["artifacts"][0]["fetchCommand"]
 
 
 def test_a_foreign_image_that_leaves_no_record_succeeds_and_this_is_said(
@@ -284,7 +304,7 @@ def test_a_condition_that_a_newer_version_has_left_is_kept(make_job: Make, make_
     job, status = running(make_job, make_child, now)
     newer = [{**status["conditions"][0], "type": "Fresh"}, *status["conditions"]]
     after = decide(job, {**status, "conditions": newer}, View(make_child(0)), now).status
-    assert [found["type"] for found in after["conditions"]] == ["Accepted", "Running", "Fresh"]
+    assert [found["type"] for found in after["conditions"]] == ["Accepted", "Running", "Reconciling", "Fresh"]
 
 
 def test_nothing_that_was_stored_is_changed_in_place(

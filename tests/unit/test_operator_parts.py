@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 from pydantic import ValidationError
+from shown import checkpoint
 
 from trl_operator.handlers import Backoffs
 from trl_operator.health import Health
 from trl_operator.plan.acceptance import check_reference, check_retained, check_spec, references
 from trl_operator.render.run import pin
 from trl_operator.settings import ReceiverSettings, Settings, from_environment
-from trl_operator.status.events import events
+from trl_operator.status.events import events, reported
 
 Make = Callable[..., Any]
 WORKLOAD = {"apiVersion": "kubeflow.org/v1", "kind": "PyTorchJob", "name": "x", "uid": "u"}
@@ -201,22 +202,71 @@ def test_each_transition_is_told_once() -> None:
         workload=WORKLOAD,
     )
     again = status(accepted, ("Running", "False", "PeerLost"), attempt=1, restarts=1)
-    ended = status(accepted, ("Succeeded", "True", "Succeeded"), completionTime="t", restarts=1, attempt=1)
+    ended = status(
+        accepted, ("Succeeded", "True", "Succeeded"), ("Finished", "True", "Succeeded"), completionTime="t",
+        restarts=1, attempt=1,
+    )  # fmt: skip
     story = [{}, refused, refused, started, runs, runs, again, ended, ended]
     told = [[event.reason for event in events(a, b)] for a, b in pairwise(story)]
     assert told == [
         ["ConfigMapNotFound"],
         [],
-        ["AttemptStarted"],
+        ["Accepted", "AttemptStarted"],
         ["Running"],
         [],
         ["AttemptFailed"],
         ["Succeeded"],
         [],
     ]
-    failed = status(("Succeeded", "False", "StorageFull"), completionTime="t")
+    failed = status(("Failed", "True", "StorageFull"), ("Finished", "True", "StorageFull"), completionTime="t")
     [event] = events(runs, failed)
     assert (event.type, event.reason, event.message) == ("Warning", "Failed", "StorageFull: m")
+    cancelled = status(("Failed", "False", "Cancelled"), ("Finished", "True", "Cancelled"), completionTime="t")
+    [event] = events(runs, cancelled)
+    assert (event.type, event.reason) == ("Normal", "Cancelled")
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ({}, ("Queued", "True", "QuotaReserved"), ["Normal QuotaReserved"]),
+        (("Queued", "True", "Pending"), ("Queued", "True", "Pending"), []),
+        (("Queued", "True", "Pending"), ("Queued", "False", "Admitted"), ["Normal Admitted"]),
+        ({}, ("Queued", "False", "Admitted"), []),
+        (("UpstreamReady", "False", "NotFound"), ("UpstreamReady", "True", "Succeeded"), ["Normal UpstreamReady"]),
+        (("Accepted", "Unknown", "Newer"), ("Accepted", "False", "NameConflict"), ["Warning NameConflict"]),
+        ({}, ("Suspended", "True", "Suspended"), ["Normal Suspended"]),
+        (("Suspended", "True", "Suspended"), ("Suspended", "False", "Resumed"), ["Normal Resumed"]),
+        ({}, ("Stalled", "Unknown", "NoReports"), ["Warning NoReports"]),
+        (("Stalled", "Unknown", "NoReports"), ("Stalled", "False", "Reporting"), ["Normal Reporting"]),
+        ({}, ("Stalled", "True", "StorageFull"), []),
+    ],
+)  # fmt: skip
+def test_what_a_job_waits_for_is_told_when_it_comes_and_when_it_goes(before: Any, after: Any, told: list[str]) -> None:
+    def status(condition: Any) -> dict[str, Any]:
+        if not condition:
+            return {}
+        fields = dict(zip(("type", "status", "reason"), condition, strict=True))
+        return {"conditions": [{**fields, "message": "m", "lastTransitionTime": "2026-11-21T12:00:00Z"}]}
+
+    assert [f"{event.type} {event.reason}" for event in events(status(before), status(after))] == told
+
+
+def test_the_first_checkpoint_and_the_last_one_are_told_and_what_a_restart_starts_from() -> None:
+    saved = [checkpoint(5), checkpoint(10)]
+    [first] = reported({}, {"checkpoints": saved[:1]})
+    assert (first.type, first.reason) == ("Normal", "FirstCheckpoint")
+    assert first.message == "the checkpoint of step 5 is in u/checkpoint-5"
+    assert reported({"checkpoints": saved[:1]}, {"checkpoints": saved}) == reported({}, {"progress": {}}) == []
+    base = {"lastTransitionTime": "2026-11-21T12:00:00Z", "message": "attempt 0 failed: m"}
+    restarts = {"conditions": [{"type": "Running", "status": "False", "reason": "NodeLost", **base}], "restarts": 1}
+    for known, start in ((saved, "the checkpoint of step 10"), ([], "the start")):
+        [failed] = events({"checkpoints": known}, {**restarts, "attempt": 1})
+        assert failed.message == f"NodeLost: attempt 0 failed: m; attempt 1 follows, from {start}"
+    ends = [{"type": kind, "status": "True", "reason": "Succeeded", **base} for kind in ("Succeeded", "Finished")]
+    ended = {"conditions": ends, "completionTime": "2026-11-21T12:00:00Z"}
+    assert [event.reason for event in events({"checkpoints": saved}, ended)] == ["LastCheckpoint", "Succeeded"]
+    assert "step 10 is in u/checkpoint-10" in events({"checkpoints": saved}, ended)[0].message
 
 
 def test_a_watch_is_tried_again_without_end_and_at_least_every_ten_seconds() -> None:

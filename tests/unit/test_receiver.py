@@ -133,6 +133,21 @@ def test_the_report_that_all_is_done_is_written_at_once(job_object: Callable[...
     run(world, test)
 
 
+def test_the_first_checkpoint_is_told_once_by_whoever_wrote_it(world: World) -> None:
+    saved = [{"step": step, "path": f"u/checkpoint-{step}", "time": "2026-11-21T06:00:00Z"} for step in (5, 9)]
+
+    def told() -> list[str]:
+        return [obj["message"] for (plural, _, _), obj in world.kube.objects.items() if plural == "events"]
+
+    async def test() -> None:
+        for number, checkpoints in enumerate(([], saved[:1], saved), 1):
+            await world.post(report(number, checkpoints=checkpoints))
+            await until(lambda number=number: world.status.get("progress", {}).get("step") == number)  # type: ignore[misc]
+
+    run(world, test)
+    assert told() == ["the checkpoint of step 5 is in u/checkpoint-5"]
+
+
 def test_a_pod_that_is_done_again_and_again_waits_for_its_turn(job_object: Callable[..., Any], pod_object: Any) -> None:
     world = World(job_object(), pod_object(0), interval=3600)
 

@@ -56,6 +56,10 @@ class World:
     def status(self) -> dict[str, Any]:
         return dict(self.kube.objects["dpojobs", "team", "tune"]["status"])
 
+    def told(self) -> list[str]:
+        """The reasons of the events that were written."""
+        return [obj["reason"] for (plural, _, _), obj in self.kube.objects.items() if plural == "events"]
+
     def progress(self, **fields: Any) -> None:
         """The receiver writes a report."""
         job = self.kube.objects["dpojobs", "team", "tune"]
@@ -137,6 +141,7 @@ def test_the_newest_checkpoint_counts_though_only_the_record_of_a_pod_not_yet_se
     world.kube.put("pods", pod_object(0, "Failed", exit_code=143, record=words))
     world.store.put_child(world.kube.put("pytorchjobs", child_object(0, "Failed")))
     world.reconcile()
+    assert [reason for reason in world.told() if reason != "Running"] == ["FirstCheckpoint", "AttemptFailed"]
     assert world.status["attempt"] == 1
     assert world.status["retry"]["checkpointStep"] == 30
     assert world.status["checkpoints"] == [checkpoint]
@@ -234,6 +239,8 @@ def test_a_spec_that_cannot_be_read_is_told_and_leaves_phase_and_end_of_what_has
     world.reconcile()
     accepted = next(c for c in world.status["conditions"] if c["type"] == "Accepted")
     assert (accepted["status"], accepted["reason"], world.status["phase"]) == ("False", "InvalidSpec", "Running")
+    world.reconcile()
+    assert world.told().count("InvalidSpec") == 1
     job = world.kube.objects["dpojobs", "team", "tune"]
     ended = {**job["status"], "phase": "Succeeded", "completionTime": "2026-11-21T11:40:00Z", "conditions": []}
     world.kube.put("dpojobs", {**job, "status": ended})

@@ -415,11 +415,18 @@ def test_a_late_deletion_of_an_earlier_job_does_not_take_away_a_new_one_of_its_n
             {"runPolicy": {"ttlSecondsAfterFinished": 1}},
             False,
         ),
+        (
+            {"completionTime": "t", "observedGeneration": 0, "conditions": [{"type": "Succeeded", "status": "True"}]},
+            {},
+            False,
+        ),
     ],
 )
-def test_a_job_is_over_when_nothing_of_it_is_left_to_be_ended(heard: Any, status: Any, spec: Any, over: bool) -> None:
+def test_a_job_is_over_when_nothing_of_it_is_left_to_be_ended_or_said(
+    heard: Any, status: Any, spec: Any, over: bool
+) -> None:
     store, _ = heard
-    store.put_job({**with_status(2, **status), "spec": spec})
+    store.put_job({**with_status(2, **{"observedGeneration": 1, **status}), "spec": spec})
     assert store.is_over(KEY) is over
 
 

@@ -127,6 +127,8 @@ class Artifact(Told):
     """Path relative to the storage volume."""
     digest: Annotated[str, Field(max_length=80)]
     """sha256:<hex> over the names and contents of the folder's files, in order of name."""
+    size: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
+    """Bytes of all its files."""
 
 
 class Progress(Told):

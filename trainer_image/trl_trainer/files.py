@@ -51,6 +51,14 @@ def total_digest(digests: Mapping[str, str]) -> str:
     return f"sha256:{hashlib.sha256(lines.encode()).hexdigest()}"
 
 
+def share(path: Path, folder: Path) -> None:
+    """Let everybody read `path` who may read `folder`: some libraries write files that only their user can read."""
+    mode = path.stat().st_mode
+    wanted = mode | folder.stat().st_mode & (0o555 if path.is_dir() else 0o444)
+    if wanted != mode:
+        path.chmod(wanted)
+
+
 def not_writable(folder: Path, error: OSError) -> OSError | TrainerError:
     """Return what to raise for an `error` of the first write to `folder`: who may not write where, and the remedy; the
     error itself if it is about something else."""

@@ -9,7 +9,7 @@ import yaml
 from trl_operator.api.kinds import KINDS, KindInfo
 from trl_operator.api.rules import object_rules, spec_rules
 from trl_operator.api.schema import Schema, structural_schema
-from trl_operator.api.status import JobStatus
+from trl_operator.api.status import UNSEEN, JobStatus
 from trl_operator.constants import GROUP, VERSION
 
 ROOT = Path(__file__).parents[3]
@@ -76,7 +76,7 @@ def _schema(info: KindInfo) -> Schema:
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
             "spec": spec,
-            "status": structural_schema(JobStatus),
+            "status": structural_schema(JobStatus) | {"default": {"observedGeneration": UNSEEN}},
         },
         "x-kubernetes-validations": object_rules(),
     }

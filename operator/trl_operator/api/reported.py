@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from trl_operator.api.parts import Count, Decimal, Part, Text63, Text1024, Time, list_map
+from trl_operator.api.parts import Count, Decimal, Int64, Part, Text63, Text1024, Time, list_map
 
 
 class Metric(Part):
@@ -21,6 +21,8 @@ class ReportedArtifact(Part):
     """Folder, relative to the storage volume."""
     digest: Annotated[str, Field(max_length=80)]
     """sha256 over the folder's files."""
+    size: Int64 | None = None
+    """Bytes of all its files."""
 
 
 class ProgressStatus(Part):

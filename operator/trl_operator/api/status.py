@@ -29,9 +29,14 @@ Phase = Literal[
 ]  # fmt: skip
 
 
+UNSEEN = -1
+"""observedGeneration of a job that no operator has looked at yet: kstatus takes one without a status for finished."""
+
+
 class Condition(Part):
     type: Annotated[str, Field(max_length=63)]
-    """Accepted, UpstreamReady, Queued, Running, Stalled, Suspended, EvaluationSkipped, KLPenaltyDisabled, Succeeded."""
+    """Accepted, UpstreamReady, Queued, Running, Reconciling, Stalled, Suspended, EvaluationSkipped, KLPenaltyDisabled,
+    Succeeded, Failed or Finished."""
     status: Literal["True", "False", "Unknown"]
     """Whether the condition holds."""
     reason: Annotated[str, Field(min_length=1, max_length=256, pattern="^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$")]
@@ -136,6 +141,10 @@ class ArtifactStatus(Part):
     """Folder, relative to the storage volume, as version 0.1 of the operator has written it; path says it now."""
     digest: Annotated[str, Field(max_length=80)]
     """sha256 over the folder's files."""
+    size: Int64 | None = None
+    """Bytes of all its files."""
+    fetch_command: Text2048 | None = None
+    """Shell command that copies it to the folder ./<name of the job>-<type>; by a pod that it starts and deletes."""
 
 
 class Waiting(Part):
@@ -165,11 +174,12 @@ class Failure(Part):
 class JobStatus(Part):
     """Observed state; written by the operator only."""
 
-    observed_generation: Int64 | None = None
-    """Generation of the job that this status was decided on."""
+    observed_generation: Annotated[int, Field(ge=UNSEEN, json_schema_extra={"format": "int64"})] | None = None
+    """Generation of the job that this status was decided on; -1 before the first decision."""
     conditions: Annotated[list[Condition], Field(max_length=16, json_schema_extra=list_map("type"))] = []
-    """Accepted, UpstreamReady, Queued, Running, Stalled, Suspended, EvaluationSkipped, KLPenaltyDisabled, and Succeeded
-    at the end."""
+    """Accepted, UpstreamReady, Queued, Running, Suspended, EvaluationSkipped, KLPenaltyDisabled; Reconciling and
+    Stalled as kstatus means them; and at the end Finished (True), Succeeded and Failed (True or False; both False if
+    cancelled)."""
     phase: Phase | None = None
     """Summary for printing."""
     waiting: Waiting | None = None

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from trl_contract.report import Progress
@@ -18,13 +19,16 @@ from trl_operator.metrics import ReceiverMetrics
 from trl_operator.plan.observation import Key
 from trl_operator.receiver.store import Store
 from trl_operator.receiver.turns import Pace
+from trl_operator.status.events import reported
 from trl_operator.status.progress import DONE, is_newer, progress_fields
+from trl_operator.tell import tell
 
 logger = logging.getLogger(__name__)
 
 RETRY_SECONDS = 1.0
 """A write that failed is repeated after so long, and after twice as long each time."""
 MAX_RETRY_SECONDS = 60.0
+REPORTER = "trl-operator-receiver"
 
 
 @dataclass(frozen=True)
@@ -167,5 +171,7 @@ class Writer:
         status = progress_fields(pending.progress, pending.percentage, obj.get("status", {}))
         metadata = {name: obj["metadata"][name] for name in ("name", "namespace", "uid", "resourceVersion")}
         body = {"apiVersion": API_VERSION, "kind": key[0], "metadata": metadata, "status": status}
-        self._store.put_job(await self._kube.apply(JOBS[key[0]], key[1], body, MANAGER_PROGRESS, "status"))
+        stored = await self._kube.apply(JOBS[key[0]], key[1], body, MANAGER_PROGRESS, "status")
+        self._store.put_job(stored)
+        await tell(self._kube, stored, reported(obj.get("status", {}), status), REPORTER, datetime.now(UTC))
         return True

@@ -18,6 +18,20 @@ from trl_operator.render.environment import environment
 from trl_operator.render.volumes import mounts
 
 USER = 1000
+POD_SECURITY = {
+    "runAsNonRoot": True,
+    "runAsUser": USER,
+    "runAsGroup": USER,
+    "fsGroup": USER,
+    "fsGroupChangePolicy": "OnRootMismatch",
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+CONTAINER_SECURITY = {
+    "allowPrivilegeEscalation": False,
+    "capabilities": {"drop": ["ALL"]},
+    "readOnlyRootFilesystem": True,
+}
+"""What Pod Security `restricted` asks for, and more."""
 
 Manifest = dict[str, Any]
 
@@ -151,14 +165,7 @@ def pod_template(
             "terminationGracePeriodSeconds": cluster.run_policy.termination_grace_period_seconds,
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
-            "securityContext": {
-                "runAsNonRoot": True,
-                "runAsUser": USER,
-                "runAsGroup": USER,
-                "fsGroup": USER,
-                "fsGroupChangePolicy": "OnRootMismatch",
-                "seccompProfile": {"type": "RuntimeDefault"},
-            },
+            "securityContext": POD_SECURITY,
             "containers": [{"name": container, **_container(job, installation, launch, found.mounts)}],
             "volumes": found.volumes,
             **{name: value for name, value in optional.items() if value},
@@ -181,9 +188,5 @@ def _container(job: Job, installation: Installation, launch: list[Manifest], vol
         "resources": job.cluster.resources.to_wire(),
         "volumeMounts": volume_mounts,
         "terminationMessagePolicy": "FallbackToLogsOnError",
-        "securityContext": {
-            "allowPrivilegeEscalation": False,
-            "capabilities": {"drop": ["ALL"]},
-            "readOnlyRootFilesystem": True,
-        },
+        "securityContext": CONTAINER_SECURITY,
     }

@@ -35,6 +35,11 @@ def set_condition(
     status.conditions = sorted([*kept, after], key=lambda c: _place(c.type))
 
 
+def drop_condition(status: JobStatus, kind: str) -> None:
+    """Take a condition out of `status`."""
+    status.conditions = [condition for condition in status.conditions if condition.type != kind]
+
+
 _ORDER = [
     "Accepted",
     "UpstreamReady",
@@ -42,9 +47,12 @@ _ORDER = [
     "EvaluationSkipped",
     "KLPenaltyDisabled",
     "Running",
+    "Reconciling",
     "Stalled",
     "Suspended",
     "Succeeded",
+    "Failed",
+    "Finished",
 ]
 
 

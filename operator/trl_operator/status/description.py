@@ -11,7 +11,6 @@ from trl_operator.status.conditions import set_condition
 def describe(job: Job, status: JobStatus, now: datetime) -> None:
     """Put into `status` what follows from the spec alone, sizes and conditions that warn of a choice, and that nothing
     is evaluated."""
-    status.observed_generation = job.generation
     effective = status.effective or Effective()
     effective.batch_size = batch_size(job)
     effective.world_size = job.cluster.world_size

@@ -10,7 +10,11 @@ from trl_operator.api.status import ArtifactStatus, Failure, JobStatus, Phase
 from trl_operator.plan.observation import Pod, format_time
 from trl_operator.plan.outcome import Cause, records
 from trl_operator.policy import memory
-from trl_operator.status.conditions import clean, set_condition
+from trl_operator.render.fetch import fetch_command
+from trl_operator.status.conditions import clean, drop_condition, set_condition
+
+MAX_REPEATED = 256
+"""Characters of the end's message in conditions beside Finished, which has all of it."""
 
 
 def succeed(job: Job, status: JobStatus, pods: Iterable[Pod], now: datetime) -> None:
@@ -19,11 +23,16 @@ def succeed(job: Job, status: JobStatus, pods: Iterable[Pod], now: datetime) -> 
     found = records(pods)
     # Every rank may name them; the list is keyed by type, and the lowest rank has the word.
     named = {artifact.type: artifact for record in reversed(found) for artifact in record.artifacts}
-    artifacts = [_artifact(job, artifact.type, artifact.uri, artifact.digest) for artifact in named.values()]
-    reason, message = "Succeeded", "training has finished"
+    artifacts = [
+        _artifact(job, status, artifact.type, artifact.uri, artifact.digest, artifact.size)
+        for artifact in named.values()
+    ]
+    reason, message = "Succeeded", f"training has finished{_gain(status)}"
     if not found:
         told = status.progress.artifacts if status.progress and status.progress.attempt == status.attempt else []
-        artifacts = [_artifact(job, artifact.type, artifact.path, artifact.digest) for artifact in told]
+        artifacts = [
+            _artifact(job, status, artifact.type, artifact.path, artifact.digest, artifact.size) for artifact in told
+        ]
         reason, message = "NoExitRecord", "all pods ended with exit code 0 and left no exit record"
         if not pods:
             message = "its pods are gone, and with them the record of what they have left"
@@ -53,14 +62,34 @@ def cancel(job: Job, status: JobStatus, message: str, now: datetime) -> None:
 
 
 def _end(job: Job, status: JobStatus, phase: Phase, reason: str, message: str, now: datetime) -> None:
-    set_condition(status, "Running", "False", reason, message, generation=job.generation, now=now)
-    done: Literal["True", "False"] = "True" if phase == "Succeeded" else "False"
-    set_condition(status, "Succeeded", done, reason, message, generation=job.generation, now=now)
-    status.conditions = [found for found in status.conditions if found.type != "Stalled"]
+    drop_condition(status, "Reconciling")
+    drop_condition(status, "Stalled")
+    said: dict[str, Literal["True", "False"]] = {
+        "Running": "False",
+        "Succeeded": "True" if phase == "Succeeded" else "False",
+        "Failed": "True" if phase == "Failed" else "False",
+        "Finished": "True",
+        # What kstatus reads; without it a job that has failed would look as if all were well.
+        **({"Stalled": "True"} if phase == "Failed" else {}),
+    }
+    for kind, value in said.items():
+        whole = message if kind == "Finished" else message[:MAX_REPEATED]
+        set_condition(status, kind, value, reason, whole, generation=job.generation, now=now)
     status.phase, status.completion_time = phase, format_time(now)
 
 
-def _artifact(job: Job, kind: str, folder: str, digest: str) -> ArtifactStatus:
+def _gain(status: JobStatus) -> str:
+    """Say what training has changed: the first metric that was measured before and after."""
+    found = status.evaluation
+    before = {metric.name: metric.value for metric in found.before} if found else {}
+    after = next((metric for metric in found.after if metric.name in before), None) if found else None
+    return f"; on held-out rows, {after.name} was {before[after.name]} and is {after.value}" if after else ""
+
+
+def _artifact(job: Job, status: JobStatus, kind: str, folder: str, digest: str, size: int | None) -> ArtifactStatus:
     """The trainer says where it is in the volume as it was mounted; the status, where it is in the claim."""
-    path = PurePosixPath(job.cluster.storage.sub_path or ".") / folder
-    return ArtifactStatus(type=kind, claim_name=job.storage_claim, path=str(path), digest=digest)
+    path = str(PurePosixPath(job.cluster.storage.sub_path or ".") / folder)
+    command = fetch_command(job, status.run.image, kind, path) if status.run else None
+    return ArtifactStatus(
+        type=kind, claim_name=job.storage_claim, path=path, digest=digest, size=size, fetch_command=command
+    )

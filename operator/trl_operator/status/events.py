@@ -1,10 +1,9 @@
-"""Which transitions of the status are told as events."""
+"""Which transitions of the status are told as events: each once, by whoever has written it."""
 
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Literal
 
-from trl_operator.api.job import Job
 from trl_operator.api.status import JobStatus
 from trl_operator.api.stored import read_status
 from trl_operator.constants import API_VERSION
@@ -12,29 +11,29 @@ from trl_operator.plan.observation import format_time
 from trl_operator.plan.starting import WAITING_REASONS
 from trl_operator.status.conditions import Status
 
+Type = Literal["Normal", "Warning"]
+
 
 @dataclass(frozen=True)
 class Event:
     """A Kubernetes event about a job."""
 
-    type: Literal["Normal", "Warning"]
+    type: Type
     reason: str
     message: str
 
 
-def manifest(event: Event, job: Job, *, name: str, reporter: str, now: datetime) -> dict[str, Any]:
-    """Return the object of an event about `job`."""
-    time = format_time(now)
+def manifest(event: Event, obj: dict[str, Any], *, name: str, reporter: str, now: datetime) -> dict[str, Any]:
+    """Return the object of an event about the job `obj`."""
+    time, about = format_time(now), obj["metadata"]
     return {
         "apiVersion": "v1",
         "kind": "Event",
-        "metadata": {"name": name, "namespace": job.namespace},
+        "metadata": {"name": name, "namespace": about["namespace"]},
         "involvedObject": {
             "apiVersion": API_VERSION,
-            "kind": job.info.kind,
-            "namespace": job.namespace,
-            "name": job.name,
-            "uid": job.uid,
+            "kind": obj["kind"],
+            **{field: about[field] for field in ("namespace", "name", "uid")},
         },
         "type": event.type,
         "reason": event.reason,
@@ -48,25 +47,49 @@ def manifest(event: Event, job: Job, *, name: str, reporter: str, now: datetime)
     }
 
 
+_STAND: tuple[tuple[str, tuple[str, ...], Type], ...] = (
+    ("Accepted", ("False", "Unknown"), "Warning"),
+    ("UpstreamReady", ("False", "Unknown"), "Normal"),
+    ("Queued", ("True", "Unknown"), "Normal"),
+    ("Suspended", ("True",), "Normal"),
+    # True is for kstatus, and what Failed and Accepted say too.
+    ("Stalled", ("Unknown",), "Warning"),
+)
+"""Conditions that are told when they get one of these values, or another reason with it, and when they lose it."""
+
+
 def events(before: Status, after: Status) -> list[Event]:
-    """Return what happened between two stored statuses, oldest first."""
+    """Return what happened between a stored status and the next one of trl-operator-status, oldest first."""
     old, new = read_status(before), read_status(after)
-    return [*_waiting(old, new), *_attempts(old, new), *_ends(old, new)]
+    return [*_standing(old, new), *_attempts(old, new), *_ends(old, new)]
 
 
-def _waiting(old: JobStatus, new: JobStatus) -> list[Event]:
+def reported(before: Status, after: Status) -> list[Event]:
+    """Return what happened between a stored status and the next one of trl-operator-progress: its first checkpoint."""
+    if before.get("checkpoints") or not after.get("checkpoints"):
+        return []
+    first = read_status({"checkpoints": after["checkpoints"]}).checkpoints[0]
+    return [Event("Normal", "FirstCheckpoint", f"the checkpoint of step {first.step} is in {first.path}")]
+
+
+def _standing(old: JobStatus, new: JobStatus) -> list[Event]:
     found: list[Event] = []
-    for kind, told in (("Accepted", "Warning"), ("UpstreamReady", "Normal")):
-        waits = new.condition(kind)
-        if waits and waits.status == "False" and waits.reason != old.reason(kind):
-            found.append(Event("Warning" if told == "Warning" else "Normal", waits.reason, waits.message))
+    for kind, values, told in _STAND:
+        was, now = old.condition(kind), new.condition(kind)
+        stood, stands = (condition is not None and condition.status in values for condition in (was, now))
+        if now and stands and (not stood or now.reason != old.reason(kind)):
+            found.append(Event(told, now.reason, now.message))
+        elif now and stood and not stands and not new.completion_time:
+            found.append(Event("Normal", kind if now.status == "True" else now.reason, now.message))
     return found
 
 
 def _attempts(old: JobStatus, new: JobStatus) -> list[Event]:
     found, running = [], new.condition("Running")
     if running and new.restarts > old.restarts:
-        found.append(Event("Warning", "AttemptFailed", f"{running.reason}: {running.message}"))
+        step = _newest_step(old)
+        resumes = f"attempt {new.attempt} follows, from " + (f"the checkpoint of step {step}" if step else "the start")
+        found.append(Event("Warning", "AttemptFailed", f"{running.reason}: {running.message}; {resumes}"))
     if len(new.adaptations) > len(old.adaptations):
         last = new.adaptations[-1]
         sizes = f"perDeviceBatchSize {last.per_device_batch_size} and gradientAccumulationSteps"
@@ -77,18 +100,27 @@ def _attempts(old: JobStatus, new: JobStatus) -> list[Event]:
         found.append(Event("Normal", "AttemptStarted", message))
     if running and new.is_true("Running") and not old.is_true("Running"):
         found.append(Event("Normal", "Running", running.message))
-    if running and running.reason in WAITING_REASONS and running.reason != old.reason("Running"):
-        found.append(Event("Warning", running.reason, running.message))
+    if running and running.reason != old.reason("Running"):
+        if running.reason in WAITING_REASONS:
+            found.append(Event("Warning", running.reason, running.message))
+        elif new.phase == "Stopping":
+            found.append(Event("Normal", running.reason, running.message))
     return found
 
 
 def _ends(old: JobStatus, new: JobStatus) -> list[Event]:
-    found, rests, ended = [], new.condition("Suspended"), new.condition("Succeeded")
-    if rests and rests.reason != old.reason("Suspended"):
-        found.append(Event("Normal", rests.reason, rests.message))
+    found, ended = [], new.condition("Finished")
     if ended and new.completion_time and not old.completion_time:
-        if ended.status == "True" or ended.reason == "Cancelled":
-            found.append(Event("Normal", ended.reason, ended.message))
-        else:
+        if step := _newest_step(old):
+            path = next(saved.path for saved in old.checkpoints if saved.step == step)
+            found.append(Event("Normal", "LastCheckpoint", f"the checkpoint of step {step} is in {path}"))
+        if new.is_true("Failed"):
             found.append(Event("Warning", "Failed", f"{ended.reason}: {ended.message}"))
+        else:
+            found.append(Event("Normal", ended.reason, ended.message))
     return found
+
+
+def _newest_step(status: JobStatus) -> int:
+    """Return the step of the newest checkpoint; 0 if there is none."""
+    return max((saved.step for saved in status.checkpoints), default=0)

@@ -17,7 +17,7 @@ from trl_operator.policy import deadline, memory, queueing, restart, stall, star
 from trl_operator.policy.stall import STALLED
 from trl_operator.policy.start import START_TIMEOUT
 from trl_operator.policy.stop import Wish
-from trl_operator.status import ending, queued
+from trl_operator.status import ending, queued, reconciling
 from trl_operator.status.conditions import Status, set_condition
 from trl_operator.status.decision import Decision
 from trl_operator.status.description import describe
@@ -42,6 +42,7 @@ def decide(job: Job, current: Status, view: View, now: datetime) -> Decision:
         started = status.attempt is not None and (view.child is not None or status.workload is not None)
         decision = machine.alive() if started else machine.between()
     queued.show(job, status, view, now)
+    reconciling.show(status, job.generation, now)
     decision.status = written(status)
     return decision
 
@@ -81,8 +82,7 @@ class _Machine:
             return self._end(wish)
         decision = Decision(delete=self._stale_children(), requeue=_finite(self._deadline_left()))
         self._show_suspension()
-        blocker = self.view.blocker
-        if blocker is None or blocker.condition != "Accepted":
+        if (blocker := self.view.blocker) is None or blocker.condition != "Accepted":
             self.say("Accepted", True, "Accepted", "the spec is valid and everything that it names is there")
         if blocker is not None:
             return self._blocked(blocker, decision)

@@ -157,6 +157,7 @@ def _progress(progress: Progress, percentage: int | None) -> Status:
 def _artifacts(progress: Progress) -> list[Status]:
     return [
         {"type": found.type, "path": clean(found.uri, 1024), "digest": clean(found.digest, 80)}
+        | ({} if found.size is None else {"size": found.size})
         for found in {artifact.type: artifact for artifact in progress.artifacts}.values()
     ]
 

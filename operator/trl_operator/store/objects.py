@@ -30,6 +30,8 @@ class StoredJob:
     ended: bool
     succeeded: bool
     """Its condition Succeeded is True."""
+    observed: bool
+    """Its status is about this generation of it."""
     has_ttl: bool
     uses: tuple[Key, ...]
     """Jobs whose results it uses."""
@@ -61,6 +63,7 @@ def stored_job(obj: Obj) -> StoredJob:
         phase=status.get("phase", "Pending"),
         ended="completionTime" in status,
         succeeded=conditions.get("Succeeded") == "True",
+        observed=status.get("observedGeneration") == metadata.get("generation"),
         has_ttl="ttlSecondsAfterFinished" in obj.get("spec", {}).get("runPolicy", {}),
         uses=used(obj),
         news=news(obj, status),

@@ -125,9 +125,9 @@ class Store:
         return Counter((job.key[0], job.phase) for job in self.jobs.values())
 
     def is_over(self, key: Key) -> bool:
-        """Return whether a job has ended and nothing of it is left to be ended or deleted."""
+        """Return whether a job has ended and nothing of it is left to be ended, deleted or said."""
         job = self.jobs.get(key)
-        if job is None or not job.ended or job.has_ttl:
+        if job is None or not job.ended or not job.observed or job.has_ttl:
             return False
         last = job.attempt.number if job.attempt else 0
         children = self.children(job.uid, key[1])

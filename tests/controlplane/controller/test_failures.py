@@ -83,8 +83,11 @@ def test_a_failure_of_the_users_making_ends_the_job_with_reason_and_hint(
     assert failure["pod"] == "tune-dpo-0-worker-1"
     assert failure["log"] == "Traceback: row 7"
     assert "maxBadRows" in failure["hint"]
-    succeeded = next(c for c in status["conditions"] if c["type"] == "Succeeded")
-    assert (succeeded["status"], succeeded["reason"]) == ("False", "DataFormatError")
+    jobs.plane.kubectl(
+        "wait", "--for=condition=Finished", "dpojob/tune", f"--namespace={jobs.namespace}", "--timeout=5s"
+    )
+    ends = {c["type"]: (c["status"], c["reason"]) for c in status["conditions"]}
+    assert (ends["Succeeded"], ends["Failed"]) == (("False", "DataFormatError"), ("True", "DataFormatError"))
     assert len(jobs.list("pytorchjobs")) == 1
 
     def told() -> list[Any]:

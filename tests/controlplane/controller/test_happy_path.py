@@ -35,19 +35,21 @@ def test_a_job_of_two_nodes_runs_and_succeeds(
     assert status["attempt"] == 0
     assert status["workload"]["name"] == "tune-dpo-0"
     assert status["effective"]["worldSize"] == 2
-    artifact = {"type": "model", "uri": "u/final", "digest": "sha256:abc"}
+    artifact = {"type": "model", "uri": "u/final", "digest": "sha256:abc", "size": 7}
     node.succeed(pods[0], record(artifacts=[artifact]))
     node.succeed(pods[1], record())
     jobs.plane.kubectl(
-        "wait", "--for=condition=Succeeded", "dpojob/tune", f"--namespace={jobs.namespace}", "--timeout=60s"
+        "wait", "--for=condition=Finished", "dpojob/tune", f"--namespace={jobs.namespace}", "--timeout=60s"
     )
     status = jobs.status("dpojob", "tune")
     assert status["phase"] == "Succeeded"
     place = {"claimName": "tune-dpo", "path": "u/final"}
-    assert status["artifacts"] == [{"type": "model", **place, "digest": "sha256:abc"}]
+    [found] = status["artifacts"]
+    assert "/claim/u/final" in found.pop("fetchCommand")
+    assert found == {"type": "model", **place, "digest": "sha256:abc", "size": 7}
     assert status.get("restarts") == 0
     assert status["completionTime"]
-    assert [c["type"] for c in status["conditions"]] == ["Accepted", "Running", "Succeeded"]
+    assert [c["type"] for c in status["conditions"]] == ["Accepted", "Running", "Succeeded", "Failed", "Finished"]
     wait_for("the last event is written", lambda: len(requests(operator, jobs, "create", "patch")) == len(WRITES), 20)
     found = requests(operator, jobs, "create", "update", "patch", "delete")
     assert [*found[:1], *sorted(found[1:5]), *found[5:]] == WRITES

@@ -58,10 +58,17 @@ def test_a_cancelled_job_ends_and_stays_ended(
     jobs.apply(dpo(numNodes=2, storage=SHARED))
     run(jobs, node, 0)
     set_policy(jobs, cancel=True)
-    status = jobs.wait_for_phase("tune", "Cancelled")
+    jobs.plane.kubectl(
+        "wait", "--for=condition=Finished", "dpojob/tune", f"--namespace={jobs.namespace}", "--timeout=60s"
+    )
+    status = jobs.status("dpojob", "tune")
+    ends = {c["type"]: c["status"] for c in status["conditions"]}
+    assert (status["phase"], ends["Succeeded"], ends["Failed"]) == ("Cancelled", "False", "False")
     assert status["completionTime"]
     wait_for("no pod is left", lambda: not jobs.list("pods"), 30)
     set_policy(jobs, cancel=False)
     jobs.patch("dpojob", "tune", {"metadata": {"labels": {"touched": "yes"}}})
-    assert jobs.status("dpojob", "tune") == status
+    generation = jobs.get("dpojob", "tune")["metadata"]["generation"]
+    seen = jobs.wait("dpojob", "tune", "is about this spec", lambda s: s["observedGeneration"] == generation)
+    assert {**seen, "observedGeneration": status["observedGeneration"]} == status
     assert not jobs.list("pytorchjobs")

@@ -16,7 +16,7 @@ from trl_trainer.distributed import world
 from trl_trainer.distributed.gathering import to_main
 from trl_trainer.distributed.world import Run
 from trl_trainer.errors import TrainerError
-from trl_trainer.files import fsync, sha256, total_digest
+from trl_trainer.files import fsync, sha256, share, total_digest
 from trl_trainer.launch import watchdog
 from trl_trainer.models import skeleton, source, vocabulary
 from trl_trainer.models.skeleton import Skeleton
@@ -136,9 +136,12 @@ def make_final(run: Run, written: Written) -> list[Artifact]:
     Everything is on disk when this returns. Each file is read once more, for its digest, unless it was when written.
     """
     folder, final = written.folder, run.work / "final"
-    digests = dict(written.digests)
+    digests, sizes = dict(written.digests), {}
     for path in (*sorted(folder.rglob("*")), folder):
         name = str(path.relative_to(folder))
+        share(path, folder)
+        if path.is_file():
+            sizes[name] = path.stat().st_size
         if name in digests:
             continue
         fsync(path)
@@ -150,8 +153,11 @@ def make_final(run: Run, written: Written) -> list[Artifact]:
         checkpoint.remove(final)
     os.rename(folder, final)
     fsync(run.work)
-    found = [Artifact(type="model", uri=f"{run.job.uid}/final", digest=total_digest(digests))]
+    found = [Artifact(type="model", uri=f"{run.job.uid}/final", digest=total_digest(digests), size=sum(sizes.values()))]
     adapter = {name.removeprefix("adapter/"): value for name, value in digests.items() if name.startswith("adapter/")}
     if adapter:
-        found.append(Artifact(type="adapter", uri=f"{run.job.uid}/final/adapter", digest=total_digest(adapter)))
+        size = sum(sizes[f"adapter/{name}"] for name in adapter)
+        found.append(
+            Artifact(type="adapter", uri=f"{run.job.uid}/final/adapter", digest=total_digest(adapter), size=size)
+        )
     return found

@@ -153,4 +153,7 @@ securityContext:
 - apiGroups: [""]
   resources: [pods]
   verbs: [list, watch]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [create]
 {{- end }}

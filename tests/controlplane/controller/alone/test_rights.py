@@ -80,8 +80,9 @@ def test_the_chart_grants_exactly_what_a_full_life_uses(
     for pod in node.pods():
         node.run(pod)
     jobs.wait_for_phase("tune", "Running")
+    saves = report(1, checkpoints=[{"step": 1, "path": "u/checkpoint-1", "time": "2026-11-21T06:00:00Z"}])
     for pod in node.pods():
-        wait_for("the receiver takes its report", lambda pod=pod: Trainer(node, pod).post(report(1))[0] == 200, 20)  # type: ignore[misc]
+        wait_for("the receiver takes its report", lambda pod=pod: Trainer(node, pod).post(saves)[0] == 200, 20)  # type: ignore[misc]
     for kind, name in (("dpojob", "tune"), ("sftjob", "sftjob"), ("rewardjob", "rewardjob"), ("grpojob", "grpojob")):
         jobs.wait(kind, name, "shows it", lambda s: "progress" in s)
     # The next attempt takes away what this one leaves.
