@@ -52,14 +52,9 @@ class Attempts:
     async def start(self, pinned: Pinned, file: AttemptFile) -> Child | Blocker:
         """Create what the attempt needs, its workload last; or return what stands against it. Raises Refused."""
         attempt, job = file.attempt, pinned.job
-        installation = replace(self._installation(), trainer_image=pinned.run.image)
+        installation = self._installed(pinned)
         await self._clear(job, attempt)
-        wanted = [
-            (NETWORK_POLICIES, network_policy(job, attempt)),
-            (CONFIG_MAPS, config_map(job, file, installation)),
-        ]
-        if pinned.manifest is not None:
-            wanted.insert(0, (CONFIG_MAPS, pinned.manifest))
+        wanted = _beside(pinned, file, installation)
         if job.cluster.storage.size and not self._needs.claim(job.namespace, job.storage_claim):
             wanted.insert(0, (CLAIMS, claim(job)))
         answers = await asyncio.gather(*(self._create(job, *each) for each in wanted), return_exceptions=True)
@@ -78,6 +73,18 @@ class Attempts:
         child = child_from(made)
         assert child is not None, "it is controlled by the job"
         return child
+
+    async def restore(self, pinned: Pinned, file: AttemptFile) -> None:
+        """Create again what an attempt's pods mount, and somebody has deleted before they did. Raises Refused."""
+        for resource, manifest in _beside(pinned, file, self._installed(pinned)):
+            try:
+                await self._post(pinned.job, resource, manifest)
+            except Refused as error:
+                if error.status != 409:
+                    raise
+
+    def _installed(self, pinned: Pinned) -> Installation:
+        return replace(self._installation(), trainer_image=pinned.run.image)
 
     async def _create(self, job: Job, resource: Resource, manifest: Obj) -> Obj | Blocker:
         """Create an object, or return the job's own of that name; a Blocker if somebody else has the name.
@@ -123,6 +130,16 @@ class Attempts:
                 if found is not None and controller_uid(found["metadata"]) == job.uid:
                     self._lease.check()
                     await self._kube.delete(resource, job.namespace, job.child_name(earlier), found["metadata"]["uid"])
+
+
+def _beside(pinned: Pinned, file: AttemptFile, installation: Installation) -> list[tuple[Resource, Obj]]:
+    """Return what an attempt needs beside its claim and its workload; the job's run too unless that is known to be."""
+    wanted = [] if pinned.manifest is None else [(CONFIG_MAPS, pinned.manifest)]
+    return [
+        *wanted,
+        (NETWORK_POLICIES, network_policy(pinned.job, file.attempt)),
+        (CONFIG_MAPS, config_map(pinned.job, file, installation)),
+    ]
 
 
 def _differs(resource: Resource, found: Obj, manifest: Obj) -> bool:

@@ -31,7 +31,7 @@ from trl_operator.policy.start import half_since
 from trl_operator.render.manifests import Installation
 from trl_operator.render.run import Pinned
 from trl_operator.resource import Resource
-from trl_operator.runs import find_run
+from trl_operator.runs import find_again, find_run
 from trl_operator.status.conditions import Status
 from trl_operator.status.decision import Decision
 from trl_operator.status.events import Event, events, reported
@@ -272,6 +272,8 @@ class Reconciler:
             begun = decide(job, obj["status"], view, self._now())
             await self._write_status(obj, begun.status)
             return begun.requeue
+        if decision.restore and (lost := await find_again(self._kube, job, obj["status"])):
+            await self._attempts.restore(*lost)
         return decision.requeue
 
     async def _start(self, pinned: Pinned, obj: Obj, attempt: AttemptFile) -> Child | Blocker:

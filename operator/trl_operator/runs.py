@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from trl_contract.jobfile import AttemptFile
 from trl_contract.upstreams import Upstream
 from trl_operator.api.job import Job
 from trl_operator.api.stored import read_status
@@ -9,6 +10,7 @@ from trl_operator.kube import CONFIG_MAPS, JOBS, Kube
 from trl_operator.plan.acceptance import Blocker
 from trl_operator.plan.observation import controller_uid
 from trl_operator.plan.upstream import Result, as_pinned, look, upstreams
+from trl_operator.policy.memory import attempt_file
 from trl_operator.render.run import Pinned, digest, pin
 
 Obj = dict[str, Any]
@@ -34,6 +36,18 @@ async def find_run(kube: Kube, job: Job, status: Obj, trainer_image: str) -> Pin
         " it was: restore it, or create a new job"
     )
     return Blocker("RunNotFound", message, polled=True)
+
+
+async def find_again(kube: Kube, job: Job, stored: Obj) -> tuple[Pinned, AttemptFile] | None:
+    """Return the run and the file of the attempt that is under way; None if they cannot be made as they were."""
+    status = read_status(stored)
+    if status.run is None:
+        # An operator of version 0.1 has started it.
+        return None
+    found = await find_run(kube, job, stored, status.run.image)
+    if not isinstance(found, Pinned) or found.run != status.run:
+        return None
+    return found, attempt_file(status)
 
 
 async def _pin(kube: Kube, job: Job, trainer_image: str) -> Pinned | Blocker:

@@ -70,6 +70,12 @@ def waiting_reason(cluster: ClusterSpec, view: View) -> Why | None:
     return next((why for why in told if why), None) or _no_node(cluster, waiting, view)
 
 
+def is_lost(config_maps: Iterable[str], view: View) -> bool:
+    """Whether a pod waits for one of these ConfigMaps, which are made before it: somebody has deleted it since."""
+    told = [view.told.pods.get(pod.name, ("", ""))[1] for pod in view.pods if not pod.prepared]
+    return any(f'configmap "{name}" not found' in words for name in config_maps for words in told)
+
+
 def _container(pod: Pod, view: View) -> Why | None:
     """What the kubelet says of a container that it cannot start."""
     words = f"pod {pod.name}: {pod.waiting_message or pod.waiting_reason}"

@@ -13,6 +13,8 @@ class Decision:
     status: Status = field(default_factory=dict)
     create: bool = False
     """Create the workload of status.attempt."""
+    restore: bool = False
+    """Create again what the attempt's pods mount."""
     delete: list[Child] = field(default_factory=list)
     delete_job: bool = False
     requeue: float | None = None

@@ -10,7 +10,7 @@ from trl_operator.api.stored import read_status, written
 from trl_operator.plan.acceptance import Blocker, seconds_to_next_look
 from trl_operator.plan.observation import Child, format_time, parse_time
 from trl_operator.plan.outcome import Cause, classify
-from trl_operator.plan.starting import REFUSAL_REASONS, WORKLOAD_SUSPENDED, waiting_reason
+from trl_operator.plan.starting import REFUSAL_REASONS, WORKLOAD_SUSPENDED, is_lost, waiting_reason
 from trl_operator.plan.upstream import upstreams
 from trl_operator.plan.view import View
 from trl_operator.policy import deadline, memory, queueing, restart, stall, start, stop, suspend, ttl
@@ -139,7 +139,8 @@ class _Machine:
             return self._failed()
         self._show_running()
         left = min(self._deadline_left(), self._start_left(), self._show_stall())
-        return Decision(delete=self._stale_children(), requeue=_finite(left))
+        lost = is_lost((self.job.base_name, self.job.child_name(self.status.attempt or 0)), self.view)
+        return Decision(delete=self._stale_children(), requeue=_finite(left), restore=lost)
 
     def _held(self, child: Child) -> Decision:
         """Kueue has yet to let the workload go, or somebody has suspended it: that is for them to undo."""

@@ -264,3 +264,21 @@ def test_each_cause_of_waiting_is_told_in_five_seconds_with_names_and_numbers(
         if cause.reason != "Preempted":  # its next attempt has begun
             assert f"{cause.reason} " in lines[cause.job]
             assert cause.words in lines[cause.job]
+
+
+def test_what_a_pod_mounts_is_made_again_when_somebody_deletes_it_before_the_mount(
+    operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Obj]
+) -> None:
+    jobs.apply(dpo())
+    [pod] = node.wait_for_pods(1, "tune-dpo-0")
+    jobs.wait_for_phase("tune", "Starting")
+    made = {name: jobs.get("configmap", name)["data"] for name in ("tune-dpo", "tune-dpo-0")}
+    for name in made:
+        jobs.delete("configmap", name)
+    for name in reversed(made):
+        words = f'MountVolume.SetUp failed for volume "job" : configmap "{name}" not found'
+        jobs.apply(warning("Pod", pod["metadata"], "FailedMount", words))
+    wait_for("both are there again", lambda: all(jobs.get("configmap", name) for name in made), 30)
+    assert {name: jobs.get("configmap", name)["data"] for name in made} == made
+    node.run(pod)
+    jobs.wait_for_phase("tune", "Running")
