@@ -6,6 +6,7 @@ import sys
 from contextlib import AsyncExitStack
 
 from trl_operator import host
+from trl_operator.backend import BACKENDS
 from trl_operator.certs import Certificates
 from trl_operator.errors import ApiError, LeaseLost
 from trl_operator.health import Health
@@ -35,7 +36,8 @@ async def run(settings: Settings) -> None:
         kube = await stack.enter_async_context(await Kube.connect())
         # However busy the workers are, a renewal never waits for a connection.
         lease = Lease(await stack.enter_async_context(await Kube.connect(LEASE_CONNECTIONS)), settings)
-        store, metrics, certificates = Store(), ControllerMetrics(), Certificates(kube, settings)
+        store = Store([found for name, found in BACKENDS.items() if name in settings.backends])
+        metrics, certificates = ControllerMetrics(), Certificates(kube, settings)
         queue: WorkQueue[Key] = WorkQueue(metrics.queue_wait_seconds.observe)
         needs = Needs(store, settings.kueue)
         watched = [*store.watched(), *needs.watched()]
@@ -49,7 +51,8 @@ async def run(settings: Settings) -> None:
         await host.serve(stack, health.application(metrics), settings.bind_address, settings.health_port)
 
         def installation() -> Installation:
-            return Installation(settings.trainer_image, settings.receiver_url, certificates.ca.decode())
+            ca = certificates.ca.decode()
+            return Installation(settings.trainer_image, settings.receiver_url, ca, settings.backend)
 
         def ready() -> None:
             health.ready = True

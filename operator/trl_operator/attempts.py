@@ -7,7 +7,7 @@ from typing import Any
 
 from trl_contract.jobfile import AttemptFile
 from trl_operator.api.job import Job
-from trl_operator.backend import backend_for, child_from, resource_of
+from trl_operator.backend import BACKENDS, Backend, child_from, resource_of
 from trl_operator.blockers import claim_blocker, name_blocker
 from trl_operator.errors import ApiError, Refused
 from trl_operator.kube import CLAIMS, CONFIG_MAPS, NETWORK_POLICIES, Kube
@@ -37,7 +37,7 @@ class Attempts:
 
     async def live(self, job: Job, attempt: Attempt) -> Child | None:
         """Return the attempt's workload as the API server has it; None if there is none of the job's."""
-        obj = await self._kube.get(backend_for(job, attempt.child_kind).RESOURCE, job.namespace, attempt.child)
+        obj = await self._kube.get(BACKENDS[attempt.backend].RESOURCE, job.namespace, attempt.child)
         if obj is None or controller_uid(obj["metadata"]) != job.uid:
             return None
         return child_from(obj)
@@ -50,11 +50,12 @@ class Attempts:
             self._store.forget_child(child)
 
     async def start(self, pinned: Pinned, file: AttemptFile) -> Child | Blocker:
-        """Create what the attempt needs, its workload last; or return what stands against it. Raises Refused."""
-        attempt, job = file.attempt, pinned.job
+        """Create what the attempt needs, its workload last; or return what stands against it. Raises ApiError, which is
+        Refused if the status is to tell it."""
+        attempt, job, backend = file.attempt, pinned.job, BACKENDS[pinned.run.backend]
         installation = self._installed(pinned)
-        await self._clear(job, attempt)
-        wanted = _beside(pinned, file, installation)
+        await self._clear(job, attempt, backend)
+        wanted = [*backend.beside(job, attempt, installation), *_mounted(pinned, file, installation)]
         if job.cluster.storage.size and not self._needs.claim(job.namespace, job.storage_claim):
             wanted.insert(0, (CLAIMS, claim(job)))
         answers = await asyncio.gather(*(self._create(job, *each) for each in wanted), return_exceptions=True)
@@ -63,10 +64,13 @@ class Attempts:
                 raise answer
             if isinstance(answer, Blocker):
                 return answer
-        backend = backend_for(job)
         manifest = backend.manifest(job, attempt, installation)
         self._store.expect_child(job.namespace, manifest["metadata"]["name"])
-        made = await self._create(job, backend.RESOURCE, manifest)
+        try:
+            made = await self._create(job, backend.RESOURCE, manifest)
+        except Refused as error:
+            # Not worth telling: it is tried again at once.
+            raise ApiError(409, error.message) if backend.is_early(error.message) else error from error
         if isinstance(made, Blocker):
             return made
         self._store.put_child(made)
@@ -76,7 +80,7 @@ class Attempts:
 
     async def restore(self, pinned: Pinned, file: AttemptFile) -> None:
         """Create again what an attempt's pods mount, and somebody has deleted before they did. Raises Refused."""
-        for resource, manifest in _beside(pinned, file, self._installed(pinned)):
+        for resource, manifest in _mounted(pinned, file, self._installed(pinned)):
             try:
                 await self._post(pinned.job, resource, manifest)
             except Refused as error:
@@ -118,22 +122,22 @@ class Attempts:
         except ApiError as error:
             raise Refused(f"{manifest['kind']} {manifest['metadata']['name']}", error) from error
 
-    async def _clear(self, job: Job, attempt: int) -> None:
+    async def _clear(self, job: Job, attempt: int, backend: Backend) -> None:
         """Take away what earlier attempts have left beside their workloads. The last one's stays as long as its pods,
         which can still be looked at."""
         kept = {child.attempt for child in self._store.children(job.uid, job.namespace)}
         for earlier in range(max(attempt - 2, 0), attempt):
             if earlier == attempt - 1 and earlier in kept:
                 continue
-            for resource in (NETWORK_POLICIES, CONFIG_MAPS):
+            for resource in (NETWORK_POLICIES, CONFIG_MAPS, *backend.BESIDE):
                 found = await self._kube.get(resource, job.namespace, job.child_name(earlier))
                 if found is not None and controller_uid(found["metadata"]) == job.uid:
                     self._lease.check()
                     await self._kube.delete(resource, job.namespace, job.child_name(earlier), found["metadata"]["uid"])
 
 
-def _beside(pinned: Pinned, file: AttemptFile, installation: Installation) -> list[tuple[Resource, Obj]]:
-    """Return what an attempt needs beside its claim and its workload; the job's run too unless that is known to be."""
+def _mounted(pinned: Pinned, file: AttemptFile, installation: Installation) -> list[tuple[Resource, Obj]]:
+    """Return what an attempt's pods mount, and their policy; the job's run too unless that is known to be."""
     wanted = [] if pinned.manifest is None else [(CONFIG_MAPS, pinned.manifest)]
     return [
         *wanted,
@@ -143,6 +147,18 @@ def _beside(pinned: Pinned, file: AttemptFile, installation: Installation) -> li
 
 
 def _differs(resource: Resource, found: Obj, manifest: Obj) -> bool:
-    """Whether what is stored of a ConfigMap or NetworkPolicy is not what it should be; a workload never is compared."""
-    parts = {CONFIG_MAPS: "data", NETWORK_POLICIES: "spec"}
-    return resource in parts and found.get(parts[resource]) != manifest[parts[resource]]
+    """Whether what is stored is not what it should be. A workload never is compared."""
+    if part := {CONFIG_MAPS: "data", NETWORK_POLICIES: "spec"}.get(resource):
+        return bool(found.get(part) != manifest[part])
+    beside = any(resource in backend.BESIDE for backend in BACKENDS.values())
+    return beside and not _says(found["spec"], manifest["spec"])
+
+
+def _says(found: Any, wanted: Any) -> bool:
+    """Whether what is stored says all that is wanted; the API server adds defaults to it."""
+    if isinstance(wanted, dict):
+        return isinstance(found, dict) and all(_says(found.get(name), value) for name, value in wanted.items())
+    if isinstance(wanted, list):
+        same = isinstance(found, list) and len(found) == len(wanted)
+        return same and all(_says(one, other) for one, other in zip(found, wanted, strict=True))
+    return bool(found == wanted)

@@ -4,7 +4,7 @@ from typing import Any
 
 from trl_operator.api.job import Job
 from trl_operator.api.stored import read_status
-from trl_operator.backend import backend_for
+from trl_operator.backend import Backend
 from trl_operator.constants import LABEL_JOB_UID
 from trl_operator.kube import CLAIMS, CONFIG_MAPS, JOBS, NETWORK_POLICIES, Kube
 from trl_operator.plan.acceptance import Blocker, check_lost, check_reference, check_retained, references
@@ -28,7 +28,9 @@ def things(job: Job) -> list[Thing]:
     return [*found, ("PersistentVolumeClaim", job.namespace, job.storage_claim)]
 
 
-async def find_blocker(kube: Kube, needs: Needs, job: Job, attempt: int, status: Obj) -> Blocker | None:
+async def find_blocker(
+    kube: Kube, needs: Needs, job: Job, attempt: int, status: Obj, backend: Backend
+) -> Blocker | None:
     """Return the first thing that stands against starting `attempt` now; None if nothing does.
 
     `status` is the job's; the results of earlier jobs are in place of their names. Names of our own objects are not
@@ -45,7 +47,7 @@ async def find_blocker(kube: Kube, needs: Needs, job: Job, attempt: int, status:
         return blocker
     if read_status(status).reason("Accepted") in TAKEN:
         for resource, name in (
-            (backend_for(job).RESOURCE, job.child_name(attempt)),
+            *((resource, job.child_name(attempt)) for resource in (backend.RESOURCE, *backend.BESIDE)),
             (CONFIG_MAPS, job.base_name),
             (CONFIG_MAPS, job.child_name(attempt)),
             (NETWORK_POLICIES, job.child_name(attempt)),

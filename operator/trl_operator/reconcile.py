@@ -184,7 +184,8 @@ class Reconciler:
     async def _between(self, job: Job, obj: Obj, attempt: int, others: tuple[Child, ...]) -> tuple[View, Pinned | None]:
         """No attempt is alive: look at what stands against the next one, and at the run that it is of."""
         current = obj.get("status", {})
-        backend = backend_for(job)
+        installation = self._installation()
+        backend = backend_for(job, read_status(current).run, installation.backend)
         key = (job.info.kind, job.namespace, job.name)
         found: Pinned | Blocker | None = check_spec(job) or check_cycle(key, self._store.dependants.waits_for)
         if not self._exists(backend.RESOURCE):
@@ -192,11 +193,11 @@ class Reconciler:
         # First, so that nothing is missed between the look and the wait.
         self._store.waiting.wait(key, things(job))
         if found is None:
-            found = await find_run(self._kube, job, current, self._installation().trainer_image)
+            found = await find_run(self._kube, job, current, installation.trainer_image, backend.NAME)
         if not isinstance(found, Pinned):
             return View(others=others, blocker=found), None
         self._store.waiting.wait(key, [*things(job), *things(found.job)])
-        blocker = await find_blocker(self._kube, self._needs, found.job, attempt, current)
+        blocker = await find_blocker(self._kube, self._needs, found.job, attempt, current, backend)
         if blocker is None:
             self._store.waiting.wait(key, ())
         return View(others=others, admission=self._admission(None), blocker=blocker, run=found.run), found

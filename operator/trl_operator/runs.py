@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from trl_contract.cluster import BackendName
 from trl_contract.jobfile import AttemptFile
 from trl_contract.upstreams import Upstream
 from trl_operator.api.job import Job
@@ -16,19 +17,20 @@ from trl_operator.render.run import Pinned, digest, pin
 Obj = dict[str, Any]
 
 
-async def find_run(kube: Kube, job: Job, status: Obj, trainer_image: str) -> Pinned | Blocker:
-    """Return what the job's attempts have in common, or what stands against it; `trainer_image` is for a first attempt.
+async def find_run(kube: Kube, job: Job, status: Obj, trainer_image: str, backend: BackendName) -> Pinned | Blocker:
+    """Return what the job's attempts have in common, or what stands against it; `trainer_image` is for a first attempt,
+    and `backend` is what a run that has one is pinned to.
 
     A job whose earlier attempts an operator of version 0.1 has started is pinned at the next one. A run that is pinned
     is made anew only as it was, and as long as no attempt has begun.
     """
     known = read_status(status)
     if known.run is None:
-        return await _pin(kube, job, trainer_image)
+        return await _pin(kube, job, trainer_image, backend)
     found = await kube.get(CONFIG_MAPS, job.namespace, job.base_name)
     if found is not None and controller_uid(found["metadata"]) == job.uid and digest(found["data"]) == known.run.digest:
         return Pinned(as_pinned(job, found["data"]["job.json"]), known.run)
-    again = await _pin(kube, job, known.run.image if known.attempt else trainer_image)
+    again = await _pin(kube, job, known.run.image if known.attempt else trainer_image, backend)
     if isinstance(again, Blocker) or again.run == known.run or not known.attempt:
         return again
     message = (
@@ -44,17 +46,17 @@ async def find_again(kube: Kube, job: Job, stored: Obj) -> tuple[Pinned, Attempt
     if status.run is None:
         # An operator of version 0.1 has started it.
         return None
-    found = await find_run(kube, job, stored, status.run.image)
+    found = await find_run(kube, job, stored, status.run.image, status.run.backend)
     if not isinstance(found, Pinned) or found.run != status.run:
         return None
     return found, attempt_file(status)
 
 
-async def _pin(kube: Kube, job: Job, trainer_image: str) -> Pinned | Blocker:
+async def _pin(kube: Kube, job: Job, trainer_image: str, backend: BackendName) -> Pinned | Blocker:
     results: dict[Upstream, Result] = {}
     for upstream in upstreams(job):
         found = look(upstream, await kube.get(JOBS[upstream.kind], job.namespace, upstream.name))
         if isinstance(found, Blocker):
             return found
         results[upstream] = found
-    return pin(job, results, trainer_image)
+    return pin(job, results, trainer_image, backend)

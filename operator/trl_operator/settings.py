@@ -5,6 +5,8 @@ from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from trl_contract.cluster import BackendName
+
 PREFIX = "TRL_OPERATOR_"
 
 
@@ -51,6 +53,10 @@ class Settings(Shared):
     """Image of jobs that name none."""
     receiver_url: Annotated[str, Field(pattern=r"^https://[^/]+$")]
     """Where pods reach the receiver; its host name goes into the serving certificate."""
+    backend: BackendName = "pytorchjob"
+    """What runs jobs whose spec names no backend."""
+    other_backends: Annotated[str, Field(pattern=r"^((pytorchjob|trainjob)(,(pytorchjob|trainjob))*)?$")] = ""
+    """Backends that a spec may name beside it, separated by commas."""
     secret_name: str = "trl-operator-receiver"
     """Secret with the receiver's serving certificate, which the receiver mounts."""
     ca_secret_name: str = "trl-operator-receiver-ca"
@@ -69,6 +75,11 @@ class Settings(Shared):
     """Read what Kueue says of workloads."""
     workers: int = 10
     """Jobs that are looked at at the same time."""
+
+    @property
+    def backends(self) -> set[str]:
+        """All backends that jobs may use."""
+        return {self.backend, *filter(None, self.other_backends.split(","))}
 
 
 S = TypeVar("S", bound=Shared)

@@ -1,34 +1,39 @@
-"""backend/: what runs an attempt, and that one more kind of it is one more file."""
+"""backend/: what runs an attempt."""
 
 import asyncio
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from test_reconcile import World
 
-from trl_operator import backend
+from trl_operator.api.job import Job, parse_job
+from trl_operator.api.status import Run, workload
+from trl_operator.backend import backend_for, denials, pytorchjob, trainjob
 from trl_operator.backend.pytorchjob import child_from, maker, manifest
 from trl_operator.constants import MANAGER_STATUS
+from trl_operator.errors import ApiError, Refused
 from trl_operator.kube import JOBS
-from trl_operator.plan.observation import Child, Owner, current_attempt, number, workload
+from trl_operator.plan.observation import Child, Owner, current_attempt
 from trl_operator.plan.view import View
+from trl_operator.render.environment import report_path
 from trl_operator.render.manifests import Installation
-from trl_operator.resource import Resource
+from trl_operator.render.volumes import ATTEMPT, TOKEN
 from trl_operator.status.lifecycle import decide
 
 Make = Callable[..., Any]
 
+CA = f"{ATTEMPT}/ca.crt"
 INSTALLATION = Installation("example.com/trainer@sha256:0", "https://op.trl.svc:10443", "-----CA-----")
-GOLDEN = Path(__file__).with_name("golden_pytorchjob.yaml")
+GOLDEN = Path(__file__).parent
 
 
-def test_a_whole_pytorchjob_is_as_committed(make_job: Make) -> None:
-    job = make_job(
+@pytest.fixture
+def whole_job(make_job: Make) -> Job:
+    job: Job = make_job(
         numNodes=2,
         model={"volume": {"claimName": "models", "path": "org/base"}},
         storage={"claimName": "shared", "subPath": "team"},
@@ -39,8 +44,74 @@ def test_a_whole_pytorchjob_is_as_committed(make_job: Make) -> None:
         imagePullSecrets=[{"name": "pull"}],
         env=[{"name": "NCCL_DEBUG", "value": "$(WARN)"}],
     )
-    found = manifest(job, 3, INSTALLATION)
-    assert found == yaml.safe_load(GOLDEN.read_text()), yaml.safe_dump(found, sort_keys=False)
+    return job
+
+
+def test_a_whole_pytorchjob_is_as_committed(whole_job: Job) -> None:
+    found = manifest(whole_job, 3, INSTALLATION)
+    golden = yaml.safe_load((GOLDEN / "golden_pytorchjob.yaml").read_text())
+    assert found == golden, yaml.safe_dump(found, sort_keys=False)
+
+
+def test_a_whole_trainjob_and_its_runtime_are_as_committed(whole_job: Job) -> None:
+    [(resource, runtime)] = trainjob.beside(whole_job, 3, INSTALLATION)
+    found = [runtime, trainjob.manifest(whole_job, 3, INSTALLATION)]
+    golden = list(yaml.safe_load_all((GOLDEN / "golden_trainjob.yaml").read_text()))
+    assert found == golden, yaml.safe_dump_all(found, sort_keys=False)
+    assert (resource,) == trainjob.BESIDE
+
+
+def test_both_backends_run_the_same_pod(whole_job: Job) -> None:
+    """But for the names that each demands, and for what torchrun is told."""
+    one = manifest(whole_job, 3, INSTALLATION)["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]
+    [(_, runtime)] = trainjob.beside(whole_job, 3, INSTALLATION)
+    [nodes] = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    other = nodes["template"]["spec"]["template"]
+    assert other["spec"].pop("restartPolicy") == "Never"
+    for template in (one, other):
+        [container] = template["spec"]["containers"]
+        del container["name"]
+        container["env"] = [variable for variable in container["env"] if not variable["name"].startswith("PET_")]
+    assert one == other
+
+
+def test_nothing_below_a_trainjob_retries(whole_job: Job) -> None:
+    [(_, runtime)] = trainjob.beside(whole_job, 3, INSTALLATION)
+    jobset = runtime["spec"]["template"]["spec"]
+    [nodes] = jobset["replicatedJobs"]
+    assert jobset["failurePolicy"] == {"maxRestarts": 0}
+    assert {name: nodes["template"]["spec"][name] for name in ("backoffLimit", "podReplacementPolicy")} == {
+        "backoffLimit": 0, "podReplacementPolicy": "Failed",
+    }  # fmt: skip
+
+
+def test_the_longest_name_leaves_room_for_what_jobset_puts_after_it(job_object: Make) -> None:
+    obj = job_object("GRPOJob", numNodes=1000, storage={"claimName": "shared"})
+    obj["metadata"]["name"] = "x" * 40
+    job = parse_job(obj)
+    [(_, runtime)] = trainjob.beside(job, 999, INSTALLATION)
+    [nodes] = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    pod = f"{job.child_name(999)}-{nodes['name']}-0-999-abcde"
+    assert len(pod) <= 63
+
+
+def test_our_reports_go_where_we_say_whatever_trainer_writes_into_the_runtimes_containers(whole_job: Job) -> None:
+    """Trainer puts the TrainJob's own variables over its own, and these over the runtime's."""
+    ours = {"_URL": f"https://op.trl.svc:10443{report_path(whole_job)}", "_CA_CERT": CA, "_TOKEN": TOKEN}
+    said = trainjob.manifest(whole_job, 3, INSTALLATION)["spec"]["trainer"]["env"]
+    assert said == [{"name": f"KUBEFLOW_TRAINER_SERVER{name}", "value": value} for name, value in ours.items()]
+
+
+@pytest.mark.parametrize("group", ["coscheduling", "volcano"])
+def test_a_pod_group_is_asked_for_as_each_backend_wants_it(make_job: Make, group: str) -> None:
+    job = make_job(numNodes=2, storage={"claimName": "shared"}, schedulerName="gang", podGroupPolicy=group)
+    made = manifest(job, 0, INSTALLATION)["spec"]
+    assert made["runPolicy"] == {"cleanPodPolicy": "Running", "schedulingPolicy": {"minAvailable": 2}}
+    assert made["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["schedulerName"] == "gang"
+    [(_, runtime)] = trainjob.beside(job, 0, INSTALLATION)
+    assert runtime["spec"]["podGroupPolicy"] == {group: {}}
+    [nodes] = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    assert nodes["template"]["spec"]["template"]["spec"]["schedulerName"] == "gang"
 
 
 def test_only_workers_and_nothing_that_lets_the_training_operator_retry(make_job: Make) -> None:
@@ -88,7 +159,87 @@ def test_the_newest_refusal_of_a_pod_comes_first_and_other_events_are_none(make_
 
     events = [event(str(minute), f"2026-11-21T11:{minute}:00Z") for minute in (10, 30, 20)]
     events += [event("no time", ""), event("other", "2026-11-21T11:40:00Z", "ExitedWithCode")]
-    assert backend.denials(make_child(0), events) == ("30", "20", "10", "no time")
+    assert denials(make_child(0), events) == ("30", "20", "10", "no time")
+
+
+# -- TrainJob
+
+
+@pytest.fixture
+def train_job(child_object: Make) -> Make:
+    """A TrainJob as the API server shows it."""
+
+    def make(**spec: Any) -> dict[str, Any]:
+        said = {"apiVersion": "trainer.kubeflow.org/v1alpha1", "kind": "TrainJob", "spec": spec, "status": {}}
+        return {**child_object(0), **said}
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("conditions", "state"),
+    [
+        ([], "active"),
+        ([("Suspended", "True")], "active"),
+        ([("Suspended", "False"), ("Complete", "True")], "succeeded"),
+        ([("Failed", "True")], "failed"),
+        ([("Failed", "False")], "active"),
+    ],
+)
+def test_a_trainjobs_conditions_become_one_verdict(
+    train_job: Make, conditions: list[tuple[str, str]], state: str
+) -> None:
+    obj = train_job()
+    obj["status"] = {"conditions": [{"type": kind, "status": value} for kind, value in conditions]}
+    child = trainjob.child_from(obj)
+    assert child is not None
+    assert (child.state, child.kind, child.api_version) == (state, "TrainJob", "trainer.kubeflow.org/v1alpha1")
+    del obj["metadata"]["ownerReferences"]
+    assert trainjob.child_from(obj) is None
+
+
+def test_who_has_suspended_a_trainjob_is_told(train_job: Make) -> None:
+    def suspender(**metadata: Any) -> str:
+        obj = train_job(suspend=True)
+        obj["metadata"] |= metadata
+        child = trainjob.child_from(obj)
+        assert child is not None
+        return child.suspended_by
+
+    fields = {"f:spec": {"f:suspend": {}}}
+    others = {"f:spec": {"f:trainer": {}}}
+    entries = [{"manager": "trl-operator", "fieldsV1": others}, {"manager": "kueue", "fieldsV1": fields}]
+    assert suspender(managedFields=entries) == "kueue"
+    assert suspender() == "somebody"
+
+
+def test_a_pod_is_of_the_trainjob_by_whose_name_jobset_has_named_its_job(pod_object: Make) -> None:
+    def made_by(**owner: Any) -> Owner | None:
+        pod = pod_object(1)
+        batch = {"apiVersion": "batch/v1", "kind": "Job", "name": "tune-dpo-0-n-0", "uid": "j", "controller": True}
+        pod["metadata"]["ownerReferences"] = [batch | owner]
+        return trainjob.maker(pod)
+
+    assert made_by() == Owner("tune-dpo-0", "")
+    for name in ("tune-dpo-0-n-1", "tune-dpo-0", "tune-dpo-0-n-29481120", "n-0"):
+        assert made_by(name=name) is None
+    for change in ({"kind": "ReplicaSet"}, {"apiVersion": "apps/v1"}, {"controller": False}):
+        assert made_by(**change) is None
+
+
+@pytest.mark.parametrize(
+    ("about", "owner"),
+    [
+        ({"kind": "TrainJob", "name": "tune-dpo-0", "uid": "t"}, Owner("tune-dpo-0", "t")),
+        ({"kind": "JobSet", "name": "tune-dpo-0", "uid": "s"}, Owner("tune-dpo-0", "")),
+        ({"kind": "Job", "name": "tune-dpo-0-n-0", "uid": "j"}, Owner("tune-dpo-0", "")),
+        ({"kind": "Job", "name": "backup", "uid": "j"}, None),
+        ({"kind": "Pod", "name": "tune-dpo-0-n-0", "uid": "p"}, None),
+    ],
+)
+def test_an_event_tells_of_the_trainjob_that_it_is_about_or_that_has_made_it(about: Any, owner: Owner | None) -> None:
+    assert trainjob.concerned(about) == owner
+    assert pytorchjob.concerned(about) is None
 
 
 # -- an operator of version 0.1 has written status.pytorchJob
@@ -121,54 +272,101 @@ def test_an_older_operators_attempt_whose_pytorchjob_is_gone_has_failed(make_job
     stored = {"kind": "DPOJob", "metadata": {"namespace": "team", "name": "tune", "uid": "u"}, "status": old}
     attempt = current_attempt(stored)
     assert attempt is not None
-    assert (attempt.child_uid, attempt.child_kind) == ("child-0", "PyTorchJob")
+    assert (attempt.child_uid, attempt.backend) == ("child-0", "pytorchjob")
     assert workload(after.status) == {}
 
 
-# -- another backend
-
-BOXES = Resource("example.com", "v1", "boxes")
+# -- which backend
 
 
-def box() -> Any:
-    """A backend whose workloads are Boxes."""
-
-    def child(obj: dict[str, Any]) -> Child:
-        metadata = obj["metadata"]
-        said = {"job": ("DPOJob", "team", "tune"), "api_version": "example.com/v1", "kind": "Box", "owner_uid": "u"}
-        found = {name: metadata[name] for name in ("name", "uid")}
-        attempt, version = number(metadata, "trl-operator.io/attempt"), int(metadata["resourceVersion"])
-        return Child(**said, **found, attempt=attempt, version=version, state="active")  # type: ignore[arg-type]
-
-    def make(job: Any, attempt: int, installation: Installation) -> dict[str, Any]:
-        labels = {"trl-operator.io/attempt": str(attempt)}
-        metadata = {"name": job.child_name(attempt), "labels": labels, "ownerReferences": [job.owner_reference]}
-        return {"apiVersion": "example.com/v1", "kind": "Box", "metadata": metadata}
-
-    return SimpleNamespace(
-        KIND="Box", RESOURCE=BOXES, MISSING="no boxes", CONTAINER="node", LABEL_INDEX="example.com/index",
-        manifest=make, child_from=child, DENIED="NoBox", maker=lambda pod: None,
-    )  # fmt: skip
+def test_a_run_stays_with_its_backend_and_a_spec_overrides_the_installation(make_job: Make) -> None:
+    run = Run(image="i", digest="d")
+    assert backend_for(make_job(), None, "trainjob") is trainjob
+    assert backend_for(make_job(backend="pytorchjob"), None, "trainjob") is pytorchjob
+    assert backend_for(make_job(), run, "trainjob") is pytorchjob, "an older operator has pinned it"
+    assert backend_for(make_job(), Run(image="i", digest="d", backend="trainjob"), "pytorchjob") is trainjob
 
 
-def test_another_backend_runs_new_attempts_and_the_others_go_on(
-    monkeypatch: pytest.MonkeyPatch, job_object: Make, child_object: Make, pod_object: Make, now: datetime
-) -> None:
+def test_a_new_default_runs_new_jobs_and_the_others_go_on(job_object: Make, pod_object: Make, now: datetime) -> None:
     rows = {"train": {"inline": [{"prompt": "p", "chosen": "c", "rejected": "r"}]}}
     world = World(job_object(dataset=rows), now)
     world.reconcile()
-    assert world.status["workload"]["kind"] == "PyTorchJob"
-    monkeypatch.setattr(backend, "BACKENDS", (box(), *backend.BACKENDS))
+    assert (world.status["workload"]["kind"], world.status["run"]["backend"]) == ("PyTorchJob", "pytorchjob")
+    fresh = World(job_object(dataset=rows), now)
+    for each in (world, fresh):
+        each.reconciler._installation = lambda: Installation("trainer:1", "https://op:10443", "CA", "trainjob")
     uid = world.status["workload"]["uid"]
     running = pod_object(0)
     running["metadata"]["ownerReferences"][0]["uid"] = uid
     world.store.put_pod(world.kube.put("pods", running))
     world.reconcile()
     assert (world.status["phase"], world.status["workload"]["uid"]) == ("Running", uid)
-    fresh = World(job_object(dataset=rows), now)
+    world.store.drop_child(world.kube.objects.pop(("pytorchjobs", "team", "tune-dpo-0")))
+    world.store.drop_pod(world.kube.objects.pop(("pods", "team", "tune-dpo-0-worker-0")))
+    world.reconcile()
+    world.now += timedelta(minutes=6)
+    world.reconcile()
+    assert (world.status["attempt"], world.status["workload"]["kind"]) == (1, "PyTorchJob")
     fresh.reconcile()
     assert fresh.status["workload"] == {
-        "apiVersion": "example.com/v1", "kind": "Box", "name": "tune-dpo-0", "uid": "tune-dpo-0-uid",
+        "apiVersion": "trainer.kubeflow.org/v1alpha1", "kind": "TrainJob", "name": "tune-dpo-0",
+        "uid": "tune-dpo-0-uid",
     }  # fmt: skip
-    assert ("create", "boxes") in fresh.kube.writes
-    assert ("create", "pytorchjobs") not in fresh.kube.writes
+    assert fresh.status["run"]["backend"] == "trainjob"
+    created = [plural for verb, plural in fresh.kube.writes if verb == "create"]
+    assert created.index("trainingruntimes") < created.index("trainjobs"), "the webhook wants to see it"
+    assert "pytorchjobs" not in created
+
+
+def test_a_refusal_that_only_comes_too_early_is_not_told(job_object: Make, now: datetime) -> None:
+    rows = {"train": {"inline": [{"prompt": "p", "chosen": "c", "rejected": "r"}]}}
+    world = World(job_object(dataset=rows, backend="trainjob"), now)
+
+    def refuse(obj: dict[str, Any]) -> None:
+        if obj["kind"] == "TrainJob":
+            raise ApiError(403, "specified trainingRuntime must be created before the TrainJob is created")
+
+    world.kube.refuse_object = refuse
+    with pytest.raises(ApiError) as caught:
+        world.reconcile()
+    assert (caught.value.status, isinstance(caught.value, Refused)) == (409, False)
+    assert {c["reason"] for c in world.status["conditions"]} == {"Accepted", "Starting"}
+    world.kube.refuse_object = lambda _: None
+    world.reconcile()
+    assert world.status["workload"]["kind"] == "TrainJob"
+
+
+def test_a_runtime_that_says_something_else_than_it_should_is_made_anew(job_object: Make, now: datetime) -> None:
+    """One that an operator has left that was killed, and what runPolicy says has changed since."""
+    rows = {"train": {"inline": [{"prompt": "p", "chosen": "c", "rejected": "r"}]}}
+    world = World(job_object(dataset=rows, backend="trainjob"), now)
+    job = parse_job(job_object(dataset=rows, backend="trainjob"))
+    [(_, same)] = trainjob.beside(job, 0, world.reconciler._installation())
+    # As the API server completes it.
+    [nodes] = same["spec"]["template"]["spec"]["replicatedJobs"]
+    nodes["groupName"] = "default"
+    world.kube.put("trainingruntimes", {**same, "metadata": {**same["metadata"], "uid": "left"}})
+    world.reconcile()
+    assert world.kube.objects["trainingruntimes", "team", "tune-dpo-0"]["metadata"]["uid"] == "left"
+    other = World(job_object(dataset=rows, backend="trainjob"), now)
+    nodes["template"]["spec"]["template"]["spec"]["terminationGracePeriodSeconds"] = 30
+    other.kube.put("trainingruntimes", {**same, "metadata": {**same["metadata"], "uid": "left"}})
+    other.reconcile()
+    made = other.kube.objects["trainingruntimes", "team", "tune-dpo-0"]
+    assert made["metadata"]["uid"] != "left"
+    assert other.status["workload"]["kind"] == "TrainJob"
+
+
+def test_what_an_attempt_has_beside_its_trainjob_goes_with_the_attempt(job_object: Make, now: datetime) -> None:
+    rows = {"train": {"inline": [{"prompt": "p", "chosen": "c", "rejected": "r"}]}}
+    world = World(job_object(dataset=rows, backend="trainjob"), now)
+    for attempt in range(2):
+        world.reconcile()
+        name = f"tune-dpo-{attempt}"
+        assert ("trainingruntimes", "team", name) in world.kube.objects
+        world.store.drop_child(world.kube.objects.pop(("trainjobs", "team", name)))
+        world.reconcile()
+        world.now += timedelta(minutes=6)
+    world.reconcile()
+    left = [name for plural, _, name in world.kube.objects if plural == "trainingruntimes"]
+    assert left == ["tune-dpo-2"]

@@ -226,6 +226,28 @@ def test_a_pod_on_a_lost_node_counts_as_gone_a_minute_after_its_grace(
     assert over.status["retry"]["counted"] == 0
 
 
+def test_a_workload_of_which_a_pod_has_failed_is_left_to_end_the_others_and_to_say_so(
+    make_job: Make, make_child: Make, make_pod: Make, now: datetime
+) -> None:
+    """A TrainJob says that it has failed once all its pods have ended; deleted before, it takes their logs away."""
+    job, status = running(
+        make_job, make_child, now, numNodes=2, storage={"size": "1Gi", "accessModes": ["ReadWriteMany"]}
+    )
+    status = decide(job, status, View(make_child(0), pods=(make_pod(0), make_pod(1))), now).status
+    failed, ending = make_pod(0, "Failed", exit_code=1), make_pod(1, deleted_at=format_time(now))
+    one = decide(job, status, View(make_child(0), pods=(failed, ending)), now)
+    assert (one.status["phase"], reason(one), one.delete) == ("Restarting", ("False", "Stopping"), [])
+    ended = (failed, make_pod(1, "Failed", exit_code=143))
+    two = decide(job, one.status, View(make_child(0), pods=ended), now)
+    assert (two.status, two.delete) == (one.status, [])
+    three = decide(job, two.status, View(make_child(0, "Failed"), pods=ended), now)
+    assert (three.status["attempt"], three.status["restarts"]) == (1, 1)
+    # On a lost node nobody ends it, and nobody says so.
+    late = now + timedelta(seconds=61)
+    lost = decide(job, one.status, View(make_child(0), pods=(failed, ending)), late)
+    assert (lost.status["attempt"], lost.status["restarts"]) == (1, 1)
+
+
 def test_an_attempt_that_should_not_be_alive_is_deleted(
     make_job: Make, make_child: Make, make_pod: Make, now: datetime
 ) -> None:

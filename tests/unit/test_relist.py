@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from fake_kube import FakeKube
 
+from trl_operator.backend import BACKENDS
 from trl_operator.backend.pytorchjob import RESOURCE
 from trl_operator.errors import ApiError
+from trl_operator.store import relist
 from trl_operator.store.relist import Relist
 from trl_operator.store.store import Store
 
@@ -57,7 +59,7 @@ def test_a_namespace_that_is_lost_keeps_no_other_from_going_on(
     async def test() -> None:
         world.refused = {("*", "b"): 403}
         await asyncio.wait_for(world.relist.first(), 2)
-        assert (world.known, world.relist.refused, world.relist.exists(RESOURCE)) == (["a"], 6, True)
+        assert (world.known, world.relist.refused, world.relist.exists(RESOURCE)) == (["a"], 7, True)
         assert world.relist.age() < 1
         told = len(caplog.records)
         assert "going on without: 403: GET" in caplog.text
@@ -91,6 +93,38 @@ def test_who_can_list_nothing_and_who_meets_an_outage_tries_again(world: World, 
         assert (world.relist.age(), world.relist.exists(RESOURCE)) == (0, False)
 
     asyncio.run(test())
+
+
+def test_while_a_kind_is_missing_nothing_but_that_kind_is_listed_again_and_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(relist, "PAUSE_AFTER_FAILURE", 0.01)
+    world.relist = Relist(world.kube, world.store.watched(), ["a", "b"], 60.0)  # type: ignore[arg-type]
+
+    async def test() -> None:
+        world.refused = {("trainjobs", "a"): 404, ("trainjobs", "b"): 404}
+        listed: list[str] = []
+        await world.relist.once()
+        world.kube.refuse_list = lambda plural, namespace: (listed.append(plural), world.refuse(plural, namespace))[1]
+        changed = asyncio.Event()
+        keeper = asyncio.create_task(world.relist.keep(changed))
+        while len(listed) < 10:
+            await asyncio.sleep(0.01)
+        assert (set(listed), changed.is_set()) == ({"trainjobs"}, False)
+        world.refused = {}
+        await asyncio.wait_for(changed.wait(), 5)
+        assert "pods" in listed
+        keeper.cancel()
+
+    asyncio.run(test())
+
+
+def test_a_kind_that_is_not_watched_does_not_exist(world: World) -> None:
+    store = Store([BACKENDS["pytorchjob"]])
+    known = Relist(world.kube, store.watched(), ["a"], 60.0)  # type: ignore[arg-type]
+    asyncio.run(known.once())
+    found = {name: known.exists(backend.RESOURCE) for name, backend in BACKENDS.items()}
+    assert found == {"pytorchjob": True, "trainjob": False}
 
 
 @pytest.mark.parametrize("plural", ["pytorchjobs", "grpojobs"])

@@ -43,7 +43,9 @@ def test_one_config_map_holds_the_resolved_spec_and_its_rows_for_all_attempts(ma
     assert "trl-operator.io/attempt" not in made["metadata"]["labels"], "it belongs to no attempt"
     assert made["data"].keys() == {"job.json", "train.jsonl"}
     assert JobFile.model_validate_json(made["data"]["job.json"]).spec.training.learning_rate == 1e-5
-    assert pinned.run.to_wire() == {"image": "trainer:1", "upstreams": [], "digest": digest(made["data"])}
+    assert pinned.run.to_wire() == {
+        "image": "trainer:1", "backend": "pytorchjob", "upstreams": [], "digest": digest(made["data"]),
+    }  # fmt: skip
     assert pin(job, {}, "trainer:2").run.digest == pinned.run.digest, "the image is told apart"
     assert pin(make_job(dataset=ROWS, training={"seed": 7}), {}, "trainer:1").run.digest != pinned.run.digest
     assert pin(make_job(image="mine:1"), {}, "trainer:1").run.image == "mine:1"

@@ -498,7 +498,36 @@ def test_a_warning_about_a_workload_is_news_once(heard: Any) -> None:
     assert [found["message"] for found in needs.warnings(known.uid)] == ["violates PodSecurity"]
     needs.drop_event(event(5, "violates PodSecurity"))
     assert (needs.warnings(known.uid), needs._warnings_of) == ([], {})
+    needs.put_event({**event(5, "elsewhere"), "involvedObject": {"kind": "Node", "name": "tune-dpo-0", "uid": "n"}})
+    assert needs._warnings == {}, "that is about nothing that we know"
     needs.put_event(event(6, "of an earlier one", uid="another"))
     assert changed == [KEY] * 2
     relist(needs, "events", [], 9)
     assert needs._warnings == {}
+
+
+def test_a_warning_about_what_a_trainjob_has_made_tells_of_it_but_not_one_of_an_earlier_trainjob() -> None:
+    """The uid of the Job says nothing of the TrainJob; an event outlives what it is about by an hour."""
+    made = {**child(3), "kind": "TrainJob", "apiVersion": "trainer.kubeflow.org/v1alpha1"}
+    made["metadata"]["creationTimestamp"] = "2026-11-21T11:00:00Z"
+    store = Store()
+    store.put_job(job(1))
+    store.put_child(made)
+    needs, changed = Needs(store), []
+    store.follow(changed.append)
+    changed.clear()
+    [known] = store.children("tune-uid", "team")
+    denied = event(4, "exceeded quota", uid="of the Job")
+    denied["involvedObject"] |= {"kind": "Job", "name": "tune-dpo-0-n-0"}
+    for number, times in enumerate(
+        (
+            {"lastTimestamp": "2026-11-21T10:59:59Z"},
+            {"lastTimestamp": None, "eventTime": "2026-11-21T10:59:59.900000Z"},
+        )
+    ):
+        needs.put_event({**denied, **times, "metadata": {**denied["metadata"], "uid": f"earlier-{number}"}})
+    assert needs.about(known) == []
+    needs.put_event({**denied, "lastTimestamp": None, "eventTime": "2026-11-21T11:00:00.100000Z"})
+    [told] = needs.about(known)
+    assert (told["message"], told["lastTimestamp"]) == ("exceeded quota", "2026-11-21T11:00:00Z")
+    assert KEY in changed

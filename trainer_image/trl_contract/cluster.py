@@ -200,6 +200,9 @@ class EnvVarSource(Model):
     """A key of a Secret in the job's namespace."""
 
 
+BackendName = Literal["pytorchjob", "trainjob"]
+
+
 RESERVED_ENV = (
     r"^(LD_.*|PYTHON.*|PATH|KUBERNETES_.*|KUBEFLOW_.*|TRL_.*|RANK|LOCAL_RANK|WORLD_SIZE|MASTER_.*|PET_.*"
     r"|TORCHELASTIC_.*|CUDA_VISIBLE_DEVICES|HOME|DISABLE_KUBEFLOW_INTEGRATION)$"
@@ -317,6 +320,14 @@ class ClusterSpec(Model):
     """PriorityClass of the pods."""
     queue: Queue | None = None
     """A queue of Kueue's to wait in; name and priorityClass may be changed while no attempt runs."""
+    scheduler_name: Name | None = None
+    """Scheduler of the pods; the cluster's default if unset."""
+    pod_group_policy: Literal["coscheduling", "volcano"] | None = None
+    """Pods get nodes all together or not at all, by a pod group of the scheduler plugins (coscheduling) or of Volcano.
+    The training-operator makes pod groups of the kind that its flag --gang-scheduler-name says."""
+    backend: BackendName | None = None
+    """What runs the pods: pytorchjob (Kubeflow's training-operator) or trainjob (Kubeflow Trainer with JobSet); as the
+    operator is installed if unset."""
     image: Annotated[str, Field(min_length=1, max_length=500, pattern=r"^[!-~]+$")] | None = None
     """Trainer image; the operator's own trainer image if unset."""
     image_pull_secrets: Annotated[list[LocalObjectReference], Field(max_length=8)] | None = None

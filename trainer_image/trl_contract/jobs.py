@@ -58,6 +58,12 @@ class JobSpec(TrainingSpec, ClusterSpec):
             "storage",
         ),
         Rule(
+            "!has(self.podGroupPolicy) || has(self.schedulerName)",
+            "podGroupPolicy needs the scheduler that knows such pod groups: name it in schedulerName",
+            lambda self: self.pod_group_policy is None or self.scheduler_name is not None,
+            "podGroupPolicy",
+        ),
+        Rule(
             f"self.peft.method != 'qlora' || {_GPU_KEYS}.size() == 1",
             "peft.method qlora needs GPUs: name them in resources.limits, or use lora",
             lambda self: self.peft.method != "qlora" or self.gpus_per_node > 0,

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from trl_contract.cluster import BackendName
 from trl_operator.api.parts import (
     BY_ITS_FIELDS,
     NO_LONGER_WRITTEN,
@@ -83,6 +84,8 @@ class Run(Part):
 
     image: Annotated[str, Field(max_length=500)]
     """Image of the trainer."""
+    backend: BackendName = "pytorchjob"
+    """What runs the attempts."""
     upstreams: Annotated[list[UpstreamRef], Field(max_length=16, json_schema_extra=list_map("uid"))] = []
     """Earlier jobs whose results are used."""
     digest: Annotated[str, Field(max_length=80)]

@@ -8,22 +8,27 @@ from typing import Any, Final, Literal
 
 from trl_operator.api.job import Job
 from trl_operator.constants import LABEL_ATTEMPT
-from trl_operator.plan.observation import Child, Owner, controller, job_owner, number, queue_of
-from trl_operator.render.manifests import Installation, pod_template, workload_metadata
+from trl_operator.plan.observation import Child, Owner, controller, job_owner, number, queue_of, writer
+from trl_operator.render.manifests import MASTER_PORT, Installation, pod_template, workload_metadata
 from trl_operator.resource import Resource
 
 Obj = dict[str, Any]
 
+NAME: Final = "pytorchjob"
 KIND: Final = "PyTorchJob"
 RESOURCE: Final = Resource("kubeflow.org", "v1", "pytorchjobs")
 MISSING: Final = "there are no PyTorchJobs in this cluster: install the training-operator"
 CONTAINER: Final = "pytorch"
 """The training-operator insists on this name."""
 LABEL_INDEX: Final = "training.kubeflow.org/replica-index"
-DENIED: Final = "FailedCreatePod"
+DENIED: Final = frozenset({"FailedCreatePod"})
 """Quota and Pod Security denials exist only as events of the PyTorchJob."""
+BESIDE: Final[tuple[Resource, ...]] = ()
 
-MASTER_PORT = 29500
+
+def beside(job: Job, attempt: int, installation: Installation) -> list[tuple[Resource, Obj]]:
+    """Return nothing: a PyTorchJob says all by itself."""
+    return []
 
 
 def manifest(job: Job, attempt: int, installation: Installation) -> Obj:
@@ -35,7 +40,7 @@ def manifest(job: Job, attempt: int, installation: Installation) -> Obj:
         "spec": {
             "nprocPerNode": str(job.cluster.processes_per_node),
             # Retries, deadline and TTL are ours: its own backoffLimit 0 deletes every pod, evidence included.
-            "runPolicy": {"cleanPodPolicy": "Running"} | ({"suspend": True} if job.queue_name else {}),
+            "runPolicy": {"cleanPodPolicy": "Running", **_gang(job), **({"suspend": True} if job.queue_name else {})},
             "pytorchReplicaSpecs": {
                 "Worker": {
                     "replicas": job.cluster.num_nodes,
@@ -47,14 +52,24 @@ def manifest(job: Job, attempt: int, installation: Installation) -> Obj:
     }
 
 
+def _gang(job: Job) -> Obj:
+    """Return what the training-operator is told of a pod group; of which kind it is, its own flag says."""
+    return {"schedulingPolicy": {"minAvailable": job.cluster.num_nodes}} if job.cluster.pod_group_policy else {}
+
+
 def _launch(job: Job, attempt: int) -> list[Obj]:
     """Return what torchrun needs beside PET_NNODES and PET_NPROC_PER_NODE, which the training-operator adds."""
     rank = {"fieldRef": {"fieldPath": f"metadata.labels['{LABEL_INDEX}']"}}
     return [
         {"name": "PET_NODE_RANK", "valueFrom": rank},
         {"name": "PET_MASTER_ADDR", "value": f"{job.child_name(attempt)}-worker-0"},
-        {"name": "PET_MASTER_PORT", "value": str(MASTER_PORT)},
+        {"name": "PET_MASTER_PORT", "value": MASTER_PORT},
     ]
+
+
+def is_early(words: str) -> bool:
+    """Return False: nothing is made before it."""
+    return False
 
 
 def child_from(obj: Obj) -> Child | None:
@@ -81,18 +96,15 @@ def child_from(obj: Obj) -> Child | None:
         state=state,
         deleting="deletionTimestamp" in metadata,
         message=conditions.get("Failed", {}).get("message", ""),
+        created=metadata.get("creationTimestamp", ""),
         suspended_by=_suspended_by(obj),
         **queue_of(metadata),
     )
 
 
 def _suspended_by(obj: Obj) -> str:
-    if not obj.get("spec", {}).get("runPolicy", {}).get("suspend"):
-        return ""
-    for entry in obj["metadata"].get("managedFields", ()):
-        if "f:suspend" in entry.get("fieldsV1", {}).get("f:spec", {}).get("f:runPolicy", {}):
-            return str(entry["manager"])
-    return "somebody"
+    suspended = obj.get("spec", {}).get("runPolicy", {}).get("suspend")
+    return writer(obj, "spec", "runPolicy", "suspend") if suspended else ""
 
 
 def maker(pod: Obj) -> Owner | None:
@@ -101,3 +113,8 @@ def maker(pod: Obj) -> Owner | None:
     if owner.get("kind") != KIND or not owner.get("apiVersion", "").startswith(f"{RESOURCE.group}/"):
         return None
     return Owner(owner["name"], owner["uid"])
+
+
+def concerned(about: Obj) -> Owner | None:
+    """Return the PyTorchJob that an event is about."""
+    return Owner(about["name"], about.get("uid", "")) if about["kind"] == KIND else None

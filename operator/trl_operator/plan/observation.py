@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
+from trl_contract.cluster import BackendName
 from trl_operator.api.job import child_name
 from trl_operator.api.kinds import KINDS
 from trl_operator.api.status import workload
@@ -44,6 +45,7 @@ class Pod:
     child: str = ""
     """Name of the workload that it is of; empty if it is of none."""
     child_uid: str = ""
+    """Empty too if the pod names its workload, but not which one of this name."""
     node: str = ""
     reason: str = ""
     message: str = ""
@@ -97,6 +99,8 @@ class Child:
     state: Literal["active", "succeeded", "failed"]
     deleting: bool = False
     message: str = ""
+    created: str = ""
+    """RFC 3339."""
     suspended_by: str = ""
     """Who has suspended it: we only do so when it is made for a queue. Its pods go, and come again when it is let go.
     Empty: nobody."""
@@ -117,21 +121,23 @@ class Attempt:
     """Name of its workload."""
     child_uid: str = ""
     """Empty while nobody knows it."""
-    child_kind: str = ""
-    """Empty while it has none."""
+    backend: BackendName = "pytorchjob"
+    """What runs it."""
 
     def has(self, pod: Pod) -> bool:
         """Return whether the pod is one of the attempt's."""
         said = (pod.job, pod.job_uid, pod.attempt, pod.child)
-        return said == (self.job, self.job_uid, self.number, self.child) and self.child_uid in ("", pod.child_uid)
+        known = (self.job, self.job_uid, self.number, self.child)
+        return said == known and (self.child_uid == pod.child_uid or "" in (self.child_uid, pod.child_uid))
 
 
 @dataclass(frozen=True)
 class Owner:
-    """The workload that a pod is of."""
+    """The workload that a pod is of, or that an event tells of."""
 
     name: str
     uid: str
+    """Empty if only its name is known."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +171,7 @@ def current_attempt(obj: dict[str, Any]) -> Attempt | None:
         number=current,
         child=child_name(KINDS[obj["kind"]], metadata["name"], current),
         child_uid=known.get("uid", ""),
-        child_kind=known.get("kind", ""),
+        backend=status.get("run", {}).get("backend", "pytorchjob"),
     )
 
 
@@ -192,6 +198,17 @@ def controller(metadata: dict[str, Any]) -> dict[str, Any]:
 def controller_uid(metadata: dict[str, Any]) -> str:
     """Return the uid of an object's controller; empty if it has none."""
     return str(controller(metadata).get("uid", ""))
+
+
+def writer(obj: dict[str, Any], *path: str) -> str:
+    """Return which field manager has set the field at a path of names; "somebody" if that is not told."""
+    for entry in obj["metadata"].get("managedFields", ()):
+        found = entry.get("fieldsV1", {})
+        for name in path[:-1]:
+            found = found.get(f"f:{name}", {})
+        if f"f:{path[-1]}" in found:
+            return str(entry["manager"])
+    return "somebody"
 
 
 def job_owner(metadata: dict[str, Any]) -> JobOwner | None:

@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from trl_contract.cluster import BackendName
 from trl_contract.jobfile import AttemptFile, JobFile
 from trl_operator.api.job import Job
 from trl_operator.constants import (
@@ -18,6 +19,8 @@ from trl_operator.render.environment import environment
 from trl_operator.render.volumes import mounts
 
 USER = 1000
+MASTER_PORT = "29500"
+"""Of torchrun on the first node."""
 POD_SECURITY = {
     "runAsNonRoot": True,
     "runAsUser": USER,
@@ -44,6 +47,8 @@ class Installation:
     receiver_url: str
     ca_certificate: str
     """PEM of the authority behind the receiver's certificate."""
+    backend: BackendName = "pytorchjob"
+    """Runs jobs whose spec names none."""
 
 
 def labels(job: Job) -> dict[str, str]:
@@ -153,6 +158,7 @@ def pod_template(
         "nodeSelector": cluster.node_selector,
         "tolerations": [toleration.to_wire() for toleration in cluster.tolerations or []],
         "priorityClassName": cluster.priority_class_name,
+        "schedulerName": cluster.scheduler_name,
         "imagePullSecrets": [secret.to_wire() for secret in cluster.image_pull_secrets or []],
     }
     return {

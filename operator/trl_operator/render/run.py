@@ -5,6 +5,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from trl_contract.cluster import BackendName
 from trl_contract.resolve import resolve
 from trl_operator.api.job import Job
 from trl_operator.api.status import Run
@@ -26,7 +27,7 @@ class Pinned:
     """The run's ConfigMap, if it has yet to be made."""
 
 
-def pin(job: Job, results: Results, trainer_image: str) -> Pinned:
+def pin(job: Job, results: Results, trainer_image: str, backend: BackendName = "pytorchjob") -> Pinned:
     """Return the run of a job that uses these results of earlier jobs; `trainer_image` is for one that names none.
 
     Its ConfigMap holds the job file with every default resolved and the rows of the spec itself, and never changes.
@@ -47,7 +48,8 @@ def pin(job: Job, results: Results, trainer_image: str) -> Pinned:
         "data": data,
     }
     image = job.cluster.image or trainer_image
-    return Pinned(job, Run(image=image, upstreams=refs(results), digest=digest(data)), manifest)
+    run = Run(image=image, backend=backend, upstreams=refs(results), digest=digest(data))
+    return Pinned(job, run, manifest)
 
 
 def digest(data: dict[str, str]) -> str:

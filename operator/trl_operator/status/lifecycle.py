@@ -24,6 +24,7 @@ from trl_operator.status.description import describe
 
 ENDING_POLL_SECONDS = 10.0
 """A pod on a lost node counts as gone without anything happening to it."""
+START_FAILED = "StartFailed"
 STOPPING = "Stopping"
 """Reason of Running=False while the pods of an attempt that had run come to their end."""
 
@@ -135,7 +136,7 @@ class _Machine:
             return self._release(cause)
         if child is not None and child.suspended_by and child.state == "active" and not child.deleting:
             return self._held(child)
-        if self.view.failed():
+        if self.view.failed() or self.status.reason("Running") in (STOPPING, START_FAILED):
             return self._failed()
         self._show_running()
         left = min(self._deadline_left(), self._start_left(), self._show_stall())
@@ -169,13 +170,14 @@ class _Machine:
 
     def _failed(self) -> Decision:
         """Once every pod has ended, find the cause and decide about the next attempt."""
-        child = self.view.child
-        doomed = [child] if child is not None and child.state == "active" and not child.deleting else []
-        waiting = [pod for pod in self.view.pods if not pod.is_over(self.now)]
-        if doomed or waiting:
+        child, pods, itself = self.view.child, self.view.pods, self.view.ends_itself()
+        doomed = [child] if child and child.state == "active" and not (child.deleting or itself) else []
+        waiting = [pod for pod in pods if not pod.is_over(self.now)]
+        # One with a pod on a lost node would be waited for without end.
+        if doomed or waiting or (itself and all(pod.finished for pod in pods)):
             # No count: it would be one write for each pod of a gang.
             message = f"attempt {self.status.attempt} failed; its pods have yet to end"
-            self.say("Running", False, STOPPING if self._ran else "StartFailed", message)
+            self.say("Running", False, STOPPING if self._ran else START_FAILED, message)
             self.status.phase = "Restarting"
             return Decision(delete=doomed, requeue=ENDING_POLL_SECONDS)
         return self._restart(self._cause())

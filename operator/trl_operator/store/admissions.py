@@ -50,7 +50,7 @@ class Admissions:
     def put(self, obj: Obj) -> None:
         """Take over the state of a Workload, unless a newer one is known."""
         owner, uid = controller(obj["metadata"]), obj["metadata"]["uid"]
-        if owner.get("kind") not in {backend.KIND for backend in BACKENDS}:
+        if owner.get("kind") not in {backend.KIND for backend in BACKENDS.values()}:
             return
         found = Known(obj["metadata"]["namespace"], owner["name"], owner["uid"], version_of(obj), admission_from(obj))
         known = self._known.get(uid)

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from trl_operator.backend import denials
+from trl_operator.backend import concerned, denials
 from trl_operator.constants import LABEL_JOB_UID
 from trl_operator.kube import CLAIMS, EVENTS
 from trl_operator.plan.observation import Child, Key, Pod, controller
@@ -21,25 +21,25 @@ Place = tuple[str, str]
 
 CLAIM = "PersistentVolumeClaim"
 _TELLING = {"Pod": POD_WARNINGS, CLAIM: CLAIM_WARNINGS}
-"""Reasons of the events that are kept, by the kind that they are about; of other kinds all."""
+"""Reasons of the events that are kept, by the kind that they are about; of workloads and what they make all."""
 _NOISE = ("FailedScheduling", "BackOff", "Unhealthy")
 """Reasons of the warnings that a busy cluster is full of; what they say is in the pods' status."""
 
 
 @dataclass(frozen=True, slots=True)
 class WarningEvent:
-    """An event about a workload, a pod or a claim."""
+    """An event about a workload or what it has made, a pod or a claim."""
 
-    about: str
-    """Its uid."""
+    about: str | Place
+    """Its uid; of what a workload has made the workload's place, if its uid is not told."""
     namespace: str
     version: int
     event: Obj
-    """Its message and times."""
+    """Its reason, message and time."""
 
 
 class Needs:
-    """Claims by their place, warnings by the uid that they are about; the store wakes whoever waits for one."""
+    """Claims by their place, warnings by what they are about; the store wakes whoever waits for one."""
 
     def __init__(self, store: Store, kueue: bool = False) -> None:
         """`kueue`: what Kueue says may be read, and is."""
@@ -47,7 +47,7 @@ class Needs:
         self.admissions = Admissions(store, kueue)
         self._claims: dict[Place, Obj] = {}
         self._warnings: dict[str, WarningEvent] = {}
-        self._warnings_of: dict[str, dict[str, WarningEvent]] = {}
+        self._warnings_of: dict[str | Place, dict[str, WarningEvent]] = {}
 
     def watched(self) -> list[Watched]:
         """Return what has to be watched to keep this."""
@@ -92,7 +92,7 @@ class Needs:
         """Return what is told of an attempt of `num_nodes` pods, and have its job woken when something happens to the
         claims of those that have no node yet."""
         pods = list(pods)
-        denied = denials(child, self.warnings(child.uid)) if child and len(pods) < num_nodes else ()
+        denied = denials(child, self.about(child)) if child and len(pods) < num_nodes else ()
         claims = {name for pod in pods if not pod.node for _, name in pod.claims}
         self._store.waiting.wait(key, [(CLAIM, key[1], name) for name in claims])
         unbound = {name: claim for name in claims if (claim := self._unbound(key[1], name))}
@@ -122,16 +122,23 @@ class Needs:
         what = f"{CLAIM} {name} ({size}, storageClassName: {storage_class}) is {phase}"
         return Unbound(what, event["message"] if event else "")
 
-    def warnings(self, uid: str) -> list[Obj]:
-        """Return the events about an object."""
-        return [found.event for found in self._warnings_of.get(uid, {}).values()]
+    def about(self, child: Child) -> list[Obj]:
+        """Return the events that tell of a workload. Of what it has made, an earlier one of its name may have made an
+        equal one, whose events outlive it."""
+        made = self.warnings((child.job[1], child.name))
+        return [*self.warnings(child.uid), *(event for event in made if event["lastTimestamp"] >= child.created)]
+
+    def warnings(self, about: str | Place) -> list[Obj]:
+        """Return the events about an object, by its uid."""
+        return [found.event for found in self._warnings_of.get(about, {}).values()]
 
     def put_event(self, obj: Obj) -> None:
-        about, uid = obj["involvedObject"], obj["metadata"]["uid"]
-        telling = _TELLING.get(about.get("kind", ""))
-        if telling is not None and obj.get("reason") not in telling:
+        about, uid, namespace = obj["involvedObject"], obj["metadata"]["uid"], obj["metadata"]["namespace"]
+        telling, owner = _TELLING.get(about.get("kind", "")), concerned(about)
+        if owner is None and (telling is None or obj.get("reason") not in telling):
             return
-        found = WarningEvent(about.get("uid", ""), obj["metadata"]["namespace"], version_of(obj), _event(obj))
+        name, object_uid = (owner.name, owner.uid) if owner else (about.get("name", ""), about.get("uid", ""))
+        found = WarningEvent(object_uid or (namespace, name), namespace, version_of(obj), _event(obj))
         known = self._warnings.get(uid)
         if known is not None and known.version >= found.version:
             return
@@ -139,8 +146,8 @@ class Needs:
         self._warnings_of.setdefault(found.about, {})[uid] = found
         # That it has happened once more is no news.
         if known is None or known.event["message"] != found.event["message"]:
-            self._store.wake_owner(about.get("namespace", ""), about.get("name", ""), found.about)
-            self._store.waiting.wake((about.get("kind", ""), about.get("namespace", ""), about.get("name", "")))
+            self._store.wake_owner(namespace, name, object_uid)
+            self._store.waiting.wake((about.get("kind", ""), namespace, name))
 
     def drop_event(self, obj: Obj) -> None:
         self._forget_event(obj["metadata"]["uid"])
@@ -167,7 +174,10 @@ def _newest(events: list[Obj]) -> Obj | None:
 
 
 def _event(obj: Obj) -> Obj:
-    return {name: obj.get(name) or "" for name in ("reason", "message", "lastTimestamp")}
+    """Return what is kept of an event; who uses the newer API tells its time elsewhere, and to the microsecond."""
+    time = obj.get("lastTimestamp") or (obj.get("series") or {}).get("lastObservedTime") or obj.get("eventTime") or ""
+    said = {name: obj.get(name) or "" for name in ("reason", "message")}
+    return {**said, "lastTimestamp": time[:19] + "Z" if time else ""}
 
 
 def _claim(obj: Obj) -> Obj:

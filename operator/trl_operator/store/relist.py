@@ -43,8 +43,9 @@ class Relist:
         return {resource for (_, resource), error in self._refused.items() if error.status == 404}
 
     def exists(self, resource: Resource) -> bool:
-        """Return whether this cluster has such a kind; no before the first relist."""
-        return bool(self._done) and resource not in self.missing
+        """Return whether this cluster has such a kind, and it is watched; no before the first relist."""
+        watched = any(each.resource == resource for each in self._watched)
+        return bool(self._done) and watched and resource not in self.missing
 
     async def once(self) -> None:
         """List everything and take it over; raises ApiError if nothing can be listed."""
@@ -96,8 +97,20 @@ class Relist:
         while True:
             await asyncio.sleep(min(self._seconds, PAUSE_AFTER_FAILURE) if self.missing else self._seconds)
             before = self.missing
+            if self.age() < self._seconds and not await self._has_appeared():
+                continue
             if await self._try() and self.missing != before:
                 kinds_changed.set()
+
+    async def _has_appeared(self) -> bool:
+        """Return whether a kind that was missing can be listed now."""
+        for namespace, resource in [place for place, error in self._refused.items() if error.status == 404]:
+            try:
+                await self._kube.list(resource, namespace)
+            except ApiError:
+                continue
+            return True
+        return False
 
     async def _try(self) -> bool:
         try:

@@ -1,12 +1,12 @@
 """The newest known state of each object that is watched."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
 
-from trl_operator.backend import BACKENDS, child_from, pod_from
+from trl_operator.backend import BACKENDS, Backend, child_from, pod_from
 from trl_operator.constants import LABEL_JOB_UID
 from trl_operator.kube import JOBS, PODS
 from trl_operator.plan.observation import Attempt, Child, Key, Pod
@@ -27,7 +27,9 @@ class Store:
     why it failed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, backends: Sequence[Backend] = tuple(BACKENDS.values())) -> None:
+        """`backends` may run attempts."""
+        self.backends = backends
         self._changed: Callable[[Key], None] = lambda _: None
         self.jobs: dict[Key, StoredJob] = {}
         self._children: dict[tuple[str, str], Child] = {}
@@ -51,7 +53,7 @@ class Store:
             Watched(PODS, self.put_pod, self.drop_pod, self.sweep_pods, LABEL_JOB_UID),
             *(
                 Watched(each.RESOURCE, self.put_child, self.drop_child, self.sweep_children, LABEL_JOB_UID)
-                for each in BACKENDS
+                for each in self.backends
             ),
         ]
 
@@ -64,9 +66,9 @@ class Store:
         self.wake_all()
 
     def wake_owner(self, namespace: str, name: str, uid: str) -> None:
-        """Tell of the job of this very workload or pod."""
+        """Tell of the job of a pod or a workload; of a workload the name will do."""
         found = self._pods.get(uid) or self._children.get((namespace, name))
-        if found is not None and found.uid == uid:
+        if found is not None and uid in ("", found.uid):
             self._tell_owner(found.job)
 
     def _tell_owner(self, key: Key) -> None:

@@ -161,6 +161,8 @@ def test_a_service_leads_to_the_metrics_of_each_deployment(render_chart: Render)
         "networkPolicy.enabled=maybe",
         "crds.keep=maybe",
         "kueue.enabled=maybe",
+        "backend=mpijob",
+        "otherBackends={mpijob}",
     ],
 )
 def test_a_wrong_value_is_refused(value: str) -> None:

@@ -117,9 +117,20 @@ securityContext:
 - apiGroups: [trl-operator.io]
   resources: [dpojobs/finalizers, grpojobs/finalizers, rewardjobs/finalizers, sftjobs/finalizers]
   verbs: [update]
+{{- $backends := append .Values.otherBackends .Values.backend }}
+{{- if has "pytorchjob" $backends }}
 - apiGroups: [kubeflow.org]
   resources: [pytorchjobs]
   verbs: [get, list, watch, create, delete]
+{{- end }}
+{{- if has "trainjob" $backends }}
+- apiGroups: [trainer.kubeflow.org]
+  resources: [trainjobs]
+  verbs: [get, list, watch, create, delete]
+- apiGroups: [trainer.kubeflow.org]
+  resources: [trainingruntimes]
+  verbs: [get, create, delete]
+{{- end }}
 {{- if .Values.kueue.enabled }}
 - apiGroups: [kueue.x-k8s.io]
   resources: [workloads]

@@ -49,7 +49,7 @@ def leave_as_the_old_version_did(jobs: Any, url: str, job: dict[str, Any]) -> No
     jobs.apply(job)
     parsed = parse_job(jobs.get("dpojob", "tune"))
     installation = Installation("localhost/trl-trainer:dev", url, authority["ca.crt"].decode())
-    workload = BACKENDS[0].manifest(parsed, 0, installation)
+    workload = BACKENDS["pytorchjob"].manifest(parsed, 0, installation)
     spec = workload["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]
     [told] = [volume for volume in spec["volumes"] if volume["name"] == "attempt"]
     del told["projected"]
