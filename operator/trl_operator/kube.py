@@ -82,6 +82,18 @@ class Kube:
                 return None
             raise
 
+    async def serves(self, resource: Resource) -> bool:
+        """Return whether discovery names a resource of an API group, which is later than it can be listed."""
+        try:
+            groups = (await self._request("GET", "/apis"))["groups"]
+            found = await self._request("GET", f"/apis/{resource.group}/{resource.version}")
+        except ApiError as error:
+            if error.status == 404:
+                return False
+            raise
+        named = any(resource.plural == each["name"] for each in found["resources"])
+        return named and any(resource.group == group["name"] for group in groups)
+
     async def version(self, resource: Resource, namespace: str, name: str) -> str | None:
         """Return the resourceVersion of an object, which may be big, without the rest of it; None if there is none."""
         try:

@@ -34,6 +34,8 @@ class FakeKube:
         self.refuse: Callable[[Obj], None] = lambda _: None
         self.refuse_object: Callable[[Obj], None] = lambda _: None
         self.refuse_list: Callable[[str, str | None], None] = lambda *_: None
+        self.unserved: set[str] = set()
+        """Plurals of kinds that discovery does not name."""
         self.version = 100
         self._said: dict[tuple[str, str, str, str], set[str]] = {}
         """Fields of the status that each manager has written."""
@@ -49,6 +51,9 @@ class FakeKube:
 
     async def get(self, resource: Resource, namespace: str, name: str) -> Obj | None:
         return self.objects.get((resource.plural, namespace, name))
+
+    async def serves(self, resource: Resource) -> bool:
+        return resource.plural not in self.unserved
 
     async def list(
         self, resource: Resource, namespace: str | None = None, selector: str = "", fields: str = ""

@@ -103,14 +103,12 @@ class Relist:
                 kinds_changed.set()
 
     async def _has_appeared(self) -> bool:
-        """Return whether a kind that was missing can be listed now."""
-        for namespace, resource in [place for place, error in self._refused.items() if error.status == 404]:
-            try:
-                await self._kube.list(resource, namespace)
-            except ApiError:
-                continue
-            return True
-        return False
+        """Return whether a kind that was missing is there for kopf too, which looks once when it starts."""
+        try:
+            return any([await self._kube.serves(resource) for resource in self.missing])
+        except ApiError as error:
+            logger.warning("relist: %s", error)
+            return False
 
     async def _try(self) -> bool:
         try:
