@@ -92,6 +92,9 @@ cluster-status: $(VENV) ## What runs of the dev cluster and how it fares
 cluster-logs: $(VENV) ## The end of the components' logs
 	@$(DEVCLUSTER) logs
 
+cluster-engines: $(VENV) ## JobSet, Trainer and Kueue into the running dev cluster
+	@$(DEVCLUSTER) install jobset trainer kueue
+
 kubeconfig: $(VENV) ## Print the path of the dev cluster's kubeconfig (make -s kubeconfig)
 	@$(DEVCLUSTER) kubeconfig
 

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 
-from devcluster import cluster, images, mounts, other, paths, status
+from devcluster import cluster, engines, images, mounts, other, paths, status
 from devcluster.errors import DevClusterError
 
 HELP = {
@@ -15,6 +15,8 @@ HELP = {
     "logs": "the end of the components' logs",
     "kubeconfig": "print the path of the administrator's kubeconfig",
     "images": "build the images of trainer and operator into the kubelet's image store",
+    "install": "what jobs may also run on, into the running cluster: Trainer wants JobSet before it",
+    "remove": "take that away again, with all objects of its kinds",
     "clean-cache": "take the cluster away with its images, and everything that was built or downloaded",
 }
 
@@ -49,6 +51,9 @@ def _ours(arguments: argparse.Namespace) -> None:
         case "images":
             for image in [arguments.name] if arguments.name else images.NAMES:
                 images.build(image)
+        case "install" | "remove" as act:
+            for engine in arguments.names:
+                (engines.install if act == "install" else engines.remove)(engine)
         case "clean-cache":
             cluster.down()
             for folder in (paths.STATE, paths.CACHE):
@@ -89,6 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     parsers["logs"].add_argument("component", nargs="?", choices=list(cluster.COMMANDS))
     parsers["logs"].add_argument("--lines", type=int, default=20)
     parsers["logs"].add_argument("-f", "--follow", action="store_true")
+    for name in ("install", "remove"):
+        parsers[name].add_argument("names", nargs="+", choices=list(engines.ENGINES))
     parsers["images"].add_argument("name", nargs="?", choices=images.NAMES)
     return parser
 

@@ -2,8 +2,6 @@
 
 import os
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -29,7 +27,7 @@ from devcluster import (
 from devcluster.commands import Command
 from devcluster.errors import DevClusterError
 from devcluster.layout import ADDRESS, FIRST_SERVICE_ADDRESS, NODE, SERVER
-from devcluster.waiting import wait_for
+from devcluster.waiting import answers, wait_for
 
 # The processes, by name, in the order in which they are started.
 COMMANDS: dict[str, Callable[[Path], Command]] = {
@@ -159,15 +157,8 @@ def _launch(name: str) -> None:
 
 def _etcd_serves() -> bool:
     """Whether etcd answers; False once it has ended instead."""
-
-    def answers() -> bool:
-        try:
-            with urllib.request.urlopen("http://127.0.0.1:2379/health", timeout=1) as answer:
-                return bool(answer.status == 200)
-        except (urllib.error.URLError, OSError):
-            return False
-
-    wait_for("etcd answers or ends", lambda: answers() or not process.running("etcd", paths.RUN), TIMEOUT)
+    health = "http://127.0.0.1:2379/health"
+    wait_for("etcd answers or ends", lambda: answers(health) or not process.running("etcd", paths.RUN), TIMEOUT)
     return process.running("etcd", paths.RUN) is not None
 
 

@@ -13,8 +13,6 @@ import ssl
 import subprocess
 import tempfile
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,9 +21,9 @@ from typing import Any, Self
 from kubernetes import client, config
 
 from devcluster import controlplane_commands as commands
-from devcluster import pki, tools, trainingoperator
+from devcluster import engines, pki, tools, trainingoperator, webhooks
 from devcluster.errors import DevClusterError
-from devcluster.waiting import wait_for
+from devcluster.waiting import answers, wait_for
 
 BINARIES = ("etcd", "kube-apiserver", "kube-controller-manager", "kubectl", "training-operator")
 # Go collects garbage at five times the live heap, not two: 200 MB more, and a start in 6 s, not 11, on a busy machine.
@@ -41,18 +39,19 @@ class ControlPlane:
 
     `crds` are files with CustomResourceDefinitions that are there from the start, so that the garbage collector and the
     quota controller know their kinds at once: they look for new kinds only every 30 s.
-    Set `keep` to keep the folder with the logs.
+    `engines` are those of `devcluster.engines` that run as well. Set `keep` to keep the folder with the logs.
     """
 
-    def __init__(self, crds: Sequence[Path] = ()) -> None:
+    def __init__(self, crds: Sequence[Path] = (), engines: Sequence[str] = ()) -> None:
         self.keep = False
         self._crds = crds
+        self._engines = engines
         self._ports: dict[str, socket.socket] = {}
         self._commands: dict[str, list[str | Path]] = {}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Self:
-        tools.ensure(BINARIES)
+        tools.ensure([*BINARIES, *self._engines])
         began = time.monotonic()
         self.folder = Path(tempfile.mkdtemp(prefix="trl-controlplane-"))
         try:
@@ -60,7 +59,7 @@ class ControlPlane:
             self.start("etcd")
             self.start("kube-apiserver")
             self._install()
-            self.start("kube-controller-manager", "training-operator")
+            self.start("kube-controller-manager", "training-operator", *self._engines)
         except BaseException as error:
             error.add_note(f"The logs of the control plane are kept in {self.logs}")
             self.keep = True
@@ -197,18 +196,29 @@ class ControlPlane:
         finally:
             self.start(name)
 
+    @contextmanager
+    def configured(self, engine: str, **settings: Any) -> Iterator[None]:
+        """Inside, the engine runs with these settings merged into its configuration; after it, as before."""
+        with self.without(engine):
+            self._configure(engine, settings)
+        try:
+            yield
+        finally:
+            with self.without(engine):
+                self._configure(engine)
+
     def _is_ready(self, name: str) -> bool:
         if (code := self._running[name].poll()) is not None:
             raise DevClusterError(f"{name} ended with exit code {code}")
         match name:
             case "etcd":
-                return _answers(f"http://127.0.0.1:{self._port('etcd')}/readyz")
+                return answers(f"http://127.0.0.1:{self._port('etcd')}/readyz")
             case "kube-apiserver":
-                return _answers(f"{self.url}/readyz", ssl.create_default_context(cafile=str(self.ca)))
-            case "training-operator":
-                return _answers(f"http://127.0.0.1:{self._port('training-operator-health')}/readyz")
-            case _:  # the controller manager serves nothing
+                return answers(f"{self.url}/readyz", ssl.create_default_context(cafile=str(self.ca)))
+            case "kube-controller-manager":  # it serves nothing
                 return True
+            case _:
+                return answers(f"http://127.0.0.1:{self._port(f'{name}-health')}/readyz")
 
     def _prepare(self) -> None:
         """Certificates, configuration files and command lines are ready; nothing runs yet."""
@@ -217,7 +227,7 @@ class ControlPlane:
             pki.Subject("kube-apiserver", "kube-apiserver", hosts=("127.0.0.1", "localhost")),
             pki.Subject("admin", "admin", ("system:masters",)),
             pki.Subject("kube-controller-manager", "system:kube-controller-manager"),
-            pki.Subject("training-operator", "training-operator", ("system:masters",)),
+            *(pki.Subject(name, name, ("system:masters",)) for name in ("training-operator", *self._engines)),
         ]
         pki.ensure(self.folder / "pki", subjects)
         for subject in subjects[1:]:
@@ -234,12 +244,23 @@ class ControlPlane:
                 self._port("training-operator-health"),
             ),
         }
+        for name in self._engines:
+            self._configure(name)
+            kubeconfig = self.folder / f"{name}.kubeconfig"
+            self._commands[name] = engines.command(name, kubeconfig, self.folder / f"{name}.json")
+
+    def _configure(self, engine: str, changes: Mapping[str, Any] = {}) -> None:
+        settings = engines.configuration_outside(engine, self.folder, self._port, changes)
+        (self.folder / f"{engine}.json").write_text(json.dumps(settings))
 
     def _install(self) -> None:
         """What the API server has to hold before the controllers start."""
-        certificates = trainingoperator.certificates(self.folder)
-        objects = self.folder / "training-operator.json"
-        objects.write_text(_list_of(trainingoperator.objects(certificates, self._port("training-operator-webhook"))))
+        certificates = webhooks.certificates(self.folder)
+        held = trainingoperator.objects(certificates, self._port("training-operator-webhook"))
+        for name in self._engines:
+            held += engines.objects_outside(name, self._port(f"{name}-webhook"), certificates)
+        objects = self.folder / "objects.json"
+        objects.write_text(_list_of(held))
         files = [f"--filename={path}" for path in (objects, trainingoperator.crd(), *self._crds)]
         # Without the client's validation, for which the API server would have to build its OpenAPI documents first.
         self.kubectl("apply", "--server-side", "--validate=false", *files)
@@ -272,14 +293,3 @@ class ControlPlane:
 
 def _list_of(objects: Sequence[Mapping[str, Any]]) -> str:
     return json.dumps({"apiVersion": "v1", "kind": "List", "items": objects})
-
-
-def _answers(url: str, context: ssl.SSLContext | None = None) -> bool:
-    try:
-        opener = urllib.request.build_opener(
-            urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
-        )
-        with opener.open(url, timeout=5) as response:
-            return bool(response.status == 200)
-    except OSError:  # refused, reset, or an answer other than 200
-        return False

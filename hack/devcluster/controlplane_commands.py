@@ -7,6 +7,7 @@ from devcluster.commands import Command
 
 CONTROLLERS = (
     "garbage-collector-controller",
+    "job-controller",
     "namespace-controller",
     "resourcequota-controller",
     "serviceaccount-controller",  # without a default ServiceAccount no pod is admitted

@@ -61,7 +61,7 @@ class FakeNode:
         self._error: BaseException | None = None
         self._lost = False
         self._unschedulable = ""
-        self._unschedulable_jobs: dict[str, str] = {}
+        self._unschedulable_jobs: dict[str | None, str] = {}
         self._thread = threading.Thread(target=self._live, name=name, daemon=True)
 
     def __enter__(self) -> Self:
@@ -87,7 +87,7 @@ class FakeNode:
     # -- the pods of this node
 
     def pods(self, job: str | None = None, phase: str | None = None) -> list[Pod]:
-        """The pods that are bound to this node, by name; only those of a PyTorchJob, only those in a phase."""
+        """The pods bound to this node, by name; only those of a PyTorchJob or TrainJob, only those in a phase."""
         with self._lock:
             return podstatus.select(self._pods.values(), self.name, job, phase)
 
@@ -279,8 +279,7 @@ class FakeNode:
                 raise
 
     def _schedule(self, pod: Pod) -> None:
-        job = pod["metadata"].get("labels", {}).get(podstatus.JOB_NAME)
-        message = self._unschedulable_jobs.get(job, self._unschedulable)
+        message = self._unschedulable_jobs.get(podstatus.job_of(pod), self._unschedulable)
         if not message:
             self._bind(pod)
         elif podstatus.message_of(pod, "PodScheduled") != message:

@@ -6,7 +6,7 @@ from typing import Any
 
 Pod = dict[str, Any]  # as the API server writes it
 Status = dict[str, Any]
-JOB_NAME = "training.kubeflow.org/job-name"
+JOB_NAMES = ("training.kubeflow.org/job-name", "jobset.sigs.k8s.io/jobset-name")  # TrainJob and JobSet share a name
 
 
 def running(pod: Pod) -> Status:
@@ -46,11 +46,17 @@ def message_of(pod: Pod, kind: str) -> str | None:
     return next((c.get("message") for c in pod["status"].get("conditions", ()) if c["type"] == kind), None)
 
 
+def job_of(pod: Pod) -> str | None:
+    """The name of the PyTorchJob or TrainJob that the pod belongs to."""
+    labels = pod["metadata"].get("labels", {})
+    return next((labels[key] for key in JOB_NAMES if key in labels), None)
+
+
 def select(pods: Iterable[Pod], node: str, job: str | None, phase: str | None) -> list[Pod]:
-    """The pods of the node, by name; only those of a PyTorchJob, only those in a phase."""
+    """The pods of the node, by name; only those of a PyTorchJob or TrainJob, only those in a phase."""
     found = [pod for pod in pods if pod["spec"].get("nodeName") == node and phase in (None, pod["status"]["phase"])]
     if job is not None:
-        found = [pod for pod in found if pod["metadata"].get("labels", {}).get(JOB_NAME) == job]
+        found = [pod for pod in found if job_of(pod) == job]
     return sorted(found, key=lambda pod: str(pod["metadata"]["name"]))
 
 

@@ -48,6 +48,14 @@ TOOLS = {
         "github.com/kubeflow/training-operator",
         "manifests",
     ),
+    "jobset": Tool("jobset", "sigs.k8s.io/jobset", "sigs.k8s.io/jobset", "config"),
+    "trainer": Tool(
+        "trainer",
+        "github.com/kubeflow/trainer/v2/cmd/trainer-controller-manager",
+        "github.com/kubeflow/trainer/v2",
+        "manifests",
+    ),
+    "kueue": Tool("kueue", "sigs.k8s.io/kueue/cmd/kueue", "sigs.k8s.io/kueue", "config"),
     "local-path-provisioner": Tool(
         "local-path-provisioner",
         "github.com/rancher/local-path-provisioner",

@@ -1,6 +1,8 @@
 """Waiting for a condition with a deadline."""
 
+import ssl
 import time
+import urllib.request
 from collections.abc import Callable
 
 from devcluster.errors import DevClusterError
@@ -16,3 +18,13 @@ def wait_for(what: str, check: Callable[[], bool], timeout: float, interval: flo
         if time.monotonic() > deadline:
             raise DevClusterError(f"{what}: not within {timeout:.0f} s")
         time.sleep(interval)
+
+
+def answers(url: str, context: ssl.SSLContext | None = None) -> bool:
+    """Whether there is an answer at `url`, and it is 200; no proxy is asked."""
+    handlers = urllib.request.ProxyHandler({}), urllib.request.HTTPSHandler(context=context)
+    try:
+        with urllib.request.build_opener(*handlers).open(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except OSError:  # refused, reset, or an answer other than 200
+        return False

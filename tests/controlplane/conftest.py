@@ -1,7 +1,7 @@
 """A control plane for the whole session, and for each test a namespace and a node of its own."""
 
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import pytest
@@ -30,6 +30,15 @@ def control_plane(request: pytest.FixtureRequest) -> Iterator[ControlPlane]:
 def second_control_plane(request: pytest.FixtureRequest) -> Iterator[ControlPlane]:
     """Another one beside it, for tests that need two clusters, or that stop or restart a part of one."""
     yield from _control_plane(request)
+
+
+@pytest.fixture(scope="session")
+def engines_control_plane(request: pytest.FixtureRequest) -> Iterator[ControlPlane]:
+    """One with JobSet, Trainer and Kueue as well.
+
+    A folder whose tests all run on it overrides `control_plane`, on which `namespace`, `kubectl` and `node` stand.
+    """
+    yield from _control_plane(request, ("jobset", "trainer", "kueue"))
 
 
 @pytest.fixture
@@ -73,8 +82,8 @@ def node(control_plane: ControlPlane, namespace: str) -> Iterator[FakeNode]:
         yield node
 
 
-def _control_plane(request: pytest.FixtureRequest) -> Iterator[ControlPlane]:
-    with ControlPlane(crds=CRDS) as plane:
+def _control_plane(request: pytest.FixtureRequest, engines: Sequence[str] = ()) -> Iterator[ControlPlane]:
+    with ControlPlane(crds=CRDS, engines=engines) as plane:
         yield plane
         plane.keep = request.session.testsfailed > 0
         kept = f"; its logs are in {plane.logs}" if plane.keep else ""
