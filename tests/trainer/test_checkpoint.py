@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from trl_trainer import files
 from trl_trainer.checkpoints import checkpoint, fence
@@ -112,6 +114,14 @@ def test_a_checkpoint_is_published_by_the_names_that_its_ranks_told(
     request.getfixturevalue("no_listing")
     checkpoint.publish(folder, manifest)
     assert checkpoint.Manifest.model_validate_json((folder / checkpoint.MANIFEST).read_text()) == manifest
+
+
+def test_whoever_may_read_the_folder_may_read_the_weights_that_safetensors_keeps_to_its_user(tmp_path: Path) -> None:
+    folder = tmp_path / "checkpoint-2"
+    folder.mkdir(mode=0o750)
+    save_file({"weight": torch.zeros(2)}, folder / "model.safetensors")
+    assert [file.path for file in checkpoint.own_files(folder, 0)] == ["model.safetensors"]
+    assert (folder / "model.safetensors").stat().st_mode & 0o777 == 0o640
 
 
 @pytest.mark.parametrize(("content", "says"), [(None, "None bytes"), (b"", "0 bytes")])

@@ -104,8 +104,11 @@ def test_the_run_succeeds_and_its_record_says_what_it_made(finished: Finished) -
     assert record.artifacts[0].digest == files.digest(final)
     paths = [path for path in final.rglob("*") if path.is_file()]
     assert record.artifacts[0].size == sum(path.stat().st_size for path in paths)
-    readable = final.stat().st_mode & 0o444
-    assert {path.stat().st_mode & 0o444 for path in paths} == {readable}, "whoever may read the folder may read them"
+    saved = list(finished.work.glob("checkpoint-*"))
+    assert saved
+    for folder in (final, *saved):
+        kept = [p for p in folder.rglob("*") if p.is_file() and ~p.stat().st_mode & folder.stat().st_mode & 0o444]
+        assert kept == [], "whoever may read the folder may read its files"
     told = [report.trl.artifacts for report in finished.reports if report.trl]
     assert [found for found in told if found] == [record.artifacts], "the last report says it too"
     assert record.progress.artifacts == []

@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError
 
 from trl_contract.base import Model
 from trl_trainer.errors import UserError
-from trl_trainer.files import fsync, write_whole
+from trl_trainer.files import fsync, share, write_whole
 
 MANIFEST = "MANIFEST.json"
 BAD = "BAD."
@@ -63,6 +63,7 @@ def own_files(folder: Path, rank: int) -> list[File]:
     for path in _files(folder):
         match = _RANK_FILE.search(path.name)
         if (int(match[1]) if match else 0) == rank:
+            share(path, folder)
             fsync(path)
             found.append(describe(folder, path))
     return found
