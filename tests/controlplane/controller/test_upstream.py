@@ -76,7 +76,8 @@ def test_a_chain_that_is_applied_last_job_first_runs_in_order_and_each_stays_for
     base = from_job("SFTJob", "base")
     jobs.apply(grpo_job(model=base))
     status = jobs.wait_for_phase("talk", "Blocked", "grpojob", 10)
-    assert said(status) == {"Accepted": ("True", "Accepted"), "UpstreamReady": ("False", "UpstreamNotFound")}
+    waits = {"UpstreamReady": ("False", "UpstreamNotFound"), "Reconciling": ("True", "UpstreamNotFound")}
+    assert said(status) == {"Accepted": ("True", "Accepted"), **waits}
     assert waits_for(status) == "model.fromJob names SFTJob base, which does not exist: create it"
     assert status["effective"]["model"] == "sftjob/base"
 
@@ -139,7 +140,8 @@ def test_jobs_that_wait_for_each_other_are_refused_until_one_is_gone(operator: A
     )
     jobs.delete("sftjob", "two")
     status = jobs.wait_for_phase("one", "Blocked", "sftjob", 5)
-    assert said(status) == {"Accepted": ("True", "Accepted"), "UpstreamReady": ("False", "UpstreamNotFound")}
+    waits = {"UpstreamReady": ("False", "UpstreamNotFound"), "Reconciling": ("True", "UpstreamNotFound")}
+    assert said(status) == {"Accepted": ("True", "Accepted"), **waits}
 
 
 def test_a_reward_model_that_is_not_good_enough_fails_the_job(
