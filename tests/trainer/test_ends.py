@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -95,9 +96,14 @@ def test_a_rank_that_stays_stopped_is_ended_by_its_supervisor(
         pods.append(start_stand_in(tmp_path, job, IDLE.format(place=str(tmp_path)), variables, peer_seconds=1))
     up = [tmp_path / f"up-{number}" for number in range(nodes * per_node)]
     wait_for(lambda: all(path.exists() and path.read_text() for path in up), 60)
-    stopped = time.monotonic()
-    os.kill(int(up[rank].read_text()), signal.SIGSTOP)
-    found = [stand_in_record(pod, 60) for pod in pods]
+    stopped, pids = time.monotonic(), [int(path.read_text()) for path in up]
+    os.kill(pids[rank], signal.SIGSTOP)
+    try:
+        found = [stand_in_record(pod, 60) for pod in pods]
+    finally:
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     assert 2 < time.monotonic() - stopped < 20
     ours = found[rank // per_node]
     assert (ours.outcome, ours.reason, ours.rank) == ("Failed", "Stalled", rank)
