@@ -81,6 +81,19 @@ def test_it_waits_for_a_name_that_does_not_resolve_and_can_be_stopped_meanwhile(
     assert ExitRecord.model_validate_json((tmp_path / "log").read_text()).outcome == "Preempted"
 
 
+def test_it_waits_while_the_job_file_is_that_of_an_earlier_job_of_the_same_name(tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "train.jsonl", [])
+    job = job_file(tmp_path, tmp_path, spec={})
+    process = start_supervisor(job, tmp_path, {"TRL_JOB_UID": "uid-2"})
+    assert process.stdout is not None
+    assert process.stdout.readline() == f"supervisor: waiting for the job file: {job} is of uid-1, not of uid-2\n"
+    job.write_text(job.read_text().replace('"uid-1"', '"uid-2"').replace('"DPOJob"', '"KTOJob"'))
+    said, _ = process.communicate(timeout=60)
+    record = ExitRecord.model_validate_json((tmp_path / "termination-log").read_text())
+    assert (record.reason, "KTOJob" in record.message) == ("InvalidSpec", True), said
+    assert not (tmp_path / "storage" / "uid-1").exists()
+
+
 def test_a_bad_job_file_names_the_field(tmp_path: Path) -> None:
     write_jsonl(tmp_path / "train.jsonl", [])
     job = job_file(tmp_path, tmp_path, spec={"training": {"learningRat": 1}})

@@ -11,6 +11,9 @@ from trl_contract.upstreams import Place
 
 Spec = TypeVar("Spec", bound=TrainingSpec, default=TrainingSpec, covariant=True)
 
+JOB_UID = "TRL_JOB_UID"
+"""Variable with the uid of the job that a pod is of, if it is a pod."""
+
 
 class Paths(Model):
     """Where the launcher put things in the trainer's file system; None: not given, or fetched from the hub."""

@@ -26,7 +26,7 @@ from trl_contract.report import ExitRecord
 from trl_trainer.checkpoints import checkpoint, fence
 from trl_trainer.launch import records
 from trl_trainer.launch.host_memory import exhausted, oom_kills
-from trl_trainer.launch.job import JOB_FILE, library_settings, read_job
+from trl_trainer.launch.job import JOB_FILE, await_own, library_settings, read_job
 from trl_trainer.launch.peers import OtherPods, wait_for_peers
 from trl_trainer.launch.processes import (
     Stopped,
@@ -85,7 +85,7 @@ def main() -> int:
     attempt = 0
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-        job = read_job(job_file)
+        job = await_own(read_job(job_file), job_file, os.environ)
         stop.grace_seconds, attempt = job.termination_grace_period_seconds, job.attempt
         wait_for_peers(os.environ)
         fence.claim(Path(job.paths.storage) / job.uid, job.attempt)

@@ -4,6 +4,7 @@ from typing import Any
 
 from trl_contract.acceptance import hub_secrets
 from trl_contract.cluster import EnvVar
+from trl_contract.jobfile import JOB_UID
 from trl_contract.report import SECRET_VARIABLES
 from trl_contract.rewards import token_variable
 from trl_contract.sources import SecretKeyRef
@@ -18,6 +19,7 @@ def environment(job: Job, receiver_url: str) -> list[dict[str, Any]]:
     """Return the container's env but for the launch: reports, offline mode, secrets by reference, the user's own."""
     literals = {
         "HOME": HOME,
+        JOB_UID: job.uid,
         "KUBEFLOW_TRAINER_SERVER_URL": f"{receiver_url}{report_path(job)}",
         "KUBEFLOW_TRAINER_SERVER_CA_CERT": f"{ATTEMPT}/ca.crt",
         "KUBEFLOW_TRAINER_SERVER_TOKEN": TOKEN,

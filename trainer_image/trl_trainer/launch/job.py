@@ -1,12 +1,14 @@
 """What every process of an attempt reads first: the job file, and what the libraries must be told."""
 
+import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import ValidationError
 
 from trl_contract.base import Model
-from trl_contract.jobfile import AttemptFile, JobFile
+from trl_contract.jobfile import JOB_UID, AttemptFile, JobFile
 from trl_trainer.errors import UserError
 
 JOB_FILE = "/etc/trl/job.json"
@@ -25,6 +27,21 @@ def read_job(path: str) -> JobFile:
     size = attempt.per_device_batch_size
     spec = job.spec if size is None else job.spec.with_micro_batch(size)
     return job.model_copy(update={"attempt": attempt.attempt, "spec": spec})
+
+
+def await_own(job: JobFile, path: str, environment: Mapping[str, str]) -> JobFile:
+    """Return the job file, read again until it is that of the pod's own job.
+
+    Of a job that was deleted and created again under its name, a kubelet may mount what it still knows of the earlier
+    one's ConfigMaps, and mend it within a minute or two. Its uid names the folder to resume from.
+    """
+    own = environment.get(JOB_UID, job.uid)
+    if job.uid != own:
+        print(f"supervisor: waiting for the job file: {path} is of {job.uid}, not of {own}", flush=True)
+    while job.uid != own:
+        time.sleep(1)
+        job = read_job(path)
+    return job
 
 
 def _read(model: type[M], path: Path, remedy: str) -> M:
