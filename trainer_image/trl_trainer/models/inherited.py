@@ -10,7 +10,8 @@ from trl_trainer.files import digest
 def check(job: JobFile) -> None:
     """UserError(ArtifactChanged) unless each folder that an earlier job has left is what it was when that job ended.
 
-    Every file is read once, which takes seconds for each 10 GB; what is loaded next is then in the page cache.
+    Every file is read once, as fast as the storage and the processor's sha256 are; what is loaded next is then in the
+    page cache.
     """
     paths = job.paths
     fields = {paths.model: "model", paths.reference_model: "dpo.referenceModel.source"}
