@@ -136,7 +136,7 @@ def known(child_object: Make, pod_object: Make, job_object: Make) -> tuple[Needs
     """A store with a job, its PyTorchJob and a pod without a node; what it tells."""
     store, changed = Store(), []
     child = child_object(0)
-    child["metadata"]["ownerReferences"][0]["uid"] = "u"
+    child["metadata"]["ownerReferences"] = [{**child["metadata"]["ownerReferences"][0], "uid": "u"}]
     pod = pod_object(0, **IMMEDIATE, claims=("data",))
     pod["metadata"]["labels"][LABEL_JOB_UID] = "u"
     job = job_object()
