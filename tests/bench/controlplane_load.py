@@ -185,16 +185,16 @@ async def run_pods(api: Api) -> int:
 
 async def finished(api: Api, count: int) -> None:
     """Jobs that ended long ago, with a status as full as a long run leaves it."""
-    told = {"type": "Succeeded", "status": "True", "reason": "Succeeded", "message": "training has finished",
-            "lastTransitionTime": "2026-11-26T12:00:00Z"}  # fmt: skip
+    end = {"reason": "Succeeded", "message": "training has finished", "lastTransitionTime": "2026-11-26T12:00:00Z"}
+    told = [{"type": kind, "status": str(kind != "Failed"), **end} for kind in ("Succeeded", "Failed", "Finished")]
     metrics = [{"name": f"metric/{number}", "value": "0.123456789"} for number in range(24)]
     progress = {
         "attempt": 0, "activity": "exporting", "display": "1000/1000", "step": 1000, "totalSteps": 1000,
         "lastUpdateTime": "2026-11-26T12:00:00Z", "metrics": metrics, "warnings": ["x" * 500] * 4,
     }  # fmt: skip
     status = {
-        "phase": "Succeeded", "attempt": 0, "restarts": 0, "conditions": [told], "progress": progress,
-        "completionTime": "2026-11-26T12:00:00Z",
+        "phase": "Succeeded", "attempt": 0, "restarts": 0, "conditions": told, "progress": progress,
+        "observedGeneration": 1, "completionTime": "2026-11-26T12:00:00Z",
     }  # fmt: skip
 
     async def one(number: int) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from trl_operator.plan.observation import Child
 from trl_operator.plan.view import View
 from trl_operator.render.manifests import Installation
 from trl_operator.status.decision import Decision
+from trl_operator.status.events import events
 from trl_operator.status.lifecycle import decide
 from trl_operator.store.admissions import Admissions
 from trl_operator.store.store import Store
@@ -155,6 +157,21 @@ def test_of_an_admitted_workload_quota_and_flavor_are_said(job: Job, runs: dict[
     assert runs["phase"] == "Running"
     said = condition(runs, "Queued")
     assert (said["status"], said["reason"], said["message"]) == ("False", "Admitted", f"admitted by {GIVEN}")
+
+
+def test_a_job_that_waits_in_a_queue_is_under_way_and_its_place_is_told_once(
+    job: Job, runs: dict[str, Any], make_child: Make, now: datetime
+) -> None:
+    waits, admitted = (
+        queued(job, make_child(0), now, found).status for found in (Admission(WAITS, known=True), ADMITTED)
+    )
+    said = condition(waits, "Reconciling")
+    assert (said["status"], said["reason"]) == ("True", "Pending")
+    story = ({}, waits, waits, admitted, runs, runs)
+    told = [[f"{event.type} {event.reason}" for event in events(a, b)] for a, b in pairwise(story)]
+    started = "Normal AttemptStarted"
+    assert told == [["Normal Pending", started], [], ["Normal Admitted"], ["Normal Running"], []]
+    assert "Normal Admitted" in [f"{event.type} {event.reason}" for event in events(waits, runs)]
 
 
 @pytest.mark.parametrize("why", [NOT_ENABLED, NOT_INSTALLED])

@@ -80,7 +80,10 @@ def _standing(old: JobStatus, new: JobStatus) -> list[Event]:
         if now and stands and (not stood or now.reason != old.reason(kind)):
             found.append(Event(told, now.reason, now.message))
         elif now and stood and not stands and not new.completion_time:
-            found.append(Event("Normal", kind if now.status == "True" else now.reason, now.message))
+            reason = kind if now.status == "True" else now.reason
+            # Kueue has admitted the workload a moment before it lets it go.
+            if reason != old.reason(kind):
+                found.append(Event("Normal", reason, now.message))
     return found
 
 
