@@ -66,6 +66,9 @@ test-trainer: $(VENV) ## Stages, FSDP2, checkpoints, signals on CPU with two ran
 test-controlplane: $(VENV) ## The operator against a real API server and training-operator, without nodes
 	@$(PYTEST) tests/controlplane
 
+test-backends: $(VENV) ## All tests of jobs that hold of every backend, on TrainJobs
+	@$(PYTEST) tests/controlplane/controller/trainjob tests/controlplane/controller/trainjob/rest_of_suite.py
+
 test-e2e: $(VENV) ## Real pods on the dev cluster: apply to Succeeded, kills, the demo
 	@$(PYTEST) tests/e2e
 

@@ -17,7 +17,10 @@ Obj = dict[str, Any]
 NAME: Final = "pytorchjob"
 KIND: Final = "PyTorchJob"
 RESOURCE: Final = Resource("kubeflow.org", "v1", "pytorchjobs")
-MISSING: Final = "there are no PyTorchJobs in this cluster: install the training-operator"
+MISSING: Final = (
+    "there are no PyTorchJobs in this cluster, or the operator was installed without them: install the"
+    " training-operator, and name pytorchjob in the chart's backend or otherBackends"
+)
 CONTAINER: Final = "pytorch"
 """The training-operator insists on this name."""
 LABEL_INDEX: Final = "training.kubeflow.org/replica-index"

@@ -220,13 +220,25 @@ def ended(operators: list[Operator]) -> Iterator[list[Operator]]:
 @pytest.fixture(scope="session")
 def operator(request: pytest.FixtureRequest) -> Iterator[Operator]:
     """An operator of the whole cluster with its receiver, which the tests of this folder share."""
-    plane: ControlPlane = request.getfixturevalue("control_plane")
+    with clusterwide(request.getfixturevalue("control_plane"), "pytorchjob") as made:
+        yield made
+
+
+@contextmanager
+def clusterwide(plane: ControlPlane, backend: str) -> Iterator[Operator]:
+    """An operator of the whole cluster with its receiver, that runs jobs on this backend."""
     plane.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "trl-system"}})
-    install(plane, "trl-system")
-    with ended([Operator(plane, "trl-system", WATCH_NAMESPACES="")]) as [made]:
+    install(plane, "trl-system", f"backend={backend}")
+    with ended([Operator(plane, "trl-system", WATCH_NAMESPACES="", BACKEND=backend)]) as [made]:
         made.start()
         made.receiver.start()
         yield made
+
+
+@pytest.fixture(scope="session")
+def run_clusterwide() -> Callable[..., Any]:
+    """`clusterwide(plane, backend)`."""
+    return clusterwide
 
 
 @pytest.fixture
@@ -254,12 +266,20 @@ def render_chart() -> Callable[..., list[Obj]]:
     return chart
 
 
+@pytest.fixture
+def install_chart() -> Callable[..., None]:
+    """`install(plane, namespace, *values)`."""
+    return install
+
+
 class Jobs:
     """The test's jobs, through kubectl."""
 
     def __init__(self, plane: ControlPlane, namespace: str) -> None:
         self.plane = plane
         self.namespace = namespace
+        self.workloads, self.kind = "pytorchjobs", "PyTorchJob"
+        """What attempts are here."""
 
     def apply(self, *objects: Obj) -> None:
         placed = [{**obj, "metadata": {"namespace": self.namespace, **obj["metadata"]}} for obj in objects]
@@ -279,6 +299,11 @@ class Jobs:
         self.plane.kubectl(
             "patch", kind, name, f"--namespace={self.namespace}", "--type=merge", f"--patch={json.dumps(change)}"
         )
+
+    def suspend(self, name: str, suspend: bool) -> None:
+        """Suspend a workload, or let it go."""
+        said = {"suspend": suspend}
+        self.patch(self.workloads, name, {"spec": {"runPolicy": said} if self.kind == "PyTorchJob" else said})
 
     def delete(self, kind: str, name: str) -> None:
         self.plane.kubectl("delete", kind, name, f"--namespace={self.namespace}", "--wait=false")

@@ -41,7 +41,7 @@ def test_a_failed_worker_restarts_the_gang_exactly_once(
     status = jobs.wait("dpojob", "tune", "restarts", lambda s: s.get("restarts") == 1)
     running = next(c for c in status["conditions"] if c["type"] == "Running")
     assert (running["status"], running["reason"]) == ("False", "Unknown")
-    assert "tune-dpo-0-worker-1" in running["message"]
+    assert pods[1]["metadata"]["name"] in running["message"]
     told = node.files(pods[0], "/etc/trl")
     pods = run(jobs, node, "tune", 1)
     again = node.files(pods[0], "/etc/trl")
@@ -80,7 +80,7 @@ def test_a_failure_of_the_users_making_ends_the_job_with_reason_and_hint(
     failure = status["failure"]
     assert (failure["reason"], failure["rank"], failure["exitCode"]) == ("DataFormatError", 1, 10)
     assert failure["message"] == "row 7 has no chosen"
-    assert failure["pod"] == "tune-dpo-0-worker-1"
+    assert failure["pod"] == pods[1]["metadata"]["name"]
     assert failure["log"] == "Traceback: row 7"
     assert "maxBadRows" in failure["hint"]
     jobs.plane.kubectl(
@@ -88,7 +88,7 @@ def test_a_failure_of_the_users_making_ends_the_job_with_reason_and_hint(
     )
     ends = {c["type"]: (c["status"], c["reason"]) for c in status["conditions"]}
     assert (ends["Succeeded"], ends["Failed"]) == (("False", "DataFormatError"), ("True", "DataFormatError"))
-    assert len(jobs.list("pytorchjobs")) == 1
+    assert len(jobs.list(jobs.workloads)) == 1
 
     def told() -> list[Any]:
         return [event for event in jobs.list("events") if event["involvedObject"]["kind"] == "DPOJob"]
@@ -132,17 +132,17 @@ def test_a_job_out_of_restarts_fails_with_the_last_cause(
     assert status["restarts"] == 0
 
 
-def test_a_pytorchjob_deleted_by_hand_is_a_failed_attempt(
+def test_a_workload_deleted_by_hand_is_a_failed_attempt(
     operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any]
 ) -> None:
     start(jobs, node, dpo(numNodes=2, storage=SHARED))
-    jobs.delete("pytorchjob", "tune-dpo-0")
+    jobs.delete(jobs.workloads, "tune-dpo-0")
     status = jobs.wait("dpojob", "tune", "restarts", lambda s: s.get("restarts") == 1, 90)
     assert status["attempt"] == 1
     node.wait_for_pods(2, "tune-dpo-1", timeout=90)
 
 
-def test_a_pod_deleted_by_force_restarts_the_gang_though_its_pytorchjob_goes_on(
+def test_a_pod_deleted_by_force_restarts_the_gang_though_its_workload_goes_on(
     operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any]
 ) -> None:
     pods = start(jobs, node, dpo(numNodes=2, storage=SHARED))
@@ -160,16 +160,16 @@ def test_a_pod_deleted_by_force_restarts_the_gang_though_its_pytorchjob_goes_on(
 def test_deleting_a_job_removes_every_child_but_the_retained_claim(
     operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any]
 ) -> None:
-    start(jobs, node, dpo(numNodes=2, storage=SHARED))
+    [pod, _] = start(jobs, node, dpo(numNodes=2, storage=SHARED))
     start(jobs, node, dpo("brief", numNodes=2, storage={**SHARED, "retain": False}))
-    kinds = "pytorchjobs,configmaps,networkpolicies,persistentvolumeclaims,pods"
+    kinds = f"{jobs.workloads},configmaps,networkpolicies,persistentvolumeclaims,pods"
 
     def there() -> set[str]:
         # A claim keeps its finalizer here: the controller that takes it off does not run.
         found = [obj["metadata"] for obj in jobs.list(kinds)]
         return {meta["name"] for meta in found if "deletionTimestamp" not in meta} - {"kube-root-ca.crt"}
 
-    assert {"tune-dpo", "tune-dpo-0", "brief-dpo", "brief-dpo-0", "tune-dpo-0-worker-0"} <= there()
+    assert {"tune-dpo", "tune-dpo-0", "brief-dpo", "brief-dpo-0", pod["metadata"]["name"]} <= there()
     jobs.delete("dpojob", "tune")
     jobs.delete("dpojob", "brief")
     wait_for("the children are gone", lambda: there() == {"tune-dpo"}, 90, 0.5)
@@ -184,12 +184,12 @@ def test_a_finished_job_is_left_alone_and_deleted_after_its_ttl(
 ) -> None:
     succeed(node, start(jobs, node, dpo(numNodes=2, storage=SHARED)), record())
     done = jobs.wait_for_phase("tune", "Succeeded")
-    jobs.delete("pytorchjob", "tune-dpo-0")
-    wait_for("the PyTorchJob is gone", lambda: not jobs.list("pytorchjobs"), 60, 0.2)
+    jobs.delete(jobs.workloads, "tune-dpo-0")
+    wait_for("its workload is gone", lambda: not jobs.list(jobs.workloads), 60, 0.2)
     jobs.patch("dpojob", "tune", {"metadata": {"labels": {"touched": "yes"}}})
     jobs.patch("dpojob", "tune", {"spec": {"runPolicy": {"ttlSecondsAfterFinished": 1}}})
     wait_for("the job is gone", lambda: jobs.get("dpojob", "tune") is None, 60, 0.2)
-    assert not jobs.list("pytorchjobs")
+    assert not jobs.list(jobs.workloads)
     assert done["attempt"] == 0
 
 
@@ -200,7 +200,7 @@ def test_a_job_over_its_deadline_is_stopped_and_fails(
     jobs.patch("dpojob", "tune", {"spec": {"runPolicy": {"activeDeadlineSeconds": 1}}})
     status = jobs.wait_for_phase("tune", "Failed", seconds=90)
     assert status["failure"]["reason"] == "DeadlineExceeded"
-    assert not jobs.list("pytorchjobs")
+    assert not jobs.list(jobs.workloads)
     # A pod that has ended may be on its way out still.
     wait_for("no pod is left", lambda: not node.pods("tune-dpo-0"), 30)
 
@@ -250,15 +250,15 @@ def test_a_training_that_reports_the_same_step_for_the_stall_timeout_is_ended_an
     assert status["retry"]["counted"] == 1
     succeed(node, run(jobs, node, "tune", 1), record(attempt=1))
     status = jobs.wait_for_phase("tune", "Succeeded")
-    assert (status["restarts"], len(jobs.list("pytorchjobs"))) == (1, 1)
+    assert (status["restarts"], len(jobs.list(jobs.workloads))) == (1, 1)
 
 
-def test_a_pytorchjob_that_somebody_suspends_waits_and_goes_on_at_no_cost(
+def test_a_workload_that_somebody_suspends_waits_and_goes_on_at_no_cost(
     operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any], record: Callable[..., str]
 ) -> None:
     node.sigterm = Exit(143, record("Preempted", reason="Preempted", message="SIGTERM", rank=0))
     start(jobs, node, dpo(numNodes=2, storage=SHARED))
-    jobs.patch("pytorchjob", "tune-dpo-0", {"spec": {"runPolicy": {"suspend": True}}})
+    jobs.suspend("tune-dpo-0", True)
 
     def waits(status: Any) -> bool:
         return any(found["reason"] == "WorkloadSuspended" for found in status["conditions"])
@@ -266,9 +266,9 @@ def test_a_pytorchjob_that_somebody_suspends_waits_and_goes_on_at_no_cost(
     status = jobs.wait("dpojob", "tune", "waits", waits, 30)
     [running] = [found for found in status["conditions"] if found["type"] == "Running"]
     assert (running["status"], status["phase"]) == ("False", "Starting")
-    assert running["message"].startswith("PyTorchJob tune-dpo-0 was suspended by kubectl-patch: let it go")
+    assert running["message"].startswith(f"{jobs.kind} tune-dpo-0 was suspended by kubectl-patch: let it go")
     wait_for("its pods are gone", lambda: not jobs.list("pods"), 30)
-    jobs.patch("pytorchjob", "tune-dpo-0", {"spec": {"runPolicy": {"suspend": False}}})
+    jobs.suspend("tune-dpo-0", False)
     succeed(node, run(jobs, node, "tune", 0), record())
     status = jobs.wait_for_phase("tune", "Succeeded")
     assert (status["attempt"], status["restarts"]) == (0, 0)

@@ -71,6 +71,16 @@ def test_our_pods_pass_pod_security_restricted(
     wait_for("both pods are admitted", lambda: len(node.pods()) == 2, 60)
 
 
+def test_a_pod_group_is_asked_for_and_taken_by_the_api_server(
+    operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any]
+) -> None:
+    """There is no such scheduler here, and the training-operator makes no pod groups unless a flag says so."""
+    jobs.apply(dpo(schedulerName="gang", podGroupPolicy="volcano"))
+    [pod] = node.wait_for_pods(1, "tune-dpo-0")
+    assert pod["spec"]["schedulerName"] == "gang"
+    assert jobs.get("pytorchjob", "tune-dpo-0")["spec"]["runPolicy"]["schedulingPolicy"] == {"minAvailable": 1}
+
+
 def test_of_two_gangs_that_hold_each_others_nodes_the_younger_gives_way(
     operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any], record: Callable[..., str]
 ) -> None:
@@ -85,7 +95,7 @@ def test_of_two_gangs_that_hold_each_others_nodes_the_younger_gives_way(
 
     def pods(name: str) -> dict[str, Any]:
         found = [pod for pod in jobs.list("pods") if pod["metadata"]["name"].startswith(name)]
-        return {pod["metadata"]["name"].rsplit("-", 1)[1]: pod for pod in found}
+        return {str(index): pod for index, pod in enumerate(sorted(found, key=lambda pod: pod["metadata"]["name"]))}
 
     wait_for("four pods wait", lambda: len(pods("older")) == len(pods("younger")) == 2, 60)
     # Room for two: each gang gets half of its nodes, almost its timeout ago.

@@ -31,7 +31,7 @@ def test_a_suspended_job_rests_without_pods_and_goes_on_at_no_cost(
     set_policy(jobs, suspend=True)
     status = jobs.wait_for_phase("tune", "Suspended")
     assert not jobs.list("pods")
-    assert not jobs.list("pytorchjobs")
+    assert not jobs.list(jobs.workloads)
     jobs.plane.kubectl(
         "wait", "--for=condition=Suspended", "dpojob/tune", f"--namespace={jobs.namespace}", "--timeout=5s"
     )
@@ -47,7 +47,7 @@ def test_a_job_created_suspended_starts_when_it_is_let_go(
 ) -> None:
     jobs.apply(dpo(numNodes=2, storage=SHARED, runPolicy={"suspend": True}))
     jobs.wait_for_phase("tune", "Suspended")
-    assert not jobs.list("pytorchjobs")
+    assert not jobs.list(jobs.workloads)
     set_policy(jobs, suspend=False)
     run(jobs, node, 0)
 
@@ -71,4 +71,4 @@ def test_a_cancelled_job_ends_and_stays_ended(
     generation = jobs.get("dpojob", "tune")["metadata"]["generation"]
     seen = jobs.wait("dpojob", "tune", "is about this spec", lambda s: s["observedGeneration"] == generation)
     assert {**seen, "observedGeneration": status["observedGeneration"]} == status
-    assert not jobs.list("pytorchjobs")
+    assert not jobs.list(jobs.workloads)
