@@ -132,6 +132,22 @@ def test_a_cycle_a_name_that_is_there_twice_and_what_is_missing_of_any_job_are_t
         read(two)
 
 
+def test_a_job_that_the_user_stops_is_the_last_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = tmp_path / "claim"
+    (claim / "base").mkdir(parents=True)
+    (claim / "conversations.jsonl").touch()
+    # What the job of a user who presses Ctrl-C ends with.
+    monkeypatch.setattr("trl_trainer.local.chain.run", lambda resource, places: 143)
+    folder = write(tmp_path / "jobs", job("SFTJob", "a"), job("SFTJob", "b"))
+    assert main(["run", str(folder), "--volume", f"models={claim}", "--storage", str(tmp_path / "out")]) == 143
+    text = capsys.readouterr().out
+    assert "  SFTJob a: ended with exit code 143" in text
+    assert "  SFTJob b: not run, since another one did not succeed" in text
+    assert "== SFTJob b" not in text
+
+
 def test_all_config_maps_of_a_folder_are_there_for_all_jobs(tmp_path: Path) -> None:
     folder = write(tmp_path / "jobs", job("SFTJob", "a"), job("SFTJob", "b"))
     (folder / "9.json").write_text(
