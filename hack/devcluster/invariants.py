@@ -16,14 +16,16 @@ Obj = dict[str, Any]  # as the API server writes it
 GROUP = "trl-operator.io"
 LABEL_JOB_UID, LABEL_ATTEMPT = f"{GROUP}/job-uid", f"{GROUP}/attempt"
 KINDS = ("SFTJob", "RewardJob", "DPOJob", "GRPOJob")
-WORKLOADS = ("PyTorchJob",)
-OURS = ("ConfigMap", "NetworkPolicy", "PersistentVolumeClaim", *WORKLOADS)
+WORKLOADS = ("PyTorchJob", "TrainJob")
+OURS = ("ConfigMap", "NetworkPolicy", "PersistentVolumeClaim", "TrainingRuntime", *WORKLOADS)
 """Kinds of what the operator makes for a job."""
 RESOURCES = (
     *(f"{kind.lower()}s.{GROUP}" for kind in KINDS),
     "pytorchjobs.kubeflow.org", "pods", "configmaps", "networkpolicies.networking.k8s.io", "persistentvolumeclaims",
 )  # fmt: skip
 """What a picture of a cluster consists of, as kubectl names it."""
+TRAINER = ("trainjobs.trainer.kubeflow.org", "trainingruntimes.trainer.kubeflow.org")
+"""And what more, where it is installed."""
 ENDS = {
     "Succeeded": {"Finished": "True", "Succeeded": "True", "Failed": "False"},
     "Failed": {"Finished": "True", "Succeeded": "False", "Failed": "True"},
@@ -215,7 +217,7 @@ def _live(picture: Picture, uid: str, now: datetime) -> list[Obj]:
 
 def _active(workload: Obj) -> bool:
     status = workload.get("status", {})
-    over = any(_condition(status, end).get("status") == "True" for end in ("Succeeded", "Failed"))
+    over = any(_condition(status, end).get("status") == "True" for end in ("Succeeded", "Complete", "Failed"))
     return not over and "deletionTimestamp" not in workload["metadata"]
 
 
@@ -268,7 +270,9 @@ def _name(obj: Obj) -> str:
 
 def take(place: str) -> Picture:
     """A picture of the cluster of the current kubeconfig; `place` is --all-namespaces or --namespace=NAME."""
-    return Picture(json.loads(run("kubectl", "get", ",".join(RESOURCES), place, "--output=json"))["items"])
+    served = run("kubectl", "api-resources", "--api-group=trainer.kubeflow.org", "--output=name").split()
+    kinds = ",".join([*RESOURCES, *(kind for kind in TRAINER if kind in served)])
+    return Picture(json.loads(run("kubectl", "get", kinds, place, "--output=json"))["items"])
 
 
 def main() -> int:

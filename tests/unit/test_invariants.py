@@ -41,7 +41,7 @@ def job(phase: str = "Running", attempt: int | None = 0, version: str = "1", **s
 
 
 def child(kind: str, attempt: int = 0, owner: str | None = JOB, name: str = "", **status: Any) -> Obj:
-    prefix = {"PyTorchJob": "pj", "Pod": "pod"}.get(kind, kind)
+    prefix = {"PyTorchJob": "pj", "TrainJob": "pj", "Pod": "pod"}.get(kind, kind)
     metadata: Obj = {
         "name": name or f"tune-dpo-{attempt}", "namespace": "ml",
         "uid": name or f"{prefix}-{attempt}", "resourceVersion": "1",
@@ -101,6 +101,8 @@ def test_it_names_things_as_the_operator_does() -> None:
         [job("Running", 1), ended(child("PyTorchJob"), "Failed"), pod(phase="Failed"), child("PyTorchJob", 1), pod(1)],
         [job("Succeeded"), ended(child("PyTorchJob"), "Succeeded"), pod(phase="Succeeded")],
         [job("Failed"), ended(child("PyTorchJob"), "Failed")],
+        [job(), child("TrainJob"), child("TrainingRuntime"), pod()],
+        [job("Succeeded"), ended(child("TrainJob"), "Complete"), pod(phase="Succeeded")],
         [job("Cancelled")],
         [job("Suspended", 1), deleting(child("PyTorchJob"))],
         # The pod of a lost node, and a retained claim.
@@ -125,6 +127,8 @@ def test_it_is_silent_about_what_is_right(objects: list[Obj]) -> None:
         ("no orphans", [child("NetworkPolicy", owner="gone")]),
         ("no orphans", [child("PyTorchJob", owner="gone")]),
         ("no orphans", [child("PersistentVolumeClaim", owner="gone")]),
+        ("no orphans", [child("TrainingRuntime", owner="gone")]),
+        ("one live attempt", [job("Running", 1), child("TrainJob"), child("PyTorchJob", 1), pod(1)]),
         ("no orphans", [job("Pending"), child("ConfigMap", owner=None)]),
         ("attempts without gaps", [*running(), child("ConfigMap", 1)]),
         ("attempts without gaps", [*running(), ended(child("PyTorchJob", 2), "Failed")]),

@@ -119,8 +119,9 @@ def test_while_a_kind_is_missing_nothing_is_listed_until_discovery_names_it(
 
         monkeypatch.setattr(world.kube, "serves", count)
         keeper = asyncio.create_task(world.relist.keep(changed))
-        while asked < 5:
-            await asyncio.sleep(0.01)
+        async with asyncio.timeout(5):
+            while asked < 5:
+                await asyncio.sleep(0.01)
         assert (listed, changed.is_set()) == ([], False)
         world.kube.unserved = set()
         await asyncio.wait_for(changed.wait(), 5)
