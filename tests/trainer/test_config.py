@@ -121,6 +121,7 @@ OWN: dict[Kind, dict[str, tuple[Any, str, Any]]] = {
 }  # fmt: skip
 # Used by a part that has tests of its own.
 ELSEWHERE = {
+    "model.fromJob.kind", "model.fromJob.name",  # test_upstream.py
     "model.hub", "model.volume", "model.chatTemplate", "model.eosToken", "model.padToken", "model.addTokens",  # models/
     "dataset.train", "dataset.eval", "dataset.evalSplit", "dataset.maxExamples", "dataset.columns",  # data/
     "dataset.systemPrompt", "dataset.maxBadRows", "dataset.maxPromptLength", "dataset.format",
@@ -131,6 +132,7 @@ ELSEWHERE = {
     "evaluation.enabled", "evaluation.maxExamples",  # data/: how many rows are held out
     "evaluation.samplePrompts",  # evaluation.py
     "checkpoint.everyMinutes", "checkpoint.everySteps", "checkpoint.keep",  # schedule.py, publisher.py
+    "checkpoint.resumeFrom.job", "checkpoint.resumeFrom.volume", "checkpoint.resumeFrom.step",  # origin.py
     "evaluation.everyEpochs", "checkpoint.everyEpochs",  # below: they become everySteps
     "tracking.tensorboard", "tracking.wandb",  # tracking.py
     "peft.method", "peft.r", "peft.alpha", "peft.targetModules", "peft.targetParameters",  # below

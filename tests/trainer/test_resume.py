@@ -21,6 +21,7 @@ from trainer_kit import (
     mounted,
     preference_pairs,
     prompts,
+    resumed,
     write_jsonl,
 )
 
@@ -248,6 +249,66 @@ def check_alike(whole: Path, smaller: Path) -> None:
     found = weights(smaller)
     for key, tensor in weights(whole).items():
         assert torch.allclose(tensor, found[key], rtol=0, atol=1e-6), key
+
+
+def go_on(folder: Path, model: Path, case: dict[str, Any], earlier: Path, **asked: int) -> Path:
+    """A job that goes on from the job in `earlier`; it is uid-1 too, in a storage of its own."""
+    path = start(
+        folder, model, {**case, "spec": {**case["spec"], "checkpoint": {"resumeFrom": {"job": "first", **asked}}}}
+    )
+    return resumed(path, earlier / "storage" / "uid-1")
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")}
+
+
+def test_a_new_job_goes_on_from_a_step_of_an_earlier_one_as_that_one_did(
+    undisturbed: Callable[[str], Path], warm: Warm, model_folder: Path, tmp_path: Path
+) -> None:
+    earlier = undisturbed("dpo-full-sharded")
+    before = snapshot(earlier)
+    ended = warm.run(go_on(tmp_path / "new", model_folder, CASES["dpo-full-sharded"], earlier, step=4))
+    assert ended.codes == [0, 0], ended.logs
+    assert snapshot(earlier) == before, "it is only read"
+    progress = ended.records[0].progress
+    assert progress is not None
+    assert progress.resumed_from_step == 4
+    assert [saved.step for saved in progress.checkpoints] == [6, 8]
+    assert curve(tmp_path / "new") == {step: pytest.approx(curve(earlier)[step], abs=1e-6) for step in (5, 6, 7, 8)}
+    expected, found = weights(earlier), weights(tmp_path / "new")
+    assert max((expected[key] - found[key]).abs().max().item() for key in expected) <= 1e-6
+    evaluated = [json.loads((each / "storage/uid-1/before.json").read_text()) for each in (earlier, tmp_path / "new")]
+    assert evaluated[0] == evaluated[1]
+
+
+def test_a_job_that_goes_on_trains_more_steps_by_its_own_schedule(
+    undisturbed: Callable[[str], Path], warm: Warm, model_folder: Path, tmp_path: Path
+) -> None:
+    case, earlier = CASES["dpo-one-process"], undisturbed("dpo-one-process")
+    longer = {"maxSteps": 10, "learningRate": 1e-3, "lrScheduler": "linear", "warmupSteps": 0}
+    ended = warm.run(go_on(tmp_path / "new", model_folder, {**case, "spec": {"training": longer}}, earlier), 1)
+    assert ended.codes == [0], ended.logs
+    assert ended.records[0].progress is not None
+    assert ended.records[0].progress.resumed_from_step == 8
+    rates = {step: line["learning_rate"] for step, line in curve(tmp_path / "new").items()}
+    # With what each step was made: from the first on the new schedule's, and not what the checkpoint has.
+    assert rates == {9: pytest.approx(2e-4), 10: pytest.approx(1e-4)}
+
+
+def test_another_shape_and_other_rows_are_refused_before_weights_are_loaded(
+    undisturbed: Callable[[str], Path], warm: Warm, model_folder: Path, tmp_path: Path
+) -> None:
+    earlier = undisturbed("dpo-one-process")
+    case = {**CASES["dpo-one-process"], "spec": {"training": {"seed": 7}}}
+    path = go_on(tmp_path / "new", model_folder, case, earlier)
+    write_jsonl(tmp_path / "new" / "train.jsonl", preference_pairs(60, seed=8))
+    ended = warm.run(path, 1)
+    assert ended.codes == [10], ended.logs
+    record = ended.records[0]
+    assert (record.reason, record.activity) == ("InvalidSpec", "preparing the data")
+    assert record.message.startswith("checkpoint.resumeFrom: training.seed is 7, and was 42 there; dataset gives 54 ")
+    assert "training rows that are not the 54 that were trained on there" in record.message
 
 
 def test_run_that_is_killed_before_its_first_checkpoint_starts_over_exactly(

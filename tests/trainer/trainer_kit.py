@@ -99,6 +99,14 @@ def mounted(job: Path, attempt: int, **adapted: int) -> Path:
     return folder / "job.json"
 
 
+def resumed(job: Path, earlier: Path) -> Path:
+    """The job file at `job`, which now goes on from the job whose folder is `earlier`."""
+    written = json.loads(job.read_text())
+    written["paths"]["resumeFrom"] = str(earlier)
+    job.write_text(json.dumps(written))
+    return job
+
+
 @dataclass
 class Ended:
     """How the ranks of one attempt ended."""

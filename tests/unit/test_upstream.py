@@ -5,11 +5,12 @@ from datetime import datetime
 from typing import Any
 
 import pytest
-from shown import condition
+from shown import checkpoint, condition
 
 from trl_contract.jobfile import JobFile
 from trl_contract.upstreams import Upstream
 from trl_operator.api.job import Job
+from trl_operator.api.status import UpstreamRef
 from trl_operator.plan.acceptance import Blocker, check_reference, references
 from trl_operator.plan.upstream import (
     Result,
@@ -270,3 +271,84 @@ def test_what_an_attempt_or_a_job_that_has_ended_uses_is_no_longer_waited_for(jo
     assert put(3, completionTime="2026-11-21T12:00:00Z") == ()
     assert not store.dependants.has(("SFTJob", "team", "tuned"))
     assert store.dependants.waits_for(("DPOJob", "team", "unknown")) == ()
+
+
+# -- checkpoint.resumeFrom
+
+
+@pytest.fixture
+def first(job_object: Make) -> Callable[..., dict[str, Any]]:
+    """A DPOJob as it is stored, with a checkpoint."""
+
+    def make(phase: str = "Failed", steps: tuple[int, ...] = (40,), **spec: Any) -> dict[str, Any]:
+        obj = dict(job_object("DPOJob", **spec))
+        obj["metadata"] = {**obj["metadata"], "name": "first", "uid": "uid-first"}
+        ended = {"type": "Succeeded", "status": str(phase == "Succeeded"), "reason": phase, "message": ""}
+        over = (
+            [{**ended, "lastTransitionTime": "2026-11-21T12:00:00Z"}] if phase not in ("Running", "Suspended") else []
+        )
+        obj["status"] = {"phase": phase, "conditions": over, "checkpoints": [checkpoint(step) for step in steps]}
+        return obj
+
+    return make
+
+
+RESUME = {"resumeFrom": {"job": "first", "step": 40}}
+
+
+@pytest.mark.parametrize("phase", ["Failed", "Cancelled", "Succeeded"])
+def test_a_job_goes_on_from_one_that_has_ended_however_it_has(make_job: Make, first: Make, phase: str) -> None:
+    job = make_job(checkpoint=RESUME)
+    results = found(job, first(phase))
+    made = with_results(job, results)
+    assert job_file(made).paths.resume_from == "/mnt/resume-from/uid-first"
+    asked = made.training.checkpoint.resume_from
+    assert (asked.job, asked.step, asked.volume.claim_name) == (None, 40, "first-dpo")
+    assert refs(results) == [UpstreamRef(kind="DPOJob", name="first", uid="uid-first", digest="")]
+    pinned = pin(job, results, "trainer:1")
+    assert pinned.manifest is not None
+    assert JobFile.model_validate_json(pinned.manifest["data"]["job.json"]).digests is None
+    # A later attempt finds it in the run's file, and asks nobody.
+    again = as_pinned(job, pinned.manifest["data"]["job.json"])
+    assert (again, upstreams(again)) == (pinned.job, [])
+    [reference] = [each for each in references(again) if each.name == "first-dpo"]
+    assert (reference.field, reference.writes) == ("checkpoint.resumeFrom.job (DPOJob first)", False)
+
+
+def test_its_folder_is_found_in_a_claim_that_jobs_share(make_job: Make, first: Make) -> None:
+    job = make_job(checkpoint=RESUME)
+    [result] = found(job, first(storage={"claimName": "team", "subPath": "runs"})).values()
+    assert (result.volume.claim_name, result.volume.path) == ("team", "runs/uid-first")
+
+
+@pytest.mark.parametrize(
+    ("phase", "steps", "expected"),
+    [
+        ("Running", (40,), ("UpstreamNotFinished", False, "names DPOJob first, which is Running")),
+        ("Suspended", (40,), ("UpstreamNotFinished", False, "names DPOJob first, which is Suspended")),
+        (
+            "Failed",
+            (),
+            ("UpstreamFailed", True, "names DPOJob first, which has left no checkpoint: if its folder holds"),
+        ),
+    ],
+)
+def test_a_job_waits_for_the_end_of_the_one_it_goes_on_from(
+    make_job: Make, first: Make, phase: str, steps: tuple[int, ...], expected: tuple[str, bool, str]
+) -> None:
+    [upstream] = upstreams(make_job(checkpoint=RESUME))
+    blocker = look(upstream, first(phase, steps))
+    assert isinstance(blocker, Blocker)
+    assert (blocker.reason, blocker.fails, blocker.condition) == (*expected[:2], "UpstreamReady")
+    assert blocker.message.startswith(f"checkpoint.resumeFrom.job {expected[2]}")
+
+
+def test_who_goes_on_from_a_job_is_told_of_its_end(job_object: Make) -> None:
+    assert used(job_object("SFTJob", checkpoint=RESUME)) == (("SFTJob", "team", "first"),)
+    assert used(job_object("SFTJob", checkpoint={"resumeFrom": {"volume": {"claimName": "c", "path": "p"}}})) == ()
+
+
+def test_a_folder_may_be_named_itself(make_job: Make) -> None:
+    job = make_job(checkpoint={"resumeFrom": {"volume": {"claimName": "old-dpo", "path": "uid-old"}}})
+    assert upstreams(job) == []
+    assert job_file(job).paths.resume_from == "/mnt/resume-from/uid-old"

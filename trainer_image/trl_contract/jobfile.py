@@ -30,6 +30,8 @@ class Paths(Model):
     """For each source of a mixture that is not on the hub, by its index: the file with its rows."""
     eval: str | None = None
     """File with the held-out rows."""
+    resume_from: str | None = None
+    """Folder of the earlier job whose checkpoints this one goes on from; only read."""
     rewards: dict[str, str] = {}
     """For each reward that needs one, by its name: its Python file or its model's folder."""
 
@@ -38,7 +40,7 @@ class Paths(Model):
         role, name = place
         if role == "reward":
             return self.rewards.get(name)
-        return self.model if role == "model" else self.reference_model
+        return {"resume_from": self.resume_from, "model": self.model, "reference_model": self.reference_model}[role]
 
 
 class AttemptFile(Model):

@@ -8,8 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from trl_contract.base import Int32, Model, RelativePath, Rule
-from trl_contract.sources import SecretKeyRef
+from trl_contract.base import Int32, Model, Name, RelativePath, Rule
+from trl_contract.sources import SecretKeyRef, Volume
 
 LrScheduler = Literal[
     "cosine",
@@ -257,6 +257,25 @@ class PeftWithDropout(Peft):
         return self.dropout
 
 
+class ResumeFrom(Model):
+    """An earlier job of the same kind and shape (docs/resume.md): exactly one of `job` and `volume`."""
+
+    rules: ClassVar = (
+        Rule(
+            "has(self.job) != has(self.volume)",
+            "give exactly one of job, volume",
+            lambda self: (self.job is None) != (self.volume is None),
+        ),
+    )
+
+    job: Name | None = None
+    """A job of the same kind in the same namespace. This one waits until it has ended, however it has."""
+    volume: Volume | None = None
+    """The folder that an earlier job has made in its claim, and which has the job's uid for its name."""
+    step: Annotated[Int32, Field(ge=1)] | None = None
+    """The checkpoint to go on from; the newest that verifies if unset."""
+
+
 class Checkpoint(Model):
     rules: ClassVar = (
         Rule(
@@ -274,6 +293,14 @@ class Checkpoint(Model):
     """Publish a checkpoint every so many epochs, such as 0.5: rounded to steps."""
     keep: Annotated[Int32, Field(ge=2, le=100)] = 3
     """How many published checkpoints are kept."""
+    resume_from: ResumeFrom | None = None
+    """Go on from the checkpoint of an earlier job, which is only read; this job begins where that one had come to, and
+    fails if it cannot."""
+
+    def resuming(self, volume: Volume) -> "Checkpoint":
+        """Return the same with the folder of the earlier job in place of its name."""
+        step = None if self.resume_from is None else self.resume_from.step
+        return self.model_copy(update={"resume_from": ResumeFrom(volume=volume, step=step)})
 
 
 class Fsdp(Model):

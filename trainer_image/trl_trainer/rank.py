@@ -13,7 +13,7 @@ from transformers import Trainer
 from trl_contract.jobfile import JobFile
 from trl_contract.report import Artifact, EvaluationReport, ExitRecord
 from trl_trainer import data, files, preflight, rewards, stages
-from trl_trainer.checkpoints import checkpoint, early_stopping, fence, publisher
+from trl_trainer.checkpoints import checkpoint, early_stopping, fence, origin, publisher
 from trl_trainer.checkpoints.form import Form
 from trl_trainer.checkpoints.publisher import FiniteGuard, LoadGuard, Publisher
 from trl_trainer.checkpoints.schedule import AlreadyTrained, Schedule
@@ -154,7 +154,9 @@ def load_data(
             print(f"preflight: {line}", flush=True)
         reporter.update(warnings=[line[:300] for line in findings[:8]], evaluation_skipped=seen.evaluation_skipped)
         write_json(known, seen.to_wire())
-        write_json(run.work / "resolved.json", preflight.decide(run.job, seen).to_wire())
+        decided = preflight.decide(run.job, seen)
+        origin.prepare(decided, run.work, rows.report)
+        write_json(run.work / "resolved.json", decided.to_wire())
         return data.build(run.job, stage, tokenizer, tokenize, rows, folder, tell)
 
     with watchdog.led("preparing the data", leads=run.is_main):
@@ -210,7 +212,8 @@ def fit(
     publishing = Publisher(run, guard, reporter, writer)
     schedule = Schedule(run, trainer, termination, publishing)
     # In this order at every event: first what may end the run, then what saves, then what decides and reports.
-    callbacks = [form, load_guard, sharding.ShardingCheck(trainer, run.world), guard, Beats(), before]
+    rates = [origin.OwnRates()] if choice.path is not None and Path(choice.path).parent != run.work else []
+    callbacks = [form, load_guard, *rates, sharding.ShardingCheck(trainer, run.world), guard, Beats(), before]
     callbacks += [publishing, *([reporter, ConstantRewards(reporter.warn)] if run.is_main else []), schedule]
     stopper = early_stopper(run, trainer)
     callbacks += [stopper] if stopper is not None else []

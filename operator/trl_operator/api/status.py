@@ -76,7 +76,7 @@ class UpstreamRef(Part):
     uid: Text63
     """Its uid."""
     digest: Annotated[str, Field(max_length=80)]
-    """Digest of the model that it left."""
+    """Digest of the model that it left; empty if its checkpoints are used."""
 
 
 class Run(Part):

@@ -11,7 +11,7 @@ from trl_contract.sources import ConfigMapKey, DataSource, HubDataset, HubModel,
 from trl_operator.api.job import Job
 
 Rows = list[dict[str, Any]]
-Role = Literal["model", "reference_model", "train", "mixture", "eval", "reward", "storage", "tracking"]
+Role = Literal["model", "reference_model", "train", "mixture", "eval", "reward", "resume_from", "storage", "tracking"]
 Source = Volume | ConfigMapKey | HubModel | HubDataset | Rows | SecretKeyRef | Storage
 
 
@@ -33,6 +33,8 @@ def bindings(job: Job) -> list[Binding]:
     found = [binding for named in sources(spec) for binding in _source(*named)]
     for index, reward in enumerate(spec.rewards):
         found += _reward(f"grpo.rewards[{index}]", reward)
+    if spec.checkpoint.resume_from and spec.checkpoint.resume_from.volume:
+        found.append(Binding("checkpoint.resumeFrom.volume", "resume_from", spec.checkpoint.resume_from.volume))
     if spec.tracking and spec.tracking.wandb and spec.tracking.wandb.secret_ref:
         found.append(Binding("tracking.wandb.secretRef", "tracking", spec.tracking.wandb.secret_ref))
     if storage.claim_name:

@@ -45,6 +45,8 @@ def look(upstream: Upstream, obj: Obj | None) -> Result | Blocker:
     ended = status.condition("Succeeded")
     if ended is None:
         return _waits("UpstreamNotFinished", f"{where}, which is {status.phase or 'Pending'}")
+    if upstream.place[0] == "resume_from":
+        return _checkpoints(upstream, where, obj, status)
     if ended.status != "True":
         return _fails("UpstreamFailed", f"{where}, which has ended as {status.phase}: {ended.reason}")
     if (model := _model(status)) is None:
@@ -62,6 +64,20 @@ def look(upstream: Upstream, obj: Obj | None) -> Result | Blocker:
         return blocker
     ref = UpstreamRef(kind=upstream.kind, name=upstream.name, uid=obj["metadata"]["uid"], digest=model.digest)
     return Result(volume, ref)
+
+
+def _checkpoints(upstream: Upstream, where: str, obj: Obj, status: JobStatus) -> Result | Blocker:
+    """Return the folder of a job that has ended, however it has, if there are checkpoints in it."""
+    if not status.checkpoints:
+        remedy = "if its folder holds one, name that in checkpoint.resumeFrom.volume"
+        return _fails("UpstreamFailed", f"{where}, which has left no checkpoint: {remedy}")
+    try:
+        earlier, _ = parse_known(obj)
+    except ValidationError:
+        return _fails("UpstreamFailed", f"{where}, whose spec cannot be read: name its folder in resumeFrom.volume")
+    folder = PurePosixPath(earlier.cluster.storage.sub_path or ".") / earlier.uid
+    ref = UpstreamRef(kind=upstream.kind, name=upstream.name, uid=earlier.uid, digest="")
+    return Result(Volume(claim_name=earlier.storage_claim, path=str(folder)), ref)
 
 
 def check_cycle(key: Key, waits_for: Callable[[Key], tuple[Key, ...]]) -> Blocker | None:
@@ -91,7 +107,9 @@ def with_results(job: Job, results: Results) -> Job:
 
 def refs(results: Results) -> list[UpstreamRef]:
     """Return which jobs' results these are, each job once."""
-    return list({result.ref.uid: result.ref for result in results.values()}.values())
+    # One that has left both checkpoints and a model is known by its model, the last of both.
+    ordered = sorted(results.values(), key=lambda result: result.ref.digest != "")
+    return list({result.ref.uid: result.ref for result in ordered}.values())
 
 
 def as_pinned(job: Job, file: str) -> Job:
@@ -109,12 +127,18 @@ def as_pinned(job: Job, file: str) -> Job:
 
 def used(obj: Obj) -> tuple[Key, ...]:
     """Return the keys of the jobs that a stored job names, whatever else is in its spec."""
-    named = [source["fromJob"] for _, source in _stored(obj.get("spec", {})) if "fromJob" in source]
-    return tuple((ref.get("kind", "RewardJob"), obj["metadata"]["namespace"], ref["name"]) for ref in named)
+    namespace, found = obj["metadata"]["namespace"], []
+    for place, source in _stored(obj.get("spec", {})):
+        if place[0] == "resume_from" and "job" in source:
+            found.append((obj["kind"], namespace, source["job"]))
+        if ref := source.get("fromJob"):
+            found.append((ref.get("kind", "RewardJob"), namespace, ref["name"]))
+    return tuple(found)
 
 
 def _stored(spec: Obj) -> Iterator[tuple[Place, Obj]]:
     """Yield the places of a stored spec, of whatever version, that may name a job."""
+    yield ("resume_from", ""), spec.get("checkpoint", {}).get("resumeFrom", {})
     yield ("model", ""), spec.get("model", {})
     yield ("reference_model", ""), spec.get("dpo", {}).get("referenceModel", {}).get("source", {})
     for reward in spec.get("grpo", {}).get("rewards", ()):

@@ -35,7 +35,9 @@ def pin(job: Job, results: Results, trainer_image: str, backend: BackendName = "
     """
     job = with_results(job, results)
     file = resolve(job_file(job))
-    digests = {file.paths.at(upstream.place): result.ref.digest for upstream, result in results.items()}
+    digests = {
+        file.paths.at(upstream.place): result.ref.digest for upstream, result in results.items() if result.ref.digest
+    }
     file = file.model_copy(update={"digests": digests or None})
     data = {"job.json": json.dumps(file.to_wire(), ensure_ascii=False)}
     for name, rows in inline_rows(job).items():

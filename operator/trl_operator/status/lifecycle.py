@@ -88,7 +88,7 @@ class _Machine:
         if blocker is not None:
             return self._blocked(blocker, decision)
         if upstreams(self.job):
-            self.say("UpstreamReady", True, "Succeeded", "the jobs whose results are used have succeeded")
+            self.say("UpstreamReady", True, "Succeeded", "the jobs that this one builds on have left what it needs")
         if policy.suspend:
             self.status.phase = "Suspended"
             return decision

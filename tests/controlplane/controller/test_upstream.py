@@ -121,6 +121,38 @@ def test_a_chain_that_is_applied_last_job_first_runs_in_order_and_each_stays_for
         wait_for(f"the TTL of {name} takes it away", lambda k=kind, n=name: jobs.get(k, n) is None, 30)
 
 
+def test_a_job_goes_on_from_one_that_has_failed(
+    operator: Any, jobs: Any, node: FakeNode, record: Callable[..., str]
+) -> None:
+    jobs.apply(sft_job("again", checkpoint={"resumeFrom": {"job": "base"}}))
+    status = jobs.wait_for_phase("again", "Blocked", "sftjob", 10)
+    assert waits_for(status) == "checkpoint.resumeFrom.job names SFTJob base, which does not exist: create it"
+    jobs.apply(sft_job())
+    [pod] = node.wait_for_pods(1, "base-sft-0", timeout=30)
+    node.run(pod)
+    jobs.wait("sftjob", "again", "waits", lambda s: "names SFTJob base, which is Running" in waits_for(s), 10)
+    time = "2026-11-21T11:00:00Z"
+    saved = [{"step": 40, "path": "u/checkpoint-40", "time": time}]
+    progress = {"attempt": 0, "step": 41, "totalSteps": 90, "lastUpdateTime": time, "checkpoints": saved}
+    node.fail(pod, 12, message=record("Failed", reason="NonFiniteLoss", message="nan", rank=0, progress=progress))
+    jobs.wait_for_phase("base", "Failed", "sftjob")
+    [pod] = node.wait_for_pods(1, "again-sft-0", timeout=WAKES_WITHIN_SECONDS)
+    child = jobs.get("pytorchjob", "again-sft-0")
+    assert claims_of(child) == {"again-sft", "base-sft"}
+    [container] = child["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
+    mounted = {mount["mountPath"]: mount.get("readOnly", False) for mount in container["volumeMounts"]}
+    assert (mounted["/mnt/resume-from"], mounted["/mnt/storage"]) == (True, False)
+    uid = jobs.get("sftjob", "base")["metadata"]["uid"]
+    node.run(pod)
+    file = json.loads(node.files(pod, "/etc/trl")["job.json"])
+    assert file["paths"]["resumeFrom"] == f"/mnt/resume-from/{uid}"
+    status = jobs.wait_for_phase("again", "Running", "sftjob")
+    assert status["run"]["upstreams"] == [{"kind": "SFTJob", "name": "base", "uid": uid, "digest": ""}]
+    went_on = {"attempt": 0, "step": 90, "totalSteps": 90, "lastUpdateTime": time, "resumedFromStep": 40}
+    node.succeed(pod, record(progress=went_on))
+    assert jobs.wait_for_phase("again", "Succeeded", "sftjob")["resumedFromStep"] == 40
+
+
 def test_jobs_that_wait_for_each_other_are_refused_until_one_is_gone(operator: Any, jobs: Any) -> None:
     jobs.apply(
         sft_job("one", model=from_job("SFTJob", "two")),

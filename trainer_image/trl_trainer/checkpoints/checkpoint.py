@@ -149,13 +149,15 @@ class Choice(Model):
     """Why newer folders are no checkpoints."""
 
 
-def choose(work: Path, uid: str, world_size: int) -> Choice:
-    """Return the newest checkpoint of job `uid` that verifies.
+def choose(work: Path, uid: str, world_size: int, only: int | None = None) -> Choice:
+    """Return the newest checkpoint of job `uid` that verifies, or the one of step `only`.
 
     UserError if it was written by another number of processes: data order and shards would not continue.
     """
     skipped = []
     for step, folder in folders(work):
+        if only not in (None, step):
+            continue
         try:
             manifest = verify(folder, uid)
         except ValueError as error:

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trl_contract.report import CheckpointReport
-from trl_trainer.checkpoints import checkpoint, fence
+from trl_trainer.checkpoints import checkpoint, fence, origin
 from trl_trainer.checkpoints.writer import Writer
 from trl_trainer.distributed.world import Run, broadcast, gather, writers
 from trl_trainer.errors import TrainerError
@@ -131,19 +131,25 @@ class LoadGuard(TrainerCallback):
         self.loaded = True
 
     def explain(self, run: Run, choice: checkpoint.Choice, error: Exception) -> Exception:
-        """Return the error to raise for one that train() raised: a checkpoint that verified and cannot be loaded is
-        marked, by the rank that knows it, so that a later attempt falls back to the one before."""
+        """Return the error to raise for one that train() raised: a checkpoint of this job that verified and cannot be
+        loaded is marked, by the rank that knows it, so that a later attempt falls back to the one before."""
         if self.loaded or choice.path is None or classify(error)[0] != "Unknown":
             return error
-        checkpoint.mark_bad(Path(choice.path), run.job.attempt, str(error))
+        if Path(choice.path).parent == run.work:
+            checkpoint.mark_bad(Path(choice.path), run.job.attempt, str(error))
         return TrainerError("CheckpointCorrupt", f"{choice.path} verifies but cannot be loaded: {error}")
 
 
 def choose(run: Run) -> checkpoint.Choice:
-    """Return what this attempt starts from, the same on all ranks; later folders are gone when this returns."""
+    """Return what this attempt starts from, the same on all ranks; later folders are gone when this returns.
+
+    UserError if the job is to go on from an earlier one (origin.py), and cannot."""
 
     def decide() -> checkpoint.Choice:
         choice = checkpoint.choose(run.work, run.job.uid, run.world)
+        if choice.path is None and run.job.paths.resume_from is not None:
+            first = origin.choose(run.job)
+            choice = first.model_copy(update={"skipped": [*choice.skipped, *first.skipped]})
         checkpoint.clear_after(run.work, choice.step)
         return choice
 

@@ -13,6 +13,7 @@ import trl_trainer
 from trl_contract.jobfile import Paths
 from trl_contract.rewards import RewardFunction
 from trl_contract.sources import ConfigMapKey, DataSource, ModelSource, Volume
+from trl_contract.training import ResumeFrom
 from trl_contract.upstreams import Place, Upstream, upstreams
 from trl_trainer.errors import UserError
 from trl_trainer.local.resource import Key, Resource
@@ -63,7 +64,7 @@ class Sources:
     def digests(self) -> list[dict[str, str]]:
         """Return what the content of each is known by."""
         return [
-            {name: _digest(source) for name, source in found.items()}
+            {name: _known(name, source) for name, source in found.items()}
             for found in (self.fields, self.rewards, self.mixture)
         ]
 
@@ -84,6 +85,7 @@ def find(resource: Resource, places: Places) -> Sources:
     fields = {
         "model": finder.model(spec.model, ("model", ""), "model"),
         "reference_model": finder.model(spec.explicit_reference, ("reference_model", ""), "dpo.referenceModel.source"),
+        "resume_from": finder.earlier(spec.checkpoint.resume_from),
         "train": finder.rows(spec.dataset.train, "train", "dataset.train"),
         "eval": finder.rows(spec.dataset.eval, "eval", "dataset.eval"),
     }
@@ -174,6 +176,34 @@ class _Finder:
             self._is_missing(f"{upstream.field}: {upstream.job} has no model in {storage}: {remedy}")
         return max(made, key=lambda path: path.stat().st_mtime, default=None)
 
+    def earlier(self, asked: ResumeFrom | None) -> Path | None:
+        """Return the folder of the job to go on from: the newest that `run` has made of it in the same storage."""
+        if asked is None:
+            return None
+        upstream = self._upstreams.get(("resume_from", ""))
+        if upstream is None:
+            assert asked.volume is not None, "the schema allows exactly one of job, volume"
+            found = self._place(asked.volume, "checkpoint.resumeFrom.volume")
+            return found if isinstance(found, Path) else None
+        if upstream.name == self._resource.name:
+            self._is_missing(f"{upstream.field}: names this very job: give the new one another name")
+            return None
+        key = (upstream.kind, self._resource.namespace, upstream.name)
+        if key in self._places.results:
+            model = self._places.results[key]
+            return None if model is None else model.parent
+        storage = storage_folder(self._resource, self._places).absolute()
+        made = [path.parent for path in storage.glob(f"{upstream.name}-{'[0-9a-f]' * 8}/resolved.json")]
+        made = [
+            path
+            for path in made
+            if any(path.glob("checkpoint-*/MANIFEST.json"))
+            and json.loads((path / "resolved.json").read_text())["kind"] == upstream.kind
+        ]
+        if not made:
+            self._is_missing(f"{upstream.field}: {upstream.job} has no checkpoint in {storage}: run its file first")
+        return max(made, key=lambda path: path.stat().st_mtime, default=None)
+
     def _place(self, source: Volume | ConfigMapKey, field: str) -> Source | None:
         if isinstance(source, Volume):
             folder = self._places.volumes.get(source.claim_name)
@@ -221,6 +251,13 @@ def _written(source: Source, work: Path) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(source.content)
     return str(path)
+
+
+def _known(name: str, source: Source) -> str:
+    """Return what a source is known by; an earlier job, whose checkpoints take minutes to read, by what it was."""
+    if name == "resume_from" and isinstance(source, Path):
+        return _digest(source / "resolved.json")
+    return _digest(source)
 
 
 def _digest(source: Source) -> str:
