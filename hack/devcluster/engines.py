@@ -59,10 +59,12 @@ ENGINES = {
     "kueue": Engine(
         "default",
         "config.kueue.x-k8s.io/v1beta2",
-        inside={"integrations": {"frameworks": ["kubeflow.org/pytorchjob", "trainer.kubeflow.org/trainjob"]}},
-        # Its own API server would be reached through a Service. Without the management of certificates it would ask
-        # for one for its metrics, which it does not serve.
-        outside={"featureGates": {"VisibilityOnDemand": False}},
+        # VisibilityOnDemand is an API server of its own, which ours has no certificates to call. The certificates stay
+        # managed outside too: else Kueue asks for one for its metrics, which it does not serve.
+        inside={
+            "integrations": {"frameworks": ["kubeflow.org/pytorchjob", "trainer.kubeflow.org/trainjob"]},
+            "featureGates": {"VisibilityOnDemand": False},
+        },
     ),
 }
 
@@ -128,10 +130,7 @@ def configuration_outside(name: str, folder: Path, port: Callable[[str], int], c
     }
     if name == "kueue":
         addresses["webhook"]["certDir"] = str(folder / webhooks.FOLDER)
-    settings = configuration(name, ENGINES[name].outside)
-    for more in (addresses, changes):
-        settings = _merged(settings, more)
-    return settings
+    return _merged(_merged(configuration(name, ENGINES[name].outside), addresses), changes)
 
 
 def objects(name: str, image: str, settings: Settings) -> list[Object]:
@@ -165,9 +164,10 @@ def command(name: str, kubeconfig: Path, configuration: Path) -> list[str | Path
 def rendered(name: str) -> list[Object]:
     """The manifests as the engine's module ships them, but of Kueue's webhooks only those for our kinds of jobs.
 
-    The others would be called for every pod, Job and Deployment of the cluster.
+    The others would be called for every pod, Job and Deployment of the cluster. An APIService that does not answer
+    would keep every namespace from going.
     """
-    found = parse(_kustomized(name, tools.manifests(name)))
+    found = [each for each in parse(_kustomized(name, tools.manifests(name))) if each["kind"] != "APIService"]
     for each in found:
         if name == "kueue" and each["kind"] in _WEBHOOKS:
             each["webhooks"] = [hook for hook in each["webhooks"] if _concerns_us(hook)]

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from devcluster import addons, images, other, paths, release, tools
+from devcluster import addons, engines, images, other, paths, release, tools
 from devcluster.cluster import complete
 
 HACK = Path(__file__).parents[2] / "hack"
@@ -100,6 +100,29 @@ def operator(kubectl: Kubectl, trainer_image: str) -> None:
     if not os.environ.get("CLUSTER"):
         images.build("operator")
     release.install(kubectl.kubeconfig)
+
+
+@pytest.fixture(scope="session")
+def trainer(kubectl: Kubectl) -> Iterator[None]:
+    """JobSet and Kubeflow Trainer run in the cluster."""
+    yield from _engines(kubectl, "jobset", "trainer")
+
+
+@pytest.fixture(scope="session")
+def kueue(kubectl: Kubectl, trainer: None) -> Iterator[None]:
+    """Kueue runs as well, for PyTorchJobs and TrainJobs."""
+    yield from _engines(kubectl, "kueue")
+
+
+def _engines(kubectl: Kubectl, *names: str) -> Iterator[None]:
+    if os.environ.get("CLUSTER"):
+        for name in names:
+            kind = engines.PROBES[name]["kind"]
+            assert f" {kind}\n" in kubectl("api-resources"), f"{name} is missing: install it into this cluster"
+        yield
+    else:
+        with engines.installed(*names):
+            yield
 
 
 @pytest.fixture(scope="session")
