@@ -68,6 +68,7 @@ test-controlplane: $(VENV) ## The operator against a real API server and trainin
 
 test-backends: $(VENV) ## All tests of jobs that hold of every backend, on TrainJobs
 	@$(PYTEST) tests/controlplane/controller/trainjob tests/controlplane/controller/trainjob/rest_of_suite.py
+	@BACKEND=trainjob $(PYTEST) tests/e2e/test_jobs.py
 
 test-e2e: $(VENV) ## Real pods on the dev cluster: apply to Succeeded, kills, the demo
 	@$(PYTEST) tests/e2e

@@ -99,7 +99,7 @@ def operator(kubectl: Kubectl, trainer_image: str) -> None:
     """The operator of this checkout runs, installed by its chart."""
     if not os.environ.get("CLUSTER"):
         images.build("operator")
-    release.install(kubectl.kubeconfig)
+    release.install(kubectl.kubeconfig, otherBackends="{trainjob}")
 
 
 @pytest.fixture(scope="session")

@@ -11,10 +11,14 @@ from typing import Any
 
 import pytest
 
-from devcluster import tools
+from devcluster import engines, tools
 
+BACKEND = os.environ.get("BACKEND", "pytorchjob")
+"""What runs the jobs: pytorchjob or trainjob."""
 TINY = Path(__file__).with_name("tiny.py")
 KINDS = {"SFTJob": "conversations", "RewardJob": "pairs", "DPOJob": "pairs", "GRPOJob": "prompts"}
+GROUPS = {"pytorchjob": "kubeflow.org", "trainjob": "trainer.kubeflow.org"}
+INDEX = {"pytorchjob": "training.kubeflow.org/replica-index", "trainjob": "batch.kubernetes.io/job-completion-index"}
 POD_SECURITY = {
     "runAsNonRoot": True,
     "runAsUser": 1000,
@@ -38,7 +42,18 @@ def wait_for(found: Callable[[], Any], seconds: float, describe: Callable[[], st
 
 
 @pytest.fixture(scope="module")
-def team(kubectl: Any, operator: None, trainer_image: str) -> Iterator[str]:
+def backends(kubectl: Any) -> Iterator[None]:
+    """Trainer runs too, with the status server that it has behind a feature gate."""
+    if os.environ.get("CLUSTER"):
+        yield
+        return
+    with engines.installed("jobset", "trainer"):
+        engines.install("trainer", featureGates={"TrainJobStatus": True})
+        yield
+
+
+@pytest.fixture(scope="module")
+def team(kubectl: Any, operator: None, backends: None, trainer_image: str) -> Iterator[str]:
     """A restricted namespace with a claim that holds a tiny model and rows for every stage."""
     name = "e2e-jobs"
     restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
@@ -87,12 +102,13 @@ def maker(image: str) -> dict[str, Any]:
     }
 
 
-def job(kind: str, **training: Any) -> dict[str, Any]:
+def job(kind: str, backend: str = BACKEND, **training: Any) -> dict[str, Any]:
     """A job of two nodes that trains the tiny model."""
     spec: dict[str, Any] = {
         "model": {"volume": {"claimName": "models", "path": "tiny/model"}},
         "dataset": {"train": {"volume": {"claimName": "models", "path": f"tiny/{KINDS[kind]}.jsonl"}}},
         "numNodes": 2,
+        "backend": backend,
         "peft": {"method": "none"},
         "training": {
             "maxSteps": 6,
@@ -115,6 +131,12 @@ def job(kind: str, **training: Any) -> dict[str, Any]:
     return {"apiVersion": "trl-operator.io/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
 
 
+def one_of(kubectl: Any, team: str, name: str, index: str) -> str:
+    """The pod of a job with this index among its nodes, as kubectl takes it."""
+    selector = f"--selector=trl-operator.io/job-name={name},{INDEX[BACKEND]}={index}"
+    return kubectl("get", f"--namespace={team}", "pods", selector, "--output=name").strip()  # type: ignore[no-any-return]
+
+
 def status(kubectl: Any, team: str, kind: str) -> dict[str, Any]:
     found = kubectl.get(f"--namespace={team}", f"{kind.lower()}/{kind.removesuffix('Job').lower()}")
     return dict(found.get("status", {}))
@@ -122,7 +144,7 @@ def status(kubectl: Any, team: str, kind: str) -> dict[str, Any]:
 
 def describe(kubectl: Any, team: str, kind: str) -> Callable[[], str]:
     def text() -> str:
-        logs = kubectl("logs", f"--namespace={team}", "--selector=training.kubeflow.org/replica-index=0", "--tail=40")
+        logs = kubectl("logs", f"--namespace={team}", f"--selector={INDEX[BACKEND]}=0", "--tail=40")
         return f"{kind}: {status(kubectl, team, kind)}\n{logs}"
 
     return text
@@ -150,13 +172,22 @@ def told(kubectl: Any, team: str, name: str) -> list[str]:
     return sorted(event["reason"] for event in events if event["reportingComponent"] == "trl-operator")
 
 
-@pytest.mark.parametrize("kind", ["RewardJob", "GRPOJob"])
-def test_a_job_of_two_nodes_succeeds_and_leaves_a_model(kubectl: Any, team: str, kind: str, tmp_path: Path) -> None:
-    kubectl.apply(job(kind), namespace=team)
+@pytest.mark.parametrize(("kind", "backend"), [("RewardJob", "trainjob"), ("GRPOJob", BACKEND)])
+def test_a_job_of_two_nodes_succeeds_and_leaves_a_model(
+    kubectl: Any, team: str, kind: str, backend: str, tmp_path: Path
+) -> None:
+    kubectl.apply(job(kind, backend), namespace=team)
     found = wait_for(lambda: ended(kubectl, team, kind), SECONDS, describe(kubectl, team, kind))
     assert found["phase"] == "Succeeded", describe(kubectl, team, kind)()
     assert (found["effective"]["batchSize"], found["effective"]["worldSize"]) == (8, 2)
     assert found["progress"]["display"] == "6/6"
+    assert found["workload"]["kind"].lower() == backend
+    if backend == "trainjob":
+        [pod, _] = kubectl.get(f"--namespace={team}", "pods", "--selector=trl-operator.io/job-name=reward")["items"]
+        [container] = pod["spec"]["containers"]
+        [url] = [each["value"] for each in container["env"] if each["name"] == "KUBEFLOW_TRAINER_SERVER_URL"]
+        assert "/rewardjobs/reward/" in url, "Trainer, which has a server of its own, has sent the reports elsewhere"
+        assert "/var/run/secrets/kubeflow/trainer" in str(container["volumeMounts"]), "Trainer's gate is not on"
     assert found["restarts"] == 0
     assert [artifact["type"] for artifact in found["artifacts"]] == ["model"]
     assert found["checkpoints"][-1]["step"] == 6
@@ -181,7 +212,7 @@ def test_a_job_whose_pod_is_killed_resumes_from_its_checkpoint(kubectl: Any, tea
     resource["spec"]["checkpoint"] = {"everySteps": 50}
     kubectl.apply(resource, namespace=team)
     wait_for(lambda: status(kubectl, team, kind).get("checkpoints"), SECONDS, describe(kubectl, team, kind))
-    kubectl("delete", f"--namespace={team}", "pod/sft-sft-0-worker-1", "--grace-period=0", "--force")
+    kubectl("delete", f"--namespace={team}", one_of(kubectl, team, "sft", "1"), "--grace-period=0", "--force")
     found = wait_for(lambda: ended(kubectl, team, kind), SECONDS, describe(kubectl, team, kind))
     assert found["phase"] == "Succeeded", describe(kubectl, team, kind)()
     assert (found["attempt"], found["restarts"]) == (1, 1)
@@ -191,8 +222,8 @@ def test_a_job_whose_pod_is_killed_resumes_from_its_checkpoint(kubectl: Any, tea
     wanted = sorted([*once, *["AttemptStarted", "Running"] * 2])
     wait_for(lambda: told(kubectl, team, "sft") == wanted, 30, lambda: str(told(kubectl, team, "sft")))
     # The failed attempt goes with the next end, after the status that says so.
-    mine = (f"--namespace={team}", "pytorchjobs", "--selector=trl-operator.io/job-name=sft", "--output=name")
-    last = "pytorchjob.kubeflow.org/sft-sft-1"
+    mine = (f"--namespace={team}", f"{BACKEND}s", "--selector=trl-operator.io/job-name=sft", "--output=name")
+    last = f"{BACKEND}.{GROUPS[BACKEND]}/sft-sft-1"
     wait_for(lambda: kubectl("get", *mine).split() == [last], 120, lambda: kubectl("get", *mine))
 
 
@@ -211,11 +242,11 @@ def test_a_job_goes_on_when_the_operator_is_killed_and_leaves_only_its_claim(kub
     assert found["progress"]["display"] == "400/400"
     assert found["effective"]["worldSize"] == 2
     mine = "--selector=trl-operator.io/job-name=dpo"
-    children = kubectl.get(f"--namespace={team}", "pytorchjobs", mine)["items"]
+    children = kubectl.get(f"--namespace={team}", f"{BACKEND}s", mine)["items"]
     assert [child["metadata"]["name"] for child in children] == ["dpo-dpo-0"]
     assert "400/400" in kubectl("get", f"--namespace={team}", "dpojobs")
     kubectl("delete", f"--namespace={team}", "dpojob/dpo")
-    kinds = "pytorchjobs,pods,services,configmaps,networkpolicies"
+    kinds = f"{BACKEND}s,pods,services,configmaps,networkpolicies"
     gone = lambda: not kubectl.get(f"--namespace={team}", kinds, mine)["items"]  # noqa: E731
     wait_for(gone, 120, lambda: kubectl("get", f"--namespace={team}", kinds, mine))
     claims = kubectl.get(f"--namespace={team}", "persistentvolumeclaims", mine)["items"]

@@ -1,8 +1,8 @@
 """TrainJob, of Kubeflow Trainer with JobSet.
 
 Trainer makes of a TrainJob and of the TrainingRuntime that it names a JobSet of the TrainJob's name, JobSet makes of it
-one Job, and that the pods. Each attempt has a TrainingRuntime of its own, which holds its pod template (all read in
-Trainer 2.3.0 and JobSet 0.12.0).
+one Job, and that the pods. Each attempt has a TrainingRuntime of its own, which holds its pod template (all read in and
+run with Trainer 2.3.0 and JobSet 0.12.0).
 """
 
 import re
