@@ -121,6 +121,9 @@ kill-test: $(VENV) ## Kill jobs at 200 random instants; each must end as if noth
 kill-matrix: $(VENV) ## Kill the operator at every call of every operation, and at random; two leaders (PART=kills, storm, leaders, DPOJob)
 	@KILLS=full KILLS_REPORT=docs/kill-matrix.json $(PYTEST) -s $(addprefix tests/controlplane/controller/alone/test_,kills.py storm.py leaders.py) -k "$(PART)"
 
+test-queues: $(VENV) ## 20 jobs through a Kueue quota of 2, 10 preemptions, 5 kills of the operator; writes docs/queue-test.md
+	@QUEUES=full $(PYTEST) tests/controlplane/controller/kueue/test_queues.py
+
 # Each part on a control plane of its own, a few minutes long on two quiet cores.
 BENCH = PYTHONPATH=hack:tests/bench:tests/controlplane/controller $(PY) tests/bench/controlplane.py --output docs/bench-controlplane.json
 bench-controlplane: $(VENV) ## The operator beside a floor client (PART="burst --jobs 300": one part; about 40 minutes)

@@ -206,7 +206,9 @@ def _status(picture: Picture, job: Obj, now: datetime) -> Iterator[Broken]:
             yield Broken("status agrees with children", _name(job), f"phase Running, and {count} pods run")
     if phase in ("Pending", "Blocked", "Queued", "Suspended"):
         for obj in _live(picture, uid, now):
-            yield Broken("status agrees with children", _name(job), f"phase {phase}, and {_name(obj)} is alive")
+            # In a queue there is a workload, which is suspended.
+            if phase != "Queued" or obj["kind"] == "Pod":
+                yield Broken("status agrees with children", _name(job), f"phase {phase}, and {_name(obj)} is alive")
 
 
 def _live(picture: Picture, uid: str, now: datetime) -> list[Obj]:

@@ -110,7 +110,13 @@ def test_the_label_of_a_job_means_the_same_as_the_name_in_its_spec(job_object: M
 @pytest.mark.parametrize(
     ("obj", "expected"),
     [
-        (workload(), ("Pending", "LocalQueue team: Kueue has yet to look at Workload pytorchjob-tune")),
+        (
+            workload(),
+            (
+                "Pending",
+                "LocalQueue team: Kueue has not said why Workload pytorchjob-tune waits: others like it come first",
+            ),
+        ),
         (workload(("QuotaReserved", "False", "Pending", SHORT)), ("Pending", f"LocalQueue team: {SHORT}")),
         (
             workload(("QuotaReserved", "False", "Inadmissible", "LocalQueue team doesn't exist")),

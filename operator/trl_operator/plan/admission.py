@@ -74,7 +74,9 @@ def _waits(obj: dict[str, Any], conditions: dict[str, Any]) -> Why:
         queue, message = spec.get("queueName", ""), reserved.get("message", "")
         named = queue and f"LocalQueue {queue}" not in message
         return reserved["reason"], f"LocalQueue {queue}: {message}" if named else message
-    return "Pending", f"LocalQueue {spec.get('queueName', '')}: Kueue has yet to look at Workload {name}"
+    # Of those that are alike, Kueue looks at the first one only.
+    queue = spec.get("queueName", "")
+    return "Pending", f"LocalQueue {queue}: Kueue has not said why Workload {name} waits: others like it come first"
 
 
 def _place(admission: dict[str, Any]) -> str:

@@ -131,10 +131,14 @@ class World:
         mine = [pod for pod in found if pod["metadata"]["labels"].get(f"{GROUP}/job-name") == name]
         return [pod for pod in mine if pod["status"].get("phase") in ("Pending", "Running")]
 
+    def events(self) -> list[tuple[int, bool, Obj]]:
+        """Everything that has happened so far, in its order: version, whether it is gone, object."""
+        return sorted(self._events, key=lambda event: event[0])
+
     def history(self) -> invariants.History:
-        """Everything that has happened so far, in its order."""
+        """Everything that has happened so far."""
         history = invariants.History()
-        for _, gone, obj in sorted(self._events, key=lambda event: event[0]):
+        for _, gone, obj in self.events():
             history.event(gone, obj)
         return history
 
@@ -152,8 +156,11 @@ class World:
 
     # -- what is done
 
-    def create(self, kind: str, name: str, **policy: Any) -> None:
-        made = self._api.create_namespaced_custom_object(*self._place(kind), manifest(kind, name, **policy))
+    def create(self, kind: str, name: str, spec: Obj | None = None, **policy: Any) -> None:
+        """`spec` are more fields of its spec."""
+        obj = manifest(kind, name, **policy)
+        obj["spec"] |= spec or {}
+        made = self._api.create_namespaced_custom_object(*self._place(kind), obj)
         self.uids[name] = made["metadata"]["uid"]
         self.names[made["metadata"]["uid"]] = name
 

@@ -21,10 +21,12 @@ import yaml
 # Test modules are imported without a package (importlib mode), so what they share needs a place on the path.
 sys.path.insert(0, str(Path(__file__).parent))
 
+from chaos import World
 from zygote import Forked, Zygote
 
 from devcluster import tools
 from devcluster.controlplane import ControlPlane
+from devcluster.fakenode import FakeNode, Pod
 from devcluster.paths import REPOSITORY
 from devcluster.waiting import wait_for
 
@@ -270,6 +272,25 @@ def render_chart() -> Callable[..., list[Obj]]:
 def install_chart() -> Callable[..., None]:
     """`install(plane, namespace, *values)`."""
     return install
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    with Zygote() as made:
+        yield made
+
+
+@pytest.fixture
+def world(control_plane: ControlPlane, namespace: str, node: FakeNode) -> Iterator[World]:
+    """Everything that happens in the test's namespace, whose pods run as soon as they are there."""
+    node.policy = run_pods
+    with World(control_plane, namespace, node) as made:
+        yield made
+
+
+def run_pods(node: FakeNode, pod: Pod) -> None:
+    if pod["status"]["phase"] == "Pending":
+        node.run(pod)
 
 
 class Jobs:

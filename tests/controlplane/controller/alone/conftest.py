@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-from chaos import World, through
+from chaos import through
 from zygote import Zygote
 
 from devcluster.controlplane import ControlPlane
-from devcluster.fakenode import FakeNode, Pod
 from devcluster.faultproxy import FaultProxy
 
 
@@ -17,27 +16,9 @@ def control_plane(second_control_plane: ControlPlane) -> ControlPlane:
     return second_control_plane
 
 
-@pytest.fixture(scope="session")
-def zygote() -> Iterator[Zygote]:
-    with Zygote() as made:
-        yield made
-
-
 @pytest.fixture
 def proxy(control_plane: ControlPlane) -> Iterator[FaultProxy]:
     with FaultProxy(control_plane.url, control_plane.ca) as made:
-        yield made
-
-
-def run_pods(node: FakeNode, pod: Pod) -> None:
-    if pod["status"]["phase"] == "Pending":
-        node.run(pod)
-
-
-@pytest.fixture
-def world(control_plane: ControlPlane, namespace: str, node: FakeNode) -> Iterator[World]:
-    node.policy = run_pods
-    with World(control_plane, namespace, node) as made:
         yield made
 
 

@@ -1,0 +1,111 @@
+"""Jobs in the queues of a real Kueue."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from devcluster.fakenode import Exit, FakeNode, Pod
+from devcluster.waiting import wait_for
+
+ONE_CPU = {"requests": {"cpu": 1}}
+Obj = dict[str, Any]
+
+
+def queued(status: Obj) -> tuple[str, str, str]:
+    """Status, reason and message of the condition Queued."""
+    found = [each for each in status.get("conditions", ()) if each["type"] == "Queued"]
+    return (found[0]["status"], found[0]["reason"], found[0]["message"]) if found else ("", "", "")
+
+
+def waits(reason: str, words: str, attempt: int = 0) -> Callable[[Obj], bool]:
+    def holds(status: Obj) -> bool:
+        value, why, message = queued(status)
+        said = (status.get("phase"), status.get("attempt"), value, why)
+        return said == ("Queued", attempt, "True", reason) and words in message
+
+    return holds
+
+
+@pytest.fixture
+def job(dpo: Callable[..., Obj]) -> Callable[..., Obj]:
+    """A job of one CPU that must not be restarted for a reason of its own."""
+
+    def make(name: str = "tune", queue: str = "team", priority: str = "", **spec: Any) -> Obj:
+        where = {"name": queue} | ({"priorityClass": priority} if priority else {})
+        return dpo(name, queue=where, resources=ONE_CPU, runPolicy={"maxRestarts": 0}, **spec)
+
+    return make
+
+
+def run(jobs: Any, node: FakeNode, name: str, attempt: int = 0) -> Pod:
+    [pod] = node.wait_for_pods(1, f"{name}-dpo-{attempt}")
+    node.run(pod)
+    status = jobs.wait_for_phase(name, "Running")
+    assert queued(status)[:2] == ("False", "Admitted")
+    return pod
+
+
+@pytest.mark.parametrize("backend", ["pytorchjob", "trainjob"])
+def test_a_job_that_is_preempted_ends_its_attempt_at_no_cost_and_queues_again(
+    operator: Any, jobs: Any, node: FakeNode, job: Callable[..., Obj], quota: Any, local_queue: Any, record: Any,
+    priorities: None, backend: str,
+) -> None:  # fmt: skip
+    node.sigterm = Exit(143, record("Preempted", reason="Preempted", message="SIGTERM"), after_seconds=1.5)
+    quota(1)
+    local_queue("team")
+    jobs.apply(job("low", priority="low", backend=backend))
+    run(jobs, node, "low")
+    jobs.apply(job("high", priority="high", backend=backend))
+    status = jobs.wait("dpojob", "low", "loses its place", lambda status: status.get("restarts") == 1)
+    assert status["retry"]["counted"] == 0
+    low = jobs.wait("dpojob", "low", "queues again", waits("Pending", "insufficient unused quota", attempt=1))
+    [pod] = [pod["metadata"]["name"] for pod in jobs.list("pods")]
+    assert pod.startswith("high-dpo-0"), "no pod of the attempt that has ended is left"
+    told = [event["message"] for event in jobs.list("events") if event["reason"] == "AttemptFailed"]
+    assert ["EvictedByKueue" in message and "Preempted" in message for message in told] == [True], told
+    assert low["restarts"] == 1
+    node.succeed(run(jobs, node, "high"), record())
+    node.succeed(run(jobs, node, "low", 1), record(attempt=1))
+    assert jobs.wait_for_phase("low", "Succeeded")["retry"]["counted"] == 0
+
+
+def test_a_queue_that_is_missing_is_said_at_once_and_the_job_starts_when_it_is_there(
+    operator: Any, jobs: Any, node: FakeNode, job: Callable[..., Obj], quota: Any, local_queue: Any, record: Any
+) -> None:
+    quota(2)
+    began = time.monotonic()
+    jobs.apply(job("later", queue="later"), job("moves", queue="nowhere"))
+    for name, queue in (("later", "later"), ("moves", "nowhere")):
+        jobs.wait("dpojob", name, "says it", waits("Inadmissible", f"LocalQueue {queue} doesn't exist"), 5)
+    assert time.monotonic() - began < 5
+    local_queue("later")
+    run(jobs, node, "later")
+    jobs.patch("dpojob", "moves", {"spec": {"queue": {"name": "later"}}})
+    node.succeed(run(jobs, node, "moves", 1), record(attempt=1))
+    jobs.wait_for_phase("moves", "Succeeded")
+
+
+def test_one_that_is_evicted_while_it_starts_queues_again_and_one_whose_workload_is_not_active_stays(
+    operator: Any, jobs: Any, node: FakeNode, job: Callable[..., Obj], quota: Any, local_queue: Any, record: Any
+) -> None:
+    quota(1)
+    local_queue("team")
+    jobs.apply(job())
+    node.wait_for_pods(1, "tune-dpo-0", "Pending")
+    jobs.wait_for_phase("tune", "Starting")
+    quota(1, stopPolicy="HoldAndDrain")
+    stopped = waits("Inadmissible", f"ClusterQueue {jobs.namespace} is inactive", attempt=1)
+    assert jobs.wait("dpojob", "tune", "queues again", stopped)["restarts"] == 1
+    quota(1)
+    run(jobs, node, "tune", 1)
+    [workload] = [found["metadata"]["name"] for found in jobs.list("workloads")]
+    jobs.patch("workload", workload, {"spec": {"active": False}})
+    jobs.wait("dpojob", "tune", "says who keeps it", waits("Deactivated", f"Workload {workload}: ", attempt=1))
+    wait_for("its pods are gone", lambda: not jobs.list("pods"), 30)
+    assert [found["metadata"]["name"] for found in jobs.list("workloads")] == [workload]
+    jobs.patch("workload", workload, {"spec": {"active": True}})
+    node.succeed(run(jobs, node, "tune", 2), record(attempt=2))
+    status = jobs.wait_for_phase("tune", "Succeeded")
+    assert (status["restarts"], status["retry"]["counted"]) == (2, 0)
