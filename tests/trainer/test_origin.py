@@ -20,6 +20,7 @@ from trl_contract.resolve import resolve
 from trl_contract.spec import SPECS
 from trl_trainer import local
 from trl_trainer.checkpoints import foreign, origin, publisher
+from trl_trainer.checkpoints.checkpoint import Choice
 from trl_trainer.checkpoints.origin import MAY_DIFFER, OwnRates, differences
 from trl_trainer.distributed.world import Run
 from trl_trainer.errors import UserError
@@ -126,6 +127,15 @@ def test_a_run_goes_on_from_its_own_checkpoint_when_it_has_one(tmp_path: Path) -
     own = (work / "checkpoint-2" / "MANIFEST.json").read_text().replace(UID, "uid-2")
     (work / "checkpoint-2" / "MANIFEST.json").write_text(own)
     assert publisher.choose(run).path == str(work / "checkpoint-2")
+
+
+def test_a_checkpoint_that_does_not_load_is_marked_in_the_jobs_own_folder_only(tmp_path: Path) -> None:
+    own, earlier = publish(tmp_path / "uid-2", 2), publish(tmp_path / UID, 2)
+    run = Run(resuming(tmp_path, earlier.parent), own.parent, 0, 1, "cpu")
+    for folder in (own, earlier):
+        said = publisher.LoadGuard().explain(run, Choice(path=str(folder), step=2), RuntimeError("odd"))
+        assert str(said).endswith(f"{folder} verifies but cannot be loaded: odd")
+    assert [(folder / "BAD.0").exists() for folder in (own, earlier)] == [True, False]
 
 
 def test_a_folder_of_no_job_is_refused_by_its_name(tmp_path: Path) -> None:
