@@ -19,3 +19,13 @@ class Decision:
     delete_job: bool = False
     requeue: float | None = None
     """Seconds until the job wants another look."""
+
+
+def finite(seconds: float) -> float | None:
+    """Return the seconds of a requeue that may never come."""
+    return seconds if seconds != float("inf") else None
+
+
+def sooner(planned: float | None, seconds: float) -> float:
+    """Return the seconds of the earlier one of two requeues."""
+    return min(seconds, float("inf") if planned is None else planned)

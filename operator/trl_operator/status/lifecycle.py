@@ -9,7 +9,7 @@ from trl_operator.api.status import JobStatus, Phase, WorkloadRef
 from trl_operator.api.stored import read_status, written
 from trl_operator.plan.acceptance import Blocker, seconds_to_next_look
 from trl_operator.plan.observation import Child, format_time, parse_time
-from trl_operator.plan.outcome import Cause, classify
+from trl_operator.plan.outcome import Cause
 from trl_operator.plan.starting import REFUSAL_REASONS, WORKLOAD_SUSPENDED, is_lost, waiting_reason
 from trl_operator.plan.upstream import upstreams
 from trl_operator.plan.view import View
@@ -19,7 +19,7 @@ from trl_operator.policy.start import START_TIMEOUT
 from trl_operator.policy.stop import Wish
 from trl_operator.status import ending, queued, reconciling
 from trl_operator.status.conditions import Status, set_condition
-from trl_operator.status.decision import Decision
+from trl_operator.status.decision import Decision, finite, sooner
 from trl_operator.status.description import describe
 
 ENDING_POLL_SECONDS = 10.0
@@ -81,7 +81,7 @@ class _Machine:
         wish = stop.wish(policy, self.status, self.now)
         if wish and wish.reason != "Suspending":
             return self._end(wish)
-        decision = Decision(delete=self._stale_children(), requeue=_finite(self._deadline_left()))
+        decision = Decision(delete=self._stale_children(), requeue=finite(self._deadline_left()))
         self._show_suspension()
         if (blocker := self.view.blocker) is None or blocker.condition != "Accepted":
             self.say("Accepted", True, "Accepted", "the spec is valid and everything that it names is there")
@@ -95,7 +95,7 @@ class _Machine:
         not_before = parse_time(self.status.retry.not_before) if self.status.retry else None
         if not_before and not_before > self.now:
             self.status.phase = "Restarting"
-            return replace(decision, requeue=_sooner(decision.requeue, (not_before - self.now).total_seconds()))
+            return replace(decision, requeue=sooner(decision.requeue, (not_before - self.now).total_seconds()))
         self.status.attempt, self.status.phase = self.status.attempt or 0, "Starting"
         self.status.run = self.view.run or self.status.run
         # If the last try was refused, why stays to be read until one is not.
@@ -114,7 +114,7 @@ class _Machine:
         if blocker.polled:
             said = self.status.condition(blocker.condition)
             since = parse_time(said.last_transition_time if said else None) or self.now
-            decision.requeue = _sooner(decision.requeue, seconds_to_next_look((self.now - since).total_seconds()))
+            decision.requeue = sooner(decision.requeue, seconds_to_next_look((self.now - since).total_seconds()))
         return decision
 
     # -- the attempt has a workload, or had one
@@ -141,7 +141,7 @@ class _Machine:
         self._show_running()
         left = min(self._deadline_left(), self._start_left(), self._show_stall())
         lost = is_lost((self.job.base_name, self.job.child_name(self.status.attempt or 0)), self.view)
-        return Decision(delete=self._stale_children(), requeue=_finite(left), restore=lost)
+        return Decision(delete=self._stale_children(), requeue=finite(left), restore=lost)
 
     def _held(self, child: Child) -> Decision:
         """Kueue has yet to let the workload go, or somebody has suspended it: that is for them to undo."""
@@ -151,7 +151,7 @@ class _Machine:
             message = f"{child.kind} {child.name} was suspended by {child.suspended_by}: let it go, or cancel the job"
             self.say("Running", False, WORKLOAD_SUSPENDED, message)
             self.status.phase = "Starting"
-        return Decision(delete=self._stale_children(), requeue=_finite(self._deadline_left()))
+        return Decision(delete=self._stale_children(), requeue=finite(self._deadline_left()))
 
     def _show_running(self) -> None:
         nodes = self.job.cluster.num_nodes
@@ -180,17 +180,7 @@ class _Machine:
             self.say("Running", False, STOPPING if self._ran else START_FAILED, message)
             self.status.phase = "Restarting"
             return Decision(delete=doomed, requeue=ENDING_POLL_SECONDS)
-        return self._restart(self._cause())
-
-    def _cause(self) -> Cause:
-        child, lost = self.view.child, self.status.workload
-        if not self.view.pods and (child is None or child.deleting):
-            assert lost is not None, "an attempt that is alive has a workload, or had one"
-            return Cause("ChildDeleted", f"{lost.kind} {lost.name} was deleted while it ran")
-        cluster, progress = self.job.cluster, self.status.progress
-        # Pods that are gone say nothing: a report of the attempt does, and so does what the condition said.
-        ran = self._ran or (progress is not None and progress.attempt == self.status.attempt)
-        return classify(self.view.pods, cluster.num_nodes, cluster.processes_per_node, ran=ran)
+        return self._restart(restart.cause(self.job, self.status, self.view, ran=self._ran))
 
     def _given_up(self) -> Cause | None:
         """Return why we end the attempt ourselves; None if it may go on."""
@@ -303,11 +293,3 @@ class _Machine:
 
     def _deadline_left(self) -> float:
         return deadline.seconds_left(self.job.cluster.run_policy, self.status, self.now)
-
-
-def _finite(seconds: float) -> float | None:
-    return seconds if seconds != float("inf") else None
-
-
-def _sooner(planned: float | None, seconds: float) -> float:
-    return min(seconds, float("inf") if planned is None else planned)
