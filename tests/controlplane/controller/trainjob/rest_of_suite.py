@@ -1,6 +1,7 @@
 """The tests of jobs that test_suite.py leaves to `make test-backends`: they take two minutes."""
 
 from test_failures import (  # noqa: F401
+    test_a_failed_worker_restarts_the_gang_exactly_once,
     test_a_finished_job_is_left_alone_and_deleted_after_its_ttl,
     test_a_job_out_of_restarts_fails_with_the_last_cause,
     test_a_job_over_its_deadline_is_stopped_and_fails,

@@ -1,7 +1,6 @@
 """What holds of a job holds of one that runs as a TrainJob: the same tests. rest_of_suite.py has the others."""
 
 from test_failures import (  # noqa: F401
-    test_a_failed_worker_restarts_the_gang_exactly_once,
     test_a_failure_of_the_users_making_ends_the_job_with_reason_and_hint,
     test_a_workload_that_somebody_suspends_waits_and_goes_on_at_no_cost,
 )
