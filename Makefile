@@ -118,6 +118,9 @@ images: $(VENV) ## Build the images of trainer and operator into the running dev
 kill-test: $(VENV) ## Kill jobs at 200 random instants; each must end as if nothing had happened (about 20 minutes)
 	@$(PY) tests/trainer/kill_test.py --kills 200 --report docs/kill-test.md
 
+test-stall: $(VENV) ## Stop ranks of real jobs: who finds it, and how soon the job goes on; writes docs/stall.json (about 8 minutes)
+	@STALL_REPORT=docs/stall.json $(PYTEST) tests/e2e/test_jobs.py -k stopped
+
 kill-matrix: $(VENV) ## Kill the operator at every call of every operation, and at random; two leaders (PART=kills, storm, leaders, DPOJob)
 	@KILLS=full KILLS_REPORT=docs/kill-matrix.json $(PYTEST) -s $(addprefix tests/controlplane/controller/alone/test_,kills.py storm.py leaders.py) -k "$(PART)"
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,17 @@ POD_SECURITY = {
     "seccompProfile": {"type": "RuntimeDefault"},
 }
 
+
+# Nodes of a job, and which of its ranks is stopped; all of them for `make test-stall`, which names a report.
+STOPPED = {"the only rank": (1, 0), "rank 0 of two": (2, 0), "rank 1 of two": (2, 1)}
+STALL_REPORT = os.environ.get("STALL_REPORT")
+STALL_SECONDS = 60 if STALL_REPORT else 30
+STOP = """
+import os, pathlib, signal
+for folder in pathlib.Path("/proc").glob("[0-9]*"):
+    if b"-m\\0trl_trainer\\0" in (folder / "cmdline").read_bytes():
+        os.kill(int(folder.name), signal.SIGSTOP)
+"""
 
 # A job takes one minute or two on a quiet machine; this is for a busy one.
 SECONDS = 400
@@ -172,6 +184,51 @@ def told(kubectl: Any, team: str, name: str) -> list[str]:
     return sorted(event["reason"] for event in events if event["reportingComponent"] == "trl-operator")
 
 
+@pytest.fixture(scope="module")
+def stopped(kubectl: Any, team: str) -> Iterator[Future[dict[str, Any]]]:
+    """What becomes of jobs one of whose ranks is stopped, while the other tests run."""
+    with ThreadPoolExecutor(1) as beside:
+        cases = STOPPED if STALL_REPORT else list(STOPPED)[:1]
+        yield beside.submit(lambda: {case: stop_a_rank(kubectl, team, *STOPPED[case]) for case in cases})
+
+
+def stop_a_rank(kubectl: Any, team: str, nodes: int, rank: int) -> dict[str, Any]:
+    """Stop a rank of a job that has a checkpoint; return who has found it and the seconds until then, until the next
+    attempt's pods run and until it trains on from the checkpoint."""
+    resource = job("SFTJob", maxSteps=100000)
+    name = resource["metadata"]["name"] = f"stopped-{nodes}-{rank}"
+    resource["spec"] |= {"numNodes": nodes, "checkpoint": {"everySteps": 200}}
+    resource["spec"]["runPolicy"] = {"stallTimeoutSeconds": STALL_SECONDS}
+    kubectl.apply(resource, namespace=team)
+    mine = f"--namespace={team}"
+
+    def seen(reached: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+        def look() -> dict[str, Any] | None:
+            found: dict[str, Any] = kubectl.get(mine, f"sftjob/{name}").get("status", {})
+            return found if reached(found) else None
+
+        return dict(wait_for(look, SECONDS, lambda: kubectl("get", mine, f"sftjob/{name}", "--output=yaml")))
+
+    seen(lambda found: found.get("checkpoints"))
+    began = time.monotonic()
+    kubectl("exec", mine, one_of(kubectl, team, name, str(rank)), "--", "python", "-c", STOP)
+    restarted = seen(lambda found: found.get("restarts") == 1)
+    found_s = time.monotonic() - began
+    [said] = [condition["message"] for condition in restarted["conditions"] if condition["type"] == "Running"]
+    seen(lambda found: found["attempt"] == 1 and found["phase"] == "Running")
+    running_s = time.monotonic() - began
+    trains = seen(lambda found: found.get("progress", {}).get("attempt") == 1 and found.get("resumedFromStep"))
+    resumed_s = time.monotonic() - began
+    kubectl("delete", mine, f"sftjob/{name}")
+    seconds = {"found": found_s, "running": running_s, "resumed": resumed_s}
+    return {
+        "said": said,
+        "resumedFromStep": trains["resumedFromStep"],
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+    }
+
+
+@pytest.mark.usefixtures("stopped")
 @pytest.mark.parametrize(("kind", "backend"), [("RewardJob", "trainjob"), ("GRPOJob", BACKEND)])
 def test_a_job_of_two_nodes_succeeds_and_leaves_a_model(
     kubectl: Any, team: str, kind: str, backend: str, tmp_path: Path
@@ -291,3 +348,15 @@ def test_a_typo_in_a_field_name_is_refused(kubectl: Any, team: str) -> None:
     resource["spec"]["training"]["learningRat"] = 1e-4
     with pytest.raises(AssertionError, match=r'unknown field "spec\.training\.learningRat"'):
         kubectl("apply", f"--namespace={team}", "--filename=-", given=json.dumps(resource))
+
+
+def test_a_job_whose_rank_is_stopped_goes_on_from_its_checkpoint(stopped: Future[dict[str, Any]]) -> None:
+    found = stopped.result()
+    if STALL_REPORT:
+        report = {"stallTimeoutSeconds": STALL_SECONDS, "cores": os.cpu_count(), "load": os.getloadavg()[0], **found}
+        Path(STALL_REPORT).write_text(json.dumps(report, indent=1) + "\n")
+    for case, measured in found.items():
+        rank = STOPPED[case][1]
+        assert f"attempt 0 failed: rank {rank} was stopped (SIGSTOP, or a debugger)" in measured["said"], case
+        assert measured["resumedFromStep"] >= 200, case
+        assert measured["seconds"]["resumed"] <= 150, case
