@@ -82,7 +82,7 @@ time.sleep(1000)
 """
 
 
-@pytest.mark.parametrize(("nodes", "per_node", "rank"), [(1, 1, 0), (2, 1, 0)])
+@pytest.mark.parametrize(("nodes", "per_node", "rank"), [(1, 1, 0), (2, 1, 1)])
 def test_a_rank_that_stays_stopped_is_ended_by_its_supervisor(
     tmp_path: Path, nodes: int, per_node: int, rank: int
 ) -> None:
