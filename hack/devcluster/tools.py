@@ -104,7 +104,7 @@ def ensure(names: Iterable[str]) -> None:
 
 
 def version(name: str, module: str) -> str:
-    """The version at which hack/tools pins `module`, e.g. "v1.34.4"."""
+    """The version at which hack/tools pins `module`, e.g. "v1.36.5"."""
     found = re.findall(rf"^\s*(?:require )?{re.escape(module)} (v\S+)", _pin(name).joinpath("go.mod").read_text(), re.M)
     assert len(found) == 1, f"hack/tools/{TOOLS[name].pin}/go.mod requires {module} once"
     return str(found[0])

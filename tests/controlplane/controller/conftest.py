@@ -40,7 +40,7 @@ Obj = dict[str, Any]
 def chart(namespace: str, *values: str) -> list[Obj]:
     """What `helm install` would send to the API server."""
     done = subprocess.run(
-        [tools.binary("helm"), "template", RELEASE, CHART, f"--namespace={namespace}", "--kube-version=1.34.0"]
+        [tools.binary("helm"), "template", RELEASE, CHART, f"--namespace={namespace}", "--kube-version=1.36.0"]
         + [f"--set={value}" for value in values],
         capture_output=True,
         text=True,

@@ -167,7 +167,7 @@ def test_a_service_leads_to_the_metrics_of_each_deployment(render_chart: Render)
 )
 def test_a_wrong_value_is_refused(value: str) -> None:
     done = subprocess.run(
-        [tools.binary("helm"), "template", "x", CHART, "--kube-version=1.34.0", f"--set={value}"],
+        [tools.binary("helm"), "template", "x", CHART, "--kube-version=1.36.0", f"--set={value}"],
         capture_output=True,
         text=True,
     )
