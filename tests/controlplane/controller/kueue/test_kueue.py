@@ -47,6 +47,45 @@ def run(jobs: Any, node: FakeNode, name: str, attempt: int = 0) -> Pod:
     return pod
 
 
+def test_of_three_jobs_one_runs_at_a_time_and_of_the_others_the_next_says_which_quota_it_waits_for(
+    operator: Any, jobs: Any, node: FakeNode, job: Callable[..., Obj], quota: Any, local_queue: Any, record: Any,
+    render_chart: Callable[..., list[Obj]],
+) -> None:  # fmt: skip
+    quota(1)
+    local_queue("team")
+    rest = ["a", "b", "c"]
+    jobs.apply(*(job(name) for name in rest))
+    lacks = f"insufficient unused quota for cpu in flavor {jobs.namespace}, 1 more needed"
+    short = f"LocalQueue team: couldn't assign flavors to pod set worker: {lacks}"
+
+    def started() -> list[str]:
+        return [name for name in rest if queued(jobs.status("dpojob", name))[0] == "False"]
+
+    while rest:
+        wait_for("one of them has its turn", started, 60)
+        [name] = started()
+        pod = run(jobs, node, name)
+        given = f"ClusterQueue {jobs.namespace}: cpu of flavor {jobs.namespace}"
+        assert queued(jobs.status("dpojob", name))[2] == f"admitted by {given}"
+        rest.remove(name)
+
+        def printed() -> bool:
+            return short in jobs.plane.kubectl("get", "dpojobs", "-o", "wide", f"--namespace={jobs.namespace}")
+
+        if rest:
+            # Of those that are alike, Kueue looks at the first one only.
+            wait_for("the next one says which quota", printed, 30)
+        node.succeed(pod, record())
+        jobs.wait_for_phase(name, "Succeeded")
+    kueue = {(entry["objectRef"]["resource"], entry["verb"]) for entry in jobs.plane.audit(operator.user)
+             if entry.get("objectRef", {}).get("apiGroup") == "kueue.x-k8s.io"}  # fmt: skip
+    objects = render_chart(jobs.namespace, f"scope.namespaces={{{jobs.namespace}}}", "kueue.enabled=true")
+    rules = [rule for obj in objects if obj["kind"] == "Role" for rule in obj["rules"]]
+    granted = {(resource, verb) for rule in rules if "kueue.x-k8s.io" in rule["apiGroups"]
+               for resource in rule["resources"] for verb in rule["verbs"]}  # fmt: skip
+    assert kueue == granted
+
+
 @pytest.mark.parametrize("backend", ["pytorchjob", "trainjob"])
 def test_a_job_that_is_preempted_ends_its_attempt_at_no_cost_and_queues_again(
     operator: Any, jobs: Any, node: FakeNode, job: Callable[..., Obj], quota: Any, local_queue: Any, record: Any,
