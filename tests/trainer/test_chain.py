@@ -139,10 +139,12 @@ def test_a_job_that_the_user_stops_is_the_last_one(
     (claim / "base").mkdir(parents=True)
     (claim / "conversations.jsonl").touch()
     # What the job of a user who presses Ctrl-C ends with.
-    monkeypatch.setattr("trl_trainer.local.chain.run", lambda resource, places: 143)
-    folder = write(tmp_path / "jobs", job("SFTJob", "a"), job("SFTJob", "b"))
-    assert main(["run", str(folder), "--volume", f"models={claim}", "--storage", str(tmp_path / "out")]) == 143
+    ends = {"lost": 10, "a": 143}
+    monkeypatch.setattr("trl_trainer.local.chain.run", lambda resource, places: ends[resource.name])
+    folder = write(tmp_path / "jobs", job("SFTJob", "lost"), job("SFTJob", "a"), job("SFTJob", "b"))
+    assert main(["run", str(folder), "--volume", f"models={claim}", "--storage", str(tmp_path / "out")]) == 10
     text = capsys.readouterr().out
+    assert "  SFTJob lost: ended with exit code 10" in text
     assert "  SFTJob a: ended with exit code 143" in text
     assert "  SFTJob b: not run, since another one did not succeed" in text
     assert "== SFTJob b" not in text

@@ -127,6 +127,12 @@ def test_what_costs_less_time_is_kept_where_it_fits(room, checkpointing, sync_ea
     assert (found.gradient_checkpointing, found.sync_each_batch) == (checkpointing, sync_each_batch)
 
 
+def test_after_an_attempt_ran_out_of_memory_what_needs_least_is_taken_whatever_is_estimated():
+    made = job(gpus=True, nodes=2, **FULL).model_copy(update={"shrunk": True})
+    found = estimate(made, SIZES, BIG, "cuda")
+    assert (found.gradient_checkpointing, found.sync_each_batch) == (True, True)
+
+
 @pytest.mark.parametrize(
     ("made", "given"),
     [

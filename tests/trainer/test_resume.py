@@ -237,6 +237,29 @@ def test_a_run_that_goes_on_with_half_the_micro_batch_equals_the_undisturbed_one
     check_alike(undisturbed(name), full)
 
 
+NO_ROOM_TO_EVALUATE = """
+import torch
+from transformers import Trainer
+prediction_step = Trainer.prediction_step
+def without_room(self, *given, **more):
+    if self.state.global_step:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    return prediction_step(self, *given, **more)
+Trainer.prediction_step = without_room
+"""
+
+
+def test_the_first_batch_of_an_evaluation_that_finds_no_room_is_told_as_evaluating(
+    warm: Warm, model_folder: Path, tmp_path: Path
+) -> None:
+    """A smaller micro-batch of training would not help."""
+    case = CASES["dpo-one-process"]
+    spec = {**case.get("spec", {}), "evaluation": {"everySteps": 2}}
+    ended = warm.run(start(tmp_path, model_folder, {**case, "spec": spec}), 1, prelude=[NO_ROOM_TO_EVALUATE])
+    assert ended.codes == [11], ended.logs
+    assert (ended.records[0].reason, ended.records[0].activity) == ("OutOfGPUMemory", "evaluating")
+
+
 def check_alike(whole: Path, smaller: Path) -> None:
     """The same curve and the same weights, but for metrics that average over the tokens of a micro-batch."""
     import torch
@@ -286,14 +309,26 @@ def test_a_job_that_goes_on_trains_more_steps_by_its_own_schedule(
     undisturbed: Callable[[str], Path], warm: Warm, model_folder: Path, tmp_path: Path
 ) -> None:
     case, earlier = CASES["dpo-one-process"], undisturbed("dpo-one-process")
-    longer = {"maxSteps": 10, "learningRate": 1e-3, "lrScheduler": "linear", "warmupSteps": 0}
+    longer = {"maxSteps": 11, "learningRate": 1.1e-3, "lrScheduler": "linear", "warmupSteps": 0, "loggingSteps": 3}
     ended = warm.run(go_on(tmp_path / "new", model_folder, {**case, "spec": {"training": longer}}, earlier), 1)
     assert ended.codes == [0], ended.logs
     assert ended.records[0].progress is not None
     assert ended.records[0].progress.resumed_from_step == 8
     rates = {step: line["learning_rate"] for step, line in curve(tmp_path / "new").items()}
-    # With what each step was made: from the first on the new schedule's, and not what the checkpoint has.
-    assert rates == {9: pytest.approx(2e-4), 10: pytest.approx(1e-4)}
+    # With what each step was made: from the first on the new schedule's, and not what the checkpoint has. Nor is it
+    # logged after each step, as the earlier job was.
+    assert rates == {9: pytest.approx(3e-4), 11: pytest.approx(1e-4)}
+
+
+def test_a_job_that_is_to_end_before_the_step_that_it_goes_on_from_is_refused(
+    undisturbed: Callable[[str], Path], warm: Warm, model_folder: Path, tmp_path: Path
+) -> None:
+    case, earlier = CASES["dpo-one-process"], undisturbed("dpo-one-process")
+    shorter = {**case, "spec": {"training": {"maxSteps": 4}}}
+    ended = warm.run(go_on(tmp_path / "new", model_folder, shorter, earlier), 1)
+    assert ended.codes == [10], ended.logs
+    record = ended.records[0]
+    assert (record.reason, "is of step 8, and this job ends at step 4" in record.message) == ("InvalidSpec", True)
 
 
 def test_another_shape_and_other_rows_are_refused_before_weights_are_loaded(

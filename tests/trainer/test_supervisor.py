@@ -16,6 +16,7 @@ from trl_contract.report import ExitRecord
 from trl_trainer import supervisor
 from trl_trainer.checkpoints import fence
 from trl_trainer.errors import TrainerError, UserError
+from trl_trainer.launch import job as launch_job
 from trl_trainer.launch import peers
 
 
@@ -92,6 +93,17 @@ def test_it_waits_while_the_job_file_is_that_of_an_earlier_job_of_the_same_name(
     record = ExitRecord.model_validate_json((tmp_path / "termination-log").read_text())
     assert (record.reason, "KTOJob" in record.message) == ("InvalidSpec", True), said
     assert not (tmp_path / "storage" / "uid-1").exists()
+
+
+def test_a_job_file_that_stays_that_of_an_earlier_job_lets_the_pod_give_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kubelet reads an immutable ConfigMap anew only when no pod uses it any more."""
+    path = str(job_file(tmp_path, tmp_path, spec={}))
+    monkeypatch.setattr(launch_job, "AWAITED_SECONDS", 1)
+    with pytest.raises(TrainerError, match="is still that of uid-1, an earlier job of this name") as raised:
+        launch_job.await_own(launch_job.read_job(path), path, {"TRL_JOB_UID": "uid-2"})
+    assert raised.value.reason == "Preempted"
 
 
 def test_a_bad_job_file_names_the_field(tmp_path: Path) -> None:

@@ -69,6 +69,8 @@ class JobFile(Model, Generic[Spec]):
     """Pods have GPUs: bf16 is the default precision and a missing CUDA device is an error."""
     stall_timeout_seconds: Annotated[int, Field(ge=1)] = 1800
     termination_grace_period_seconds: Annotated[int, Field(ge=1)] = 300
+    shrunk: Annotated[bool, Field(exclude=True)] = False
+    """An earlier attempt ran out of a GPU's memory, whatever was estimated; told by `attempt.json`."""
     paths: Paths
     digests: dict[str, str] | None = None
     """For each folder of `paths` that an earlier job has left: the digest of what it left (report.Artifact). Whoever

@@ -224,6 +224,10 @@ def fit(
             trainer.train(resume_from_checkpoint=choice.path)
     except AlreadyTrained:
         termination.unwatch()
+        if rates and trainer.state.global_step > trainer.state.max_steps:
+            raise origin.too_far(str(choice.path), trainer.state.global_step, trainer.state.max_steps) from None
+        if rates:
+            reporter.warn(f"checkpoint.resumeFrom: {choice.path} is of the last step: nothing is left to train")
         print(f"rank {run.rank}: trained to the last step by an earlier attempt", flush=True)
     except Exception as error:
         explained = load_guard.explain(run, choice, error)

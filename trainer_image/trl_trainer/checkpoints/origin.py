@@ -155,9 +155,18 @@ def choose(job: JobFile) -> Choice:
     return choice
 
 
+def too_far(path: str, step: int, wanted: int) -> UserError:
+    """Return the error of a job that is to end before the step of another one's checkpoint."""
+    return UserError(
+        "InvalidSpec",
+        f"checkpoint.resumeFrom: {path} is of step {step}, and this job ends at step {wanted}: steps count from the"
+        " very beginning; raise training.maxSteps or training.epochs, or give an earlier step",
+    )
+
+
 class OwnRates(TrainerCallback):
-    """Has a run that goes on from another job's checkpoint learn at the rates of its own spec: transformers restores
-    the earlier job's learning rate together with the state of its optimizer."""
+    """Has a run that goes on from another job's checkpoint learn at the rates of its own spec, and log and evaluate as
+    often as it says: transformers restores the earlier job's with the states of its optimizer and its trainer."""
 
     def on_train_begin(
         self,
@@ -168,6 +177,7 @@ class OwnRates(TrainerCallback):
         lr_scheduler: Any = None,
         **_: Any,
     ) -> None:
+        state.compute_steps(args, state.max_steps)
         known, peak = lr_scheduler.state_dict(), args.learning_rate
         rates = [peak * factor(lr_scheduler.last_epoch) for factor in lr_scheduler.lr_lambdas]
         lr_scheduler.load_state_dict({**known, "base_lrs": [peak] * len(rates), "_last_lr": rates})

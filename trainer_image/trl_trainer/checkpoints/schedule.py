@@ -13,6 +13,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from trl_trainer.checkpoints import fence
 from trl_trainer.checkpoints.publisher import Publisher
 from trl_trainer.distributed.world import Pending, Run, start_max
+from trl_trainer.launch import watchdog
 from trl_trainer.launch.termination import Termination
 
 SLOW_SECONDS = 1.0
@@ -126,6 +127,8 @@ def _make_stoppable(trainer: Trainer, schedule: Schedule) -> None:
     evaluate = trainer.evaluate
 
     def stoppable(*args: Any, **kwargs: Any) -> dict[str, float]:
+        # Before the first batch: transformers tells of each one when it is done.
+        watchdog.enter("evaluating", together=True)
         try:
             return dict(evaluate(*args, **kwargs))
         except _StopEvaluation:

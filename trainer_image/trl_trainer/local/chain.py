@@ -1,5 +1,6 @@
 """`python -m trl_trainer run` of several jobs: each after those whose results it uses."""
 
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -25,16 +26,19 @@ def run_all(resources: Sequence[Resource], places: local.Places) -> int:
     _check(ordered, places)
     ends: dict[Key, str] = {}
     results: dict[Key, Path | None] = {}
-    first = 0
+    first, stopped, given = 0, False, frozenset(os.environ)
     for resource in ordered:
         lost = [f"{key[0]} {key[2]}" for key in needs(resource) if key in ends and key not in results]
-        if lost or first == STOPPED:
+        if lost or stopped:
             ends[resource.key] = f"not run, since {' and '.join(lost) or 'another one'} did not succeed"
             continue
         print(f"\n== {resource.kind} {resource.name}", flush=True)
+        # A hub that was away for one job is asked again for the next.
+        for name in os.environ.keys() - given:
+            del os.environ[name]
         code = _run(resource, replace(places, results=results), results)
         ends[resource.key] = "Succeeded" if code == 0 else f"ended with exit code {code}"
-        first = first or code
+        first, stopped = first or code, code == STOPPED
     print("\n== all jobs")
     for (kind, _, name), end in ends.items():
         print(f"  {kind} {name}: {end}")

@@ -11,7 +11,7 @@ from types import FrameType
 
 from tqdm import tqdm
 
-from trl_contract.jobfile import JobFile
+from trl_contract.jobfile import JOB_UID, JobFile
 from trl_contract.report import ExitRecord, Metric, Progress
 from trl_trainer import local
 from trl_trainer.checkpoints import checkpoint
@@ -76,7 +76,8 @@ def user_variables(resource: Resource) -> dict[str, str]:
 
 def _environment(job: JobFile, url: str, message: Path) -> dict[str, str]:
     """As in a pod: no leftovers of another launcher, and no network unless the job names the hub."""
-    found = {name: value for name, value in os.environ.items() if not name.startswith(("PET_", "KUBEFLOW_"))}
+    leftovers = ("PET_", "KUBEFLOW_", JOB_UID)
+    found = {name: value for name, value in os.environ.items() if not name.startswith(leftovers)}
     if not _names_hub(job):
         found.setdefault("HF_HUB_OFFLINE", "1")
     # Whoever sits before it hears at once that there is no network, and starts it again.

@@ -172,7 +172,8 @@ def smallest_world(job: JobFile, sizes: Sizes, available: int, device: str) -> i
 
 
 def _choose(job: JobFile, sizes: Sizes, available: int, device: str) -> MemoryEstimate:
-    """Return the estimate with what the trainer decides by it: the cheapest way that fits, or that needs least.
+    """Return the estimate with what the trainer decides by it: the cheapest way that fits, or that needs least. Where
+    the device ran out of memory before, the estimate is not asked: the way that needs least.
 
     Recomputing activations costs a third of the time, reducing at every micro-step only messages.
     """
@@ -180,7 +181,7 @@ def _choose(job: JobFile, sizes: Sizes, available: int, device: str) -> MemoryEs
     recompute = [False, True] if given is None and device == "cuda" else [bool(given)]
     several = job.world_size > 1 and job.spec.training.gradient_accumulation_steps > 1
     ways = [(keep, each) for keep in recompute for each in ((False, True) if several else (False,))]
-    for keep, each in ways:
+    for keep, each in ways[-1:] if job.shrunk else ways:
         found = _estimate(job, sizes, available, device, recompute=keep, sync_each_batch=each)
         if found.fits:
             break
