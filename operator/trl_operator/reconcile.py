@@ -159,7 +159,7 @@ class Reconciler:
         if child is None or child.state != "active":
             await self._refresh_pods(attempt, child.state if child else "gone")
         admission = self._admission(child)
-        if child is not None and child.suspended_by and not (job.queue_name or admission.known):
+        if child is not None and child.suspended_by and not (job.queue_name or child.queue or admission.known):
             self._store.forget_gone_pods(replace(attempt, child_uid=child.uid))
         pods = tuple(self._store.pods(replace(attempt, child_uid=child.uid) if child else attempt))
         told = self._needs.told(attempt.job, child, pods, job.cluster.num_nodes)
@@ -168,7 +168,9 @@ class Reconciler:
         return View(child, others, pods, told, admission=admission, older_waits=older_waits, mark=mark), None
 
     def _admission(self, child: Child | None) -> Admission:
-        return self._needs.admissions.of(child) if self._exists(WORKLOADS) else Admission(NOT_INSTALLED)
+        if self._needs.admissions.enabled and not self._exists(WORKLOADS):
+            return Admission(NOT_INSTALLED)
+        return self._needs.admissions.of(child)
 
     async def _refresh_pods(self, attempt: Attempt, state: str) -> None:
         """List an attempt's pods when it is first seen in this state, and then now and then: the watch tells the rest,

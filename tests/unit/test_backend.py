@@ -235,6 +235,8 @@ def test_a_pod_is_of_the_trainjob_by_whose_name_jobset_has_named_its_job(pod_obj
         ({"kind": "Job", "name": "tune-dpo-0-n-0", "uid": "j"}, Owner("tune-dpo-0", "")),
         ({"kind": "Job", "name": "backup", "uid": "j"}, None),
         ({"kind": "Pod", "name": "tune-dpo-0-n-0", "uid": "p"}, None),
+        ({"namespace": "team"}, None),
+        ({"kind": "Job"}, None),
     ],
 )
 def test_an_event_tells_of_the_trainjob_that_it_is_about_or_that_has_made_it(about: Any, owner: Owner | None) -> None:

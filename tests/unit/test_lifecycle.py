@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from shown import SUCCEEDED, UNSCHEDULABLE, condition, reason, record, running
 
+from trl_contract.cluster import RunPolicy
 from trl_operator.plan.acceptance import Blocker
 from trl_operator.plan.observation import format_time
 from trl_operator.plan.view import Told, View
@@ -246,6 +247,19 @@ def test_a_workload_of_which_a_pod_has_failed_is_left_to_end_the_others_and_to_s
     late = now + timedelta(seconds=61)
     lost = decide(job, one.status, View(make_child(0), pods=(failed, ending)), late)
     assert (lost.status["attempt"], lost.status["restarts"]) == (1, 1)
+    # Nor does the last attempt's keep what it was given.
+    once = replace(job, cluster=job.cluster.model_copy(update={"run_policy": RunPolicy(maxRestarts=0)}))
+    end = decide(once, one.status, View(make_child(0), pods=(failed, ending)), late)
+    assert (end.status["phase"], [child.uid for child in end.delete]) == ("Failed", ["child-0"])
+
+
+def test_a_pod_that_failed_and_is_gone_ends_the_attempt_though_its_workload_makes_it_anew(
+    make_job: Make, make_child: Make, make_pod: Make, now: datetime
+) -> None:
+    job, status = running(make_job, make_child, now)
+    pods = (make_pod(0, "Failed", exit_code=143).vanished(), make_pod(0))
+    decision = decide(job, status, View(make_child(0), pods=pods), now)
+    assert [child.uid for child in decision.delete] == ["child-0"]
 
 
 def test_an_attempt_that_should_not_be_alive_is_deleted(
@@ -294,6 +308,21 @@ def test_terminal_is_terminal(make_job: Make, make_child: Make, make_pod: Make, 
     assert later.status == done
     assert not later.create
     assert not later.delete_job
+
+
+@pytest.mark.parametrize("ended", ["Succeeded", "Failed", "Cancelled"])
+def test_a_job_that_ended_under_version_0_1_says_what_others_wait_for(
+    make_job: Make, now: datetime, ended: str
+) -> None:
+    said = {"type": "Succeeded", "status": str(ended == "Succeeded"), "reason": ended, "message": "it is over"}
+    at = {"lastTransitionTime": format_time(now), "observedGeneration": 1}
+    stored = {"phase": ended, "attempt": 0, "completionTime": format_time(now), "conditions": [{**said, **at}]}
+    told = decide(make_job(), stored, View(), now + timedelta(days=9)).status
+    found = {each["type"]: each["status"] for each in told["conditions"]}
+    expected = {"Running": "False", "Finished": "True"} | {k: str(k == ended) for k in ("Succeeded", "Failed")}
+    assert found == expected | ({"Stalled": "True"} if ended == "Failed" else {})
+    assert (told["completionTime"], told["phase"]) == (format_time(now), ended)
+    assert decide(make_job(), told, View(), now + timedelta(days=10)).status == told
 
 
 def test_conditions_that_follow_from_the_spec_are_shown(make_job: Make, now: datetime) -> None:

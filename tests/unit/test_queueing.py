@@ -194,6 +194,16 @@ def test_a_job_stays_queued_and_says_so_where_kueue_says_nothing(
     assert reason(decide(job, runs.status, again, now)) == ("False", "EvictedByKueue")
 
 
+def test_a_job_whose_queue_is_removed_while_it_waits_leaves_it(make_job: Make, make_child: Make, now: datetime) -> None:
+    waits = queued(make_job(queue={"name": "team"}), make_child(0), now).status
+    decision = decide(make_job(), waits, View(waiting(make_child(0)), admission=Admission(NOT_INSTALLED)), now)
+    assert ([child.uid for child in decision.delete], reason(decision)) == (["child-0"], ("False", "QueueChanged"))
+    # A label that Kueue itself has put on the workload of a job without a queue is none of the job's.
+    by_default = View(waiting(make_child(0), queue="default"), admission=Admission(WAITS, known=True))
+    decision = decide(make_job(), {**waits, "conditions": []}, by_default, now)
+    assert (decision.delete, decision.status["phase"]) == ([], "Queued")
+
+
 def test_one_that_is_admitted_and_not_yet_let_go_still_waits(job: Job, make_child: Make, now: datetime) -> None:
     decision = queued(job, make_child(0), now, ADMITTED)
     assert (decision.status["phase"], reason(decision, "Queued")) == ("Queued", ("True", "Admitted"))

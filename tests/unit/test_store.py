@@ -403,20 +403,25 @@ def test_a_late_deletion_of_an_earlier_job_does_not_take_away_a_new_one_of_its_n
     assert (KEY in store.jobs, changed) == (False, [KEY])
 
 
+WELL = [{"type": "Succeeded", "status": "True"}, {"type": "Finished", "status": "True"}]
+
+
 @pytest.mark.parametrize(
     ("status", "spec", "over"),
     [
         ({}, {}, False),
         ({"completionTime": "t"}, {}, False),
-        ({"completionTime": "t", "conditions": [{"type": "Succeeded", "status": "True"}]}, {}, True),
-        ({"completionTime": "t", "attempt": 1, "conditions": [{"type": "Succeeded", "status": "True"}]}, {}, False),
+        # Version 0.1 knew of no other condition at the end.
+        ({"completionTime": "t", "conditions": WELL[:1]}, {}, False),
+        ({"completionTime": "t", "conditions": WELL}, {}, True),
+        ({"completionTime": "t", "attempt": 1, "conditions": WELL}, {}, False),
         (
-            {"completionTime": "t", "conditions": [{"type": "Succeeded", "status": "True"}]},
+            {"completionTime": "t", "conditions": WELL},
             {"runPolicy": {"ttlSecondsAfterFinished": 1}},
             False,
         ),
         (
-            {"completionTime": "t", "observedGeneration": 0, "conditions": [{"type": "Succeeded", "status": "True"}]},
+            {"completionTime": "t", "observedGeneration": 0, "conditions": WELL},
             {},
             False,
         ),

@@ -120,4 +120,4 @@ def maker(pod: Obj) -> Owner | None:
 
 def concerned(about: Obj) -> Owner | None:
     """Return the PyTorchJob that an event is about."""
-    return Owner(about["name"], about.get("uid", "")) if about["kind"] == KIND else None
+    return Owner(about.get("name", ""), about.get("uid", "")) if about.get("kind") == KIND else None

@@ -169,8 +169,10 @@ def _owner_of_job(name: str) -> Owner | None:
 
 def concerned(about: Obj) -> Owner | None:
     """Return the TrainJob that an event is about, or whose JobSet or Job it is about."""
-    if about["kind"] == KIND:
-        return Owner(about["name"], about.get("uid", ""))
-    if about["kind"] == "JobSet":
-        return Owner(about["name"], "")
-    return _owner_of_job(about["name"]) if about["kind"] == "Job" else None
+    # Whoever writes an event need not say either.
+    kind, name = about.get("kind"), about.get("name", "")
+    if kind == KIND:
+        return Owner(name, about.get("uid", ""))
+    if kind == "JobSet":
+        return Owner(name, "")
+    return _owner_of_job(name) if kind == "Job" else None

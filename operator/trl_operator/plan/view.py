@@ -63,14 +63,14 @@ class View:
     def ends_itself(self) -> bool:
         """Whether the workload, of which a pod has failed, ends the others and says so: a Job says so after that."""
         active = self.child is not None and self.child.state == "active" and not self.child.deleting
-        return active and any(pod.phase == "Failed" for pod in self.pods)
+        return active and any(pod.phase == "Failed" and not pod.gone for pod in self.pods)
 
     def failed(self) -> bool:
         """Whether the attempt, which has not succeeded, is over or has lost a pod."""
         child = self.child
         if child is None or child.deleting or child.state == "failed":
             return True
-        if any(pod.gone and pod.phase not in ("Succeeded", "Failed") for pod in self.pods):
+        if any(pod.gone and pod.phase != "Succeeded" for pod in self.pods):
             return True
         if self.ends_itself() and not all(pod.finished for pod in self.pods):
             return True

@@ -20,8 +20,9 @@ QUEUED = "Queued"
 
 
 def is_queued(job: Job, view: View) -> bool:
-    """Return whether Kueue decides when the attempt may run: its job names a queue, or Kueue manages all jobs."""
-    return bool(job.queue_name) or view.admission.known
+    """Return whether Kueue decides when the attempt may run: its job names a queue, or did when it was made, or Kueue
+    manages all jobs."""
+    return bool(job.queue_name) or view.admission.known or bool(view.child and view.child.queue)
 
 
 def is_held(job: Job, view: View) -> bool:
@@ -57,9 +58,10 @@ def _is_taken_back(child: Child, status: JobStatus, view: View) -> bool:
 
 
 def moved(job: Job, child: Child) -> str:
-    """Return how the queue that the job names differs from its attempt's; empty if it does not, or names none."""
+    """Return how the queue that the job names differs from its attempt's; empty if it does not."""
     wanted, has = (job.queue_name, job.queue_priority), (child.queue, child.queue_priority)
-    if not job.queue_name or wanted == has:
+    # Of a job without a queue Kueue itself makes one of its namespace's default queue.
+    if wanted == has or (not job.queue_name and child.queue in ("", "default")):
         return ""
     was, now = (f"{name or 'none'}{f' with priorityClass {kind}' if kind else ''}" for name, kind in (has, wanted))
     return f"attempt {child.attempt} is in queue {was}, and its job is now for queue {now}"

@@ -7,7 +7,7 @@ from typing import Literal
 
 from trl_operator.api.job import Job
 from trl_operator.api.status import ArtifactStatus, Failure, JobStatus, Phase
-from trl_operator.plan.observation import Pod, format_time
+from trl_operator.plan.observation import Pod, format_time, parse_time
 from trl_operator.plan.outcome import Cause, records
 from trl_operator.policy import memory
 from trl_operator.render.fetch import fetch_command
@@ -61,7 +61,19 @@ def cancel(job: Job, status: JobStatus, message: str, now: datetime) -> None:
     _end(job, status, "Cancelled", "Cancelled", message, now)
 
 
+def tell_all(job: Job, status: JobStatus) -> None:
+    """Have a job that ended under version 0.1, which knew of Succeeded only, say what others wait for."""
+    said, ended = status.condition("Succeeded"), parse_time(status.completion_time)
+    if status.condition("Finished") is None and said is not None and ended is not None:
+        _say(job, status, status.phase, said.reason, said.message, ended)
+
+
 def _end(job: Job, status: JobStatus, phase: Phase, reason: str, message: str, now: datetime) -> None:
+    _say(job, status, phase, reason, message, now)
+    status.phase, status.completion_time = phase, format_time(now)
+
+
+def _say(job: Job, status: JobStatus, phase: Phase | None, reason: str, message: str, now: datetime) -> None:
     drop_condition(status, "Reconciling")
     drop_condition(status, "Stalled")
     said: dict[str, Literal["True", "False"]] = {
@@ -75,7 +87,6 @@ def _end(job: Job, status: JobStatus, phase: Phase, reason: str, message: str, n
     for kind, value in said.items():
         whole = message if kind == "Finished" else message[:MAX_REPEATED]
         set_condition(status, kind, value, reason, whole, generation=job.generation, now=now)
-    status.phase, status.completion_time = phase, format_time(now)
 
 
 def _gain(status: JobStatus) -> str:

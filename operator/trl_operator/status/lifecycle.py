@@ -66,9 +66,11 @@ class _Machine:
     def finished(self) -> Decision:
         """Terminal is terminal: what is still alive is ended, earlier attempts are cleaned up, and the job itself goes
         after its TTL."""
+        ending.tell_all(self.job, self.status)
         last, succeeded = self.status.attempt or 0, self.status.is_true("Succeeded")
         # The pods of the last attempt stay for their logs; it may have succeeded before its workload says so.
-        ours = [c for c in self.view.others if not (succeeded and c.attempt == last)]
+        known = [*self.view.others, *([self.view.child] if self.view.child else [])]
+        ours = [c for c in known if not c.deleting and not (succeeded and c.attempt == last)]
         left = ttl.seconds_left(self.job.cluster.run_policy, self.status, self.now)
         delete = [c for c in ours if c.attempt < last or c.state == "active"]
         return Decision(delete=delete, delete_job=left == 0, requeue=left)

@@ -29,20 +29,20 @@ class Admissions:
     """Workloads by their uid; the store wakes the job whose attempt one is of. Those of others are not kept."""
 
     def __init__(self, store: Store, enabled: bool) -> None:
-        """`enabled`: Workloads may be read, and are."""
         self._store = store
-        self._enabled = enabled
+        self.enabled = enabled
+        """Workloads may be read, and are."""
         self._known: dict[str, Known] = {}
         self._of: dict[str, str] = {}
         """Uid of the newest Workload by that of its owner."""
 
     def watched(self) -> list[Watched]:
         """Return what has to be watched to keep this."""
-        return [Watched(WORKLOADS, self.put, self.drop, self.sweep)] if self._enabled else []
+        return [Watched(WORKLOADS, self.put, self.drop, self.sweep)] if self.enabled else []
 
     def of(self, child: Child | None) -> Admission:
         """Return what Kueue says of an attempt's workload."""
-        if not self._enabled:
+        if not self.enabled:
             return Admission(NOT_ENABLED)
         known = self._known.get(self._of.get(child.uid, "")) if child else None
         return known.admission if known else NOTHING_SAID

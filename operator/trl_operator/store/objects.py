@@ -31,7 +31,7 @@ class StoredJob:
     succeeded: bool
     """Its condition Succeeded is True."""
     observed: bool
-    """Its status is about this generation of it."""
+    """Its status is about this generation of it, and tells its end as this version does."""
     has_ttl: bool
     uses: tuple[Key, ...]
     """Jobs whose results it uses."""
@@ -63,7 +63,8 @@ def stored_job(obj: Obj) -> StoredJob:
         phase=status.get("phase", "Pending"),
         ended="completionTime" in status,
         succeeded=conditions.get("Succeeded") == "True",
-        observed=status.get("observedGeneration") == metadata.get("generation"),
+        observed=status.get("observedGeneration") == metadata.get("generation")
+        and ("completionTime" not in status or "Finished" in conditions),
         has_ttl="ttlSecondsAfterFinished" in obj.get("spec", {}).get("runPolicy", {}),
         uses=used(obj),
         news=news(obj, status),

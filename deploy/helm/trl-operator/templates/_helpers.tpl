@@ -117,7 +117,7 @@ securityContext:
 - apiGroups: [trl-operator.io]
   resources: [dpojobs/finalizers, grpojobs/finalizers, rewardjobs/finalizers, sftjobs/finalizers]
   verbs: [update]
-{{- $backends := append .Values.otherBackends .Values.backend }}
+{{- $backends := append (default (list) .Values.otherBackends) (default "pytorchjob" .Values.backend) }}
 {{- if has "pytorchjob" $backends }}
 - apiGroups: [kubeflow.org]
   resources: [pytorchjobs]
@@ -131,7 +131,7 @@ securityContext:
   resources: [trainingruntimes]
   verbs: [get, create, delete]
 {{- end }}
-{{- if .Values.kueue.enabled }}
+{{- if (.Values.kueue).enabled }}
 - apiGroups: [kueue.x-k8s.io]
   resources: [workloads]
   verbs: [list, watch]
