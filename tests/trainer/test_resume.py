@@ -239,13 +239,13 @@ def test_a_run_that_goes_on_with_half_the_micro_batch_equals_the_undisturbed_one
 
 NO_ROOM_TO_EVALUATE = """
 import torch
-from transformers import Trainer
-prediction_step = Trainer.prediction_step
+from trl import DPOTrainer
+prediction_step = DPOTrainer.prediction_step
 def without_room(self, *given, **more):
     if self.state.global_step:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
     return prediction_step(self, *given, **more)
-Trainer.prediction_step = without_room
+DPOTrainer.prediction_step = without_room
 """
 
 
@@ -309,15 +309,15 @@ def test_a_job_that_goes_on_trains_more_steps_by_its_own_schedule(
     undisturbed: Callable[[str], Path], warm: Warm, model_folder: Path, tmp_path: Path
 ) -> None:
     case, earlier = CASES["dpo-one-process"], undisturbed("dpo-one-process")
-    longer = {"maxSteps": 11, "learningRate": 1.1e-3, "lrScheduler": "linear", "warmupSteps": 0, "loggingSteps": 3}
+    longer = {"maxSteps": 13, "learningRate": 1.3e-3, "lrScheduler": "linear", "warmupSteps": 0, "loggingSteps": 5}
     ended = warm.run(go_on(tmp_path / "new", model_folder, {**case, "spec": {"training": longer}}, earlier), 1)
     assert ended.codes == [0], ended.logs
     assert ended.records[0].progress is not None
     assert ended.records[0].progress.resumed_from_step == 8
     rates = {step: line["learning_rate"] for step, line in curve(tmp_path / "new").items()}
-    # With what each step was made: from the first on the new schedule's, and not what the checkpoint has. Nor is it
-    # logged after each step, as the earlier job was.
-    assert rates == {9: pytest.approx(3e-4), 11: pytest.approx(1e-4)}
+    # With what each step was made: the new schedule's, and not what the checkpoint has. Nor is each step logged, as the
+    # earlier job's were: the fifth, the last, and those that are saved.
+    assert rates == {10: pytest.approx(4e-4), 12: pytest.approx(2e-4), 13: pytest.approx(1e-4)}
 
 
 def test_a_job_that_is_to_end_before_the_step_that_it_goes_on_from_is_refused(
