@@ -4,11 +4,11 @@ Workers only: without a Master the job succeeds only when every worker has, and 
 in training-operator 1.9.3).
 """
 
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from trl_operator.api.job import Job
-from trl_operator.constants import LABEL_ATTEMPT
-from trl_operator.plan.observation import Child, Owner, controller, job_owner, number, queue_of, writer
+from trl_operator.backend import workload
+from trl_operator.plan.observation import Child, Owner, controller
 from trl_operator.render.manifests import MASTER_PORT, Installation, pod_template, workload_metadata
 from trl_operator.resource import Resource
 
@@ -76,38 +76,8 @@ def is_early(words: str) -> bool:
 
 
 def child_from(obj: Obj) -> Child | None:
-    """Return what became of a PyTorchJob; None if no job controls it: whatever its labels say, it is not ours."""
-    metadata = obj["metadata"]
-    owner = job_owner(metadata)
-    if owner is None:
-        return None
-    conditions = {c["type"]: c for c in obj.get("status", {}).get("conditions") or () if c["status"] == "True"}
-    state: Literal["active", "succeeded", "failed"] = "active"
-    if "Failed" in conditions:
-        state = "failed"
-    elif "Succeeded" in conditions:
-        state = "succeeded"
-    return Child(
-        job=owner.job,
-        kind=KIND,
-        api_version=f"{RESOURCE.group}/{RESOURCE.version}",
-        name=metadata["name"],
-        uid=metadata["uid"],
-        version=int(metadata["resourceVersion"]),
-        owner_uid=owner.uid,
-        attempt=number(metadata, LABEL_ATTEMPT),
-        state=state,
-        deleting="deletionTimestamp" in metadata,
-        message=conditions.get("Failed", {}).get("message", ""),
-        created=metadata.get("creationTimestamp", ""),
-        suspended_by=_suspended_by(obj),
-        **queue_of(metadata),
-    )
-
-
-def _suspended_by(obj: Obj) -> str:
-    suspended = obj.get("spec", {}).get("runPolicy", {}).get("suspend")
-    return writer(obj, "spec", "runPolicy", "suspend") if suspended else ""
+    """Return what became of a PyTorchJob; None if no job controls it."""
+    return workload.child(obj, KIND, RESOURCE, "Succeeded", ("spec", "runPolicy", "suspend"))
 
 
 def maker(pod: Obj) -> Owner | None:

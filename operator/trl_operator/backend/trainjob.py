@@ -6,11 +6,11 @@ run with Trainer 2.3.0 and JobSet 0.12.0).
 """
 
 import re
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from trl_operator.api.job import Job
-from trl_operator.constants import LABEL_ATTEMPT
-from trl_operator.plan.observation import Child, Owner, controller, job_owner, number, queue_of, writer
+from trl_operator.backend import workload
+from trl_operator.plan.observation import Child, Owner, controller
 from trl_operator.render.environment import environment
 from trl_operator.render.manifests import MASTER_PORT, Installation, child_metadata, pod_template, workload_metadata
 from trl_operator.resource import Resource
@@ -120,33 +120,8 @@ def is_early(words: str) -> bool:
 
 
 def child_from(obj: Obj) -> Child | None:
-    """Return what became of a TrainJob; None if no job controls it: whatever its labels say, it is not ours."""
-    metadata = obj["metadata"]
-    owner = job_owner(metadata)
-    if owner is None:
-        return None
-    conditions = {c["type"]: c for c in obj.get("status", {}).get("conditions") or () if c["status"] == "True"}
-    state: Literal["active", "succeeded", "failed"] = "active"
-    if "Failed" in conditions:
-        state = "failed"
-    elif "Complete" in conditions:
-        state = "succeeded"
-    return Child(
-        job=owner.job,
-        kind=KIND,
-        api_version=_api_version(),
-        name=metadata["name"],
-        uid=metadata["uid"],
-        version=int(metadata["resourceVersion"]),
-        owner_uid=owner.uid,
-        attempt=number(metadata, LABEL_ATTEMPT),
-        state=state,
-        deleting="deletionTimestamp" in metadata,
-        message=conditions.get("Failed", {}).get("message", ""),
-        created=metadata.get("creationTimestamp", ""),
-        suspended_by=writer(obj, "spec", "suspend") if obj.get("spec", {}).get("suspend") else "",
-        **queue_of(metadata),
-    )
+    """Return what became of a TrainJob; None if no job controls it."""
+    return workload.child(obj, KIND, RESOURCE, "Complete", ("spec", "suspend"))
 
 
 def maker(pod: Obj) -> Owner | None:
