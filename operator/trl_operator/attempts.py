@@ -13,7 +13,7 @@ from trl_operator.errors import ApiError, Refused
 from trl_operator.kube import CLAIMS, CONFIG_MAPS, NETWORK_POLICIES, Kube
 from trl_operator.lease import Lease
 from trl_operator.plan.acceptance import Blocker
-from trl_operator.plan.observation import Attempt, Child, controller_uid
+from trl_operator.plan.observation import Child, controller_uid
 from trl_operator.render.manifests import Installation, claim, config_map, network_policy
 from trl_operator.render.run import Pinned
 from trl_operator.resource import Resource
@@ -34,13 +34,6 @@ class Attempts:
         self._needs = needs
         self._lease = lease
         self._installation = installation
-
-    async def live(self, job: Job, attempt: Attempt) -> Child | None:
-        """Return the attempt's workload as the API server has it; None if there is none of the job's."""
-        obj = await self._kube.get(BACKENDS[attempt.backend].RESOURCE, job.namespace, attempt.child)
-        if obj is None or controller_uid(obj["metadata"]) != job.uid:
-            return None
-        return child_from(obj)
 
     async def delete(self, child: Child) -> None:
         """Delete a workload and its pods."""

@@ -2,8 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import ValidationError
@@ -12,26 +11,21 @@ from trl_contract.jobfile import AttemptFile
 from trl_operator.api.job import Job, parse_known
 from trl_operator.api.stored import read_status, written
 from trl_operator.attempts import Attempts
-from trl_operator.backend import backend_for
-from trl_operator.blockers import find_blocker, things
-from trl_operator.constants import API_VERSION, LABEL_ATTEMPT, LABEL_JOB_UID, MANAGER_PROGRESS, MANAGER_STATUS
+from trl_operator.constants import API_VERSION, MANAGER_PROGRESS, MANAGER_STATUS
 from trl_operator.errors import ApiError, Refused
-from trl_operator.kube import JOBS, PODS, WORKLOADS, Kube
+from trl_operator.kube import JOBS, Kube
 from trl_operator.lease import Lease
 from trl_operator.metrics import ControllerMetrics
-from trl_operator.plan.acceptance import Blocker, check_spec
-from trl_operator.plan.admission import NOT_INSTALLED, Admission
-from trl_operator.plan.observation import Attempt, Child, Key, Mark, current_attempt, parse_time
+from trl_operator.observer import Observer
+from trl_operator.plan.acceptance import Blocker
+from trl_operator.plan.observation import Child, Key, current_attempt, parse_time
 from trl_operator.plan.outcome import records
-from trl_operator.plan.upstream import check_cycle
 from trl_operator.plan.view import View
-from trl_operator.policy import stall
 from trl_operator.policy.memory import attempt_file
-from trl_operator.policy.start import half_since
 from trl_operator.render.manifests import Installation
 from trl_operator.render.run import Pinned
 from trl_operator.resource import Resource
-from trl_operator.runs import find_again, find_run
+from trl_operator.runs import find_again
 from trl_operator.status.conditions import Status
 from trl_operator.status.decision import Decision
 from trl_operator.status.events import Event, events, reported
@@ -45,7 +39,6 @@ from trl_operator.tell import tell
 
 logger = logging.getLogger(__name__)
 
-PODS_LISTED_FOR = timedelta(seconds=10)
 Obj = dict[str, Any]
 
 INVALID = 422
@@ -72,18 +65,12 @@ class Reconciler:
     ) -> None:
         self._kube = kube
         self._store = store
-        self._needs = needs
         self._lease = lease
-        self._installation = installation
         self._attempts = Attempts(kube, store, needs, lease, installation)
+        self._observer = Observer(kube, store, needs, installation, exists, now)
         self._identity = identity
-        self._exists = exists
         self._metrics = metrics
         self._now = now
-        self._listed: dict[Key, tuple[tuple[int, str], datetime]] = {}
-        """When the pods of an attempt that ends were listed: its number, and its workload's state, beside."""
-        self._marks: dict[Key, Mark | None] = {}
-        """What the reports of attempts that run say, since when."""
 
     async def reconcile(self, key: Key) -> float | None:
         """Bring the job a step further; return the seconds after which it wants another look, if any."""
@@ -98,7 +85,7 @@ class Reconciler:
         job = await self._read(obj)
         if job is None:
             return None
-        view, pinned = await self._observe(job, obj)
+        view, pinned = await self._observer.look(job, obj)
         obj = await self._save_last_words(job, obj, view)
         decision = decide(job, obj.get("status", {}), view, self._now())
         # Before the end, after which nobody looks again.
@@ -108,8 +95,7 @@ class Reconciler:
         return await self._act(job, obj, decision, pinned)
 
     def _forget(self, key: Key) -> None:
-        self._listed.pop(key, None)
-        self._marks.pop(key, None)
+        self._observer.forget(key)
         if known := self._store.jobs.get(key):
             self._store.forget_job(key, known.uid)
 
@@ -138,71 +124,6 @@ class Reconciler:
         if "completionTime" not in current:
             status = not_read(current, obj["metadata"]["generation"], value, reason, message, self._now())
             await self._write_status(obj, status)
-
-    async def _observe(self, job: Job, obj: Obj) -> tuple[View, Pinned | None]:
-        """Look at what the decision needs, and at the run that the next attempt is of if there is to be one. The store
-        may lag, so what is missing in it is asked for."""
-        current, attempt = obj.get("status", {}), current_attempt(obj)
-        children = self._store.children(job.uid, job.namespace)
-        if attempt is None:
-            return await self._between(job, obj, 0, tuple(children))
-        others = tuple(child for child in children if child.name != attempt.child)
-        if "completionTime" in current:
-            self._listed.pop(key_of(obj), None)
-            self._marks.pop(key_of(obj), None)
-            return View(others=tuple(children)), None
-        child = next((child for child in children if child.name == attempt.child), None)
-        if child is None or attempt.child_uid not in ("", child.uid):
-            child = await self._attempts.live(job, attempt)
-        if child is None and not attempt.child_uid:
-            return await self._between(job, obj, attempt.number, others)
-        if child is None or child.state != "active":
-            await self._refresh_pods(attempt, child.state if child else "gone")
-        admission = self._admission(child)
-        if child is not None and child.suspended_by and not (job.queue_name or child.queue or admission.known):
-            self._store.forget_gone_pods(replace(attempt, child_uid=child.uid))
-        pods = tuple(self._store.pods(replace(attempt, child_uid=child.uid) if child else attempt))
-        told = self._needs.told(attempt.job, child, pods, job.cluster.num_nodes)
-        older_waits = half_since(pods, job.cluster.num_nodes) is not None and self._store.an_older_job_waits(job.uid)
-        mark = self._marks[attempt.job] = stall.mark(self._marks.get(attempt.job), read_status(current))
-        return View(child, others, pods, told, admission=admission, older_waits=older_waits, mark=mark), None
-
-    def _admission(self, child: Child | None) -> Admission:
-        if self._needs.admissions.enabled and not self._exists(WORKLOADS):
-            return Admission(NOT_INSTALLED)
-        return self._needs.admissions.of(child)
-
-    async def _refresh_pods(self, attempt: Attempt, state: str) -> None:
-        """List an attempt's pods when it is first seen in this state, and then now and then: the watch tells the rest,
-        and a gang of many pods must not be listed at each one's end."""
-        (seen, when), now = self._listed.get(attempt.job, ((-1, ""), self._now())), self._now()
-        if seen == (attempt.number, state) and now - when < PODS_LISTED_FOR:
-            return
-        selector = f"{LABEL_JOB_UID}={attempt.job_uid},{LABEL_ATTEMPT}={attempt.number}"
-        listed, version = await self._kube.list(PODS, attempt.job[1], selector)
-        self._store.replace_attempt(attempt.job_uid, attempt.job[1], attempt.number, listed, version)
-        self._listed[attempt.job] = ((attempt.number, state), now)
-
-    async def _between(self, job: Job, obj: Obj, attempt: int, others: tuple[Child, ...]) -> tuple[View, Pinned | None]:
-        """No attempt is alive: look at what stands against the next one, and at the run that it is of."""
-        current = obj.get("status", {})
-        installation = self._installation()
-        backend = backend_for(job, read_status(current).run, installation.backend)
-        key = (job.info.kind, job.namespace, job.name)
-        found: Pinned | Blocker | None = check_spec(job) or check_cycle(key, self._store.dependants.waits_for)
-        if not self._exists(backend.RESOURCE):
-            found = Blocker("BackendUnavailable", backend.MISSING)
-        # First, so that nothing is missed between the look and the wait.
-        self._store.waiting.wait(key, things(job))
-        if found is None:
-            found = await find_run(self._kube, job, current, installation.trainer_image, backend.NAME)
-        if not isinstance(found, Pinned):
-            return View(others=others, blocker=found), None
-        self._store.waiting.wait(key, [*things(job), *things(found.job)])
-        blocker = await find_blocker(self._kube, self._needs, found.job, attempt, current, backend)
-        if blocker is None:
-            self._store.waiting.wait(key, ())
-        return View(others=others, admission=self._admission(None), blocker=blocker, run=found.run), found
 
     async def _save_last_words(self, job: Job, obj: Obj, view: View) -> Obj:
         """Write the progress that exit records carry, so that the end does not depend on the receiver."""
@@ -271,7 +192,7 @@ class Reconciler:
             if isinstance(started, Blocker):
                 view = View(blocker=started)
             else:
-                view = View(started, admission=self._admission(started))
+                view = View(started, admission=self._observer.admission(started))
             begun = decide(job, obj["status"], view, self._now())
             await self._write_status(obj, begun.status)
             return begun.requeue

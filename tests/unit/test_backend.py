@@ -296,7 +296,7 @@ def test_a_new_default_runs_new_jobs_and_the_others_go_on(job_object: Make, pod_
     assert (world.status["workload"]["kind"], world.status["run"]["backend"]) == ("PyTorchJob", "pytorchjob")
     fresh = World(job_object(dataset=rows), now)
     for each in (world, fresh):
-        each.reconciler._installation = lambda: Installation("trainer:1", "https://op:10443", "CA", "trainjob")
+        each.installation = Installation("trainer:1", "https://op:10443", "CA", "trainjob")
     uid = world.status["workload"]["uid"]
     running = pod_object(0)
     running["metadata"]["ownerReferences"][0]["uid"] = uid
@@ -343,7 +343,7 @@ def test_a_runtime_that_says_something_else_than_it_should_is_made_anew(job_obje
     rows = {"train": {"inline": [{"prompt": "p", "chosen": "c", "rejected": "r"}]}}
     world = World(job_object(dataset=rows, backend="trainjob"), now)
     job = parse_job(job_object(dataset=rows, backend="trainjob"))
-    [(_, same)] = trainjob.beside(job, 0, world.reconciler._installation())
+    [(_, same)] = trainjob.beside(job, 0, world.installation)
     # As the API server completes it.
     [nodes] = same["spec"]["template"]["spec"]["replicatedJobs"]
     nodes["groupName"] = "default"

@@ -36,12 +36,13 @@ class World:
         self.needs = Needs(self.store)
         self.metrics = ControllerMetrics()
         self.now = now
+        self.installation = Installation("trainer:1", "https://op:10443", "CA")
         self.reconciler = Reconciler(
             self.kube,  # type: ignore[arg-type]
             self.store,
             self.needs,
             Lease(),  # type: ignore[arg-type]
-            lambda: Installation("trainer:1", "https://op:10443", "CA"),
+            lambda: self.installation,
             "test",
             lambda _: True,
             self.metrics,

@@ -91,7 +91,7 @@ class Mid(World):
         self.upgrade("trainer:1")
 
     def upgrade(self, image: str) -> None:
-        self.reconciler._installation = lambda: Installation(image, "https://op:10443", "CA")
+        self.installation = Installation(image, "https://op:10443", "CA")
 
     def lose_attempt(self) -> None:
         """Somebody deletes the workload; the next attempt may start."""

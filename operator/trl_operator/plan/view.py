@@ -2,12 +2,18 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal
 
 from trl_operator.api.status import Run
 from trl_operator.plan.acceptance import Blocker
 from trl_operator.plan.admission import NOTHING_SAID, Admission
 from trl_operator.plan.observation import Child, Mark, Pod
 from trl_operator.plan.outcome import exit_record
+
+Course = Literal["goes on", "to be ended", "ends", "is over"]
+"""How far an attempt is that has not succeeded: nothing has failed; it has, and its workload is to be deleted; what is
+left of it ends by itself; the next one may begin."""
 
 
 @dataclass(frozen=True)
@@ -60,19 +66,28 @@ class View:
             return False
         return len(said) >= num_nodes or (self.child is not None and self.child.state == "succeeded")
 
-    def ends_itself(self) -> bool:
-        """Whether the workload, of which a pod has failed, ends the others and says so: a Job says so after that."""
-        active = self.child is not None and self.child.state == "active" and not self.child.deleting
-        return active and any(pod.phase == "Failed" and not pod.gone for pod in self.pods)
+    def course(self, now: datetime, *, failed: bool = False) -> Course:
+        """Return how far the attempt is, which has not succeeded; `failed`: once it was seen to have failed.
 
-    def failed(self) -> bool:
-        """Whether the attempt, which has not succeeded, is over or has lost a pod."""
-        child = self.child
-        if child is None or child.deleting or child.state == "failed":
-            return True
-        if any(pod.gone and pod.phase != "Succeeded" for pod in self.pods):
-            return True
-        if self.ends_itself() and not all(pod.finished for pod in self.pods):
-            return True
-        # One that says it succeeded while a pod's record says otherwise has failed, once the pods have ended.
-        return child.state == "succeeded" and all(pod.finished for pod in self.pods)
+        A workload of which a pod has failed is left to end the others and to say so: a Job says so after that, and one
+        that is deleted before takes their logs away. On a lost node nobody ends a pod, and nobody says so.
+        """
+        child, ended = self.child, all(pod.finished for pod in self.pods)
+        active = child is not None and child.state == "active" and not child.deleting
+        ends_itself = active and any(pod.phase == "Failed" and not pod.gone for pod in self.pods)
+        failed = failed or any(pod.gone and pod.phase != "Succeeded" for pod in self.pods)
+        if active:
+            failed = failed or (ends_itself and not ended)
+        else:
+            # One that says it succeeded while a pod's record says otherwise has failed, once the pods have ended.
+            failed = failed or child is None or child.deleting or child.state == "failed" or ended
+        if not failed:
+            return "goes on"
+        if active and not ends_itself:
+            return "to be ended"
+        waits = (ends_itself and ended) or not self.pods_are_over(now)
+        return "ends" if waits else "is over"
+
+    def pods_are_over(self, now: datetime) -> bool:
+        """Whether nobody has to wait for the end of a pod any longer."""
+        return all(pod.is_over(now) for pod in self.pods)

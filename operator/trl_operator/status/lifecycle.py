@@ -12,7 +12,7 @@ from trl_operator.plan.observation import Child, format_time, parse_time
 from trl_operator.plan.outcome import Cause
 from trl_operator.plan.starting import REFUSAL_REASONS, WORKLOAD_SUSPENDED, is_lost, waiting_reason
 from trl_operator.plan.upstream import upstreams
-from trl_operator.plan.view import View
+from trl_operator.plan.view import Course, View
 from trl_operator.policy import deadline, memory, queueing, restart, stall, start, stop, suspend, ttl
 from trl_operator.policy.stall import STALLED
 from trl_operator.policy.start import START_TIMEOUT
@@ -138,8 +138,9 @@ class _Machine:
             return self._release(cause)
         if child is not None and child.suspended_by and child.state == "active" and not child.deleting:
             return self._held(child)
-        if self.view.failed() or self.status.reason("Running") in (STOPPING, START_FAILED):
-            return self._failed()
+        failed = self.status.reason("Running") in (STOPPING, START_FAILED)
+        if (course := self.view.course(self.now, failed=failed)) != "goes on":
+            return self._failed(course)
         self._show_running()
         left = min(self._deadline_left(), self._start_left(), self._show_stall())
         lost = is_lost((self.job.base_name, self.job.child_name(self.status.attempt or 0)), self.view)
@@ -170,19 +171,16 @@ class _Machine:
         self.say("Running", False, *(why_not or ("Starting", f"attempt {self.status.attempt} starts")))
         self.status.phase = "Starting"
 
-    def _failed(self) -> Decision:
+    def _failed(self, course: Course) -> Decision:
         """Once every pod has ended, find the cause and decide about the next attempt."""
-        child, pods, itself = self.view.child, self.view.pods, self.view.ends_itself()
-        doomed = [child] if child and child.state == "active" and not (child.deleting or itself) else []
-        waiting = [pod for pod in pods if not pod.is_over(self.now)]
-        # One with a pod on a lost node would be waited for without end.
-        if doomed or waiting or (itself and all(pod.finished for pod in pods)):
-            # No count: it would be one write for each pod of a gang.
-            message = f"attempt {self.status.attempt} failed; its pods have yet to end"
-            self.say("Running", False, STOPPING if self._ran else START_FAILED, message)
-            self.status.phase = "Restarting"
-            return Decision(delete=doomed, requeue=ENDING_POLL_SECONDS)
-        return self._restart(restart.cause(self.job, self.status, self.view, ran=self._ran))
+        if course == "is over":
+            return self._restart(restart.cause(self.job, self.status, self.view, ran=self._ran))
+        # No count: it would be one write for each pod of a gang.
+        message = f"attempt {self.status.attempt} failed; its pods have yet to end"
+        self.say("Running", False, STOPPING if self._ran else START_FAILED, message)
+        self.status.phase = "Restarting"
+        doomed = [self.view.child] if self.view.child and course == "to be ended" else []
+        return Decision(delete=doomed, requeue=ENDING_POLL_SECONDS)
 
     def _given_up(self) -> Cause | None:
         """Return why we end the attempt ourselves; None if it may go on."""
@@ -193,7 +191,8 @@ class _Machine:
             return taken
         if self._start_left() <= 0:
             return Cause(START_TIMEOUT, start.message(self.job.cluster, self.view.pods))
-        if self.status.is_true("Running") and not self.view.failed() and (found := self._look()).stalled:
+        runs = self.status.is_true("Running") and self.view.course(self.now) == "goes on"
+        if runs and (found := self._look()).stalled:
             return Cause(STALLED, found.message)
         return None
 
@@ -244,7 +243,7 @@ class _Machine:
         return self._await_end()
 
     def _is_over(self) -> bool:
-        return self.view.child is None and all(pod.is_over(self.now) for pod in self.view.pods)
+        return self.view.child is None and self.view.pods_are_over(self.now)
 
     def _await_end(self) -> Decision:
         child = self.view.child
