@@ -112,6 +112,7 @@ def test_the_run_succeeds_and_its_record_says_what_it_made(finished: Finished) -
     told = [report.trl.artifacts for report in finished.reports if report.trl]
     assert [found for found in told if found] == [record.artifacts], "the last report says it too"
     assert record.progress.artifacts == []
+    assert record.progress.gradient_checkpointing is False, "without GPUs activations are kept"
     # What bitsandbytes says on CPUs that compute in bf16.
     assert "kernels-community" not in finished.run.log
 

@@ -68,6 +68,43 @@ def test_each_attempt_has_half_the_micro_batch_at_no_cost_until_it_is_one_row(li
     assert last.status["adaptations"] == second.status["adaptations"]
 
 
+@pytest.mark.parametrize("policy", ["Fail", "ShrinkMicroBatch"])
+def test_activations_that_were_kept_by_an_estimate_are_recomputed_first(policy: str, lives: Make) -> None:
+    training = {"perDeviceBatchSize": 2, "gradientAccumulationSteps": 3}
+    job = lives(runPolicy={"onOutOfMemory": policy, "maxRestarts": 0}, training=training)
+    job.status = job.status | {"effective": job.status["effective"] | {"gradientCheckpointing": False}}
+    before = job.status
+    first = job.fails(activity="training")
+    same = {"perDeviceBatchSize": 2, "gradientAccumulationSteps": 3, "gradientCheckpointing": True}
+    assert first.status["adaptations"] == [{"attempt": 1, "reason": "OutOfGPUMemory", **same}]
+    told = {event.reason: event.message for event in events(before, first.status)}
+    assert told["ActivationsRecomputed"] == "attempt 1 recomputes activations"
+    # By which the trainer knows that an attempt ran out of memory.
+    assert attempt_file(read_status(job.status)).to_wire() == {"attempt": 1, "perDeviceBatchSize": 2}
+    second = job.fails(activity="training")
+    if policy == "Fail":
+        assert second.status["phase"] == "Failed"
+    else:
+        assert second.status["adaptations"][1]["perDeviceBatchSize"] == 1
+
+
+@pytest.mark.parametrize(
+    ("told", "training", "activity"),
+    [
+        (True, {}, "training"),
+        (None, {}, "training"),
+        (False, {"gradientCheckpointing": False}, "training"),
+        (False, {}, "evaluating"),
+    ],
+)
+def test_recomputing_that_is_on_given_or_of_no_use_is_not_tried(
+    told: bool | None, training: dict[str, Any], activity: str, lives: Make
+) -> None:
+    job = lives(training=training)
+    job.status = job.status | {"effective": job.status["effective"] | {"gradientCheckpointing": told}}
+    assert job.fails(activity=activity).status["phase"] == "Failed"
+
+
 def test_another_failure_leaves_the_micro_batch_as_it_was_made(lives: Make) -> None:
     job = lives(runPolicy=SHRINK | {"maxRestarts": 1}, training={"perDeviceBatchSize": 8})
     job.fails(activity="training")

@@ -98,7 +98,13 @@ def test_what_a_report_does_not_say_is_kept() -> None:
     checkpoints = [{"step": 10, "path": "u/checkpoint-10", "time": TIME}]
     before = [{"name": "accuracy", "value": "0.1"}]
     current = progress_fields(
-        progress(checkpoints=checkpoints, evaluation={"before": before}, resumedFromStep=5, trainableParameters=9),
+        progress(
+            checkpoints=checkpoints,
+            evaluation={"before": before},
+            resumedFromStep=5,
+            trainableParameters=9,
+            gradientCheckpointing=False,
+        ),
         None,
         {},
     )
@@ -107,7 +113,7 @@ def test_what_a_report_does_not_say_is_kept() -> None:
     assert fields["checkpoints"] == checkpoints
     assert fields["evaluation"] == {"before": before, "after": after}
     assert fields["resumedFromStep"] == 5
-    assert fields["effective"]["trainableParameters"] == 9
+    assert (fields["effective"]["trainableParameters"], fields["effective"]["gradientCheckpointing"]) == (9, False)
     fresh = progress_fields(progress(attempt=1), None, {**current, "progress": {"attempt": 0}})
     assert "resumedFromStep" not in fresh
     assert fresh["checkpoints"] == checkpoints

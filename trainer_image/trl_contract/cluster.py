@@ -293,8 +293,9 @@ class RunPolicy(Model):
     termination_grace_period_seconds: Annotated[Int32, Field(ge=30, le=86400)] = 300
     """Time to publish a checkpoint when the attempt is stopped."""
     on_out_of_memory: Literal["Fail", "ShrinkMicroBatch"] = "Fail"
-    """What follows when a GPU's memory is too small for training. Fail: the job fails. ShrinkMicroBatch: the next
-    attempt goes on from the newest checkpoint with half of training.perDeviceBatchSize and twice
+    """What follows when a GPU's memory is too small for training, and activations are recomputed already (where
+    training.gradientCheckpointing is unset, the next attempt begins with that). Fail: the job fails. ShrinkMicroBatch:
+    the next attempt goes on from the newest checkpoint with half of training.perDeviceBatchSize and twice
     gradientAccumulationSteps, the same rows per optimizer step; status.adaptations says so. That does not count against
     maxRestarts, and ends where the batch is odd. Needs an even perDeviceBatchSize."""
 

@@ -49,7 +49,7 @@ class AttemptFile(Model):
     attempt: Annotated[int, Field(ge=0)]
     per_device_batch_size: Annotated[int, Field(ge=1)] | None = None
     """Of training, in this attempt: the job's, halved as often as runPolicy.onOutOfMemory has made it. Unset: the
-    job's."""
+    job's, and no attempt has run out of a GPU's memory."""
 
 
 class JobFile(Model, Generic[Spec]):

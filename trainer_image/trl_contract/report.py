@@ -146,6 +146,8 @@ class Progress(Told):
     """Seconds to the end of training, from this attempt's own step times."""
     tokens_per_second: float | None = None
     trainable_parameters: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
+    gradient_checkpointing: bool | None = None
+    """Whether activations are recomputed; known before weights are loaded."""
     last_update_time: Annotated[str, Field(max_length=40)]
     """RFC 3339, UTC."""
     metrics: Annotated[list[Metric], *_cut(64)] = []

@@ -132,8 +132,9 @@ class TrainingBase(Model):
     seed: Annotated[Int32, Field(ge=0)] = 42
     """Seed of everything random."""
     gradient_checkpointing: bool | None = None
-    """Recompute activations in the backward pass. Default: with GPUs, on where the estimate does not fit without; off
-    without GPUs."""
+    """Recompute activations in the backward pass. Default: with GPUs, on where the estimate of the longest rows does
+    not fit without, with 15 % of the GPU to spare, and after an attempt that ran out of its memory; off without GPUs.
+    status.effective says what was decided, once for all attempts."""
     logging_steps: Annotated[Int32, Field(ge=1)] = 10
     """Steps between two log entries."""
     torch_compile: bool = False

@@ -141,23 +141,28 @@ def load_data(
     everything that can be known before weights are loaded, and tokenizes them; the others read what it wrote.
     UserError when the job cannot work."""
     folder, known = run.work / "data", run.work / "preflight.json"
+    job = preflight.pinned(run.job, run.work) if run.is_main else run.job
 
     def prepare(tell: data.Tell) -> str:
         clock = Clock()
         with clock.check("rows"):
-            rows = data.write(run.job, stage, tokenizer, folder, tell)
-        tokenize = stages.tokenizing(run.job, stage, tokenizer)
-        seen = preflight.run(run.job, stage, tokenizer, tokenize, rows, run.work, run.device, clock)
+            rows = data.write(job, stage, tokenizer, folder, tell)
+        tokenize = stages.tokenizing(job, stage, tokenizer)
+        seen = preflight.run(job, stage, tokenizer, tokenize, rows, run.work, run.device, clock)
         with clock.check("rewards"):
             findings = [*seen.findings, *scores.try_out(rows.train.take(range(3)))]
         for line in [*findings, str(clock)]:
             print(f"preflight: {line}", flush=True)
-        reporter.update(warnings=[line[:300] for line in findings[:8]], evaluation_skipped=seen.evaluation_skipped)
+        reporter.update(
+            warnings=[line[:300] for line in findings[:8]],
+            evaluation_skipped=seen.evaluation_skipped,
+            gradient_checkpointing=seen.memory.gradient_checkpointing,
+        )
         write_json(known, seen.to_wire())
-        decided = preflight.decide(run.job, seen)
+        decided = preflight.decide(job, seen)
         origin.prepare(decided, run.work, rows.report)
-        write_json(run.work / "resolved.json", decided.to_wire())
-        return data.build(run.job, stage, tokenizer, tokenize, rows, folder, tell)
+        write_json(run.work / preflight.RESOLVED, decided.to_wire())
+        return data.build(job, stage, tokenizer, tokenize, rows, folder, tell)
 
     with watchdog.led("preparing the data", leads=run.is_main):
         name = data.together(run, prepare, reporter.preparing)
@@ -271,7 +276,7 @@ def finish(
     if samples:
         lines = (json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
         (folder / "samples.jsonl").write_text("".join(lines))
-    write_json(folder / "resolved.json", run.job.to_wire())
+    write_json(folder / preflight.RESOLVED, run.job.to_wire())
     text = card.text(
         run.job,
         stage,
@@ -287,4 +292,4 @@ def finish(
 
 
 def write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False))
+    files.write_whole(path, json.dumps(value, indent=1, ensure_ascii=False))

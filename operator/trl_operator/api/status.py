@@ -116,6 +116,8 @@ class Adaptation(Part):
     """training.perDeviceBatchSize from then on."""
     gradient_accumulation_steps: Count
     """training.gradientAccumulationSteps from then on."""
+    gradient_checkpointing: bool | None = None
+    """true: activations are recomputed from then on, which by the estimate was not needed."""
 
 
 class Effective(Part):
@@ -131,6 +133,8 @@ class Effective(Part):
     """Optimizer steps of the whole run."""
     trainable_parameters: Annotated[Int64 | None, REPORTED] = None
     """Parameters that are trained."""
+    gradient_checkpointing: Annotated[bool | None, REPORTED] = None
+    """Whether activations are recomputed: training.gradientCheckpointing or, if unset, what the trainer has decided."""
 
 
 class ArtifactStatus(Part):
@@ -200,7 +204,8 @@ class JobStatus(Part):
     retry: Retry | None = None
     """What decides about the next attempt."""
     adaptations: Annotated[list[Adaptation], Field(max_length=16, json_schema_extra=list_map("attempt"))] = []
-    """What attempts do otherwise than the spec says, oldest first: runPolicy.onOutOfMemory."""
+    """What attempts do otherwise than the first, oldest first, since a GPU's memory was too small:
+    runPolicy.onOutOfMemory."""
     start_time: Time | None = None
     """When the operator first took the job up, not suspended; runPolicy.activeDeadlineSeconds counts from here."""
     suspended_seconds: Count | None = None

@@ -1,4 +1,5 @@
-"""What follows when a GPU's memory is too small: smaller micro-batches, and more of them in each step."""
+"""What follows when a GPU's memory is too small: activations are recomputed, if that was the trainer's to decide; then
+smaller micro-batches, and more of them in each step."""
 
 from trl_contract.jobfile import AttemptFile
 from trl_operator.api.job import Job
@@ -14,18 +15,32 @@ neither loading nor an evaluation, which has a batch of its own."""
 
 def adapt(job: Job, status: JobStatus, cause: Cause) -> Adaptation | None:
     """Return how the next attempt trains after `cause`; None if it trains as the one before, or there is none: another
-    cause, the job is to fail then, or its batch cannot be halved."""
-    size = _size(job, status)
-    wanted = job.cluster.run_policy.on_out_of_memory == "ShrinkMicroBatch"
-    if not wanted or cause.reason != _OUT or cause.activity not in _TRAINING or size % 2:
+    cause, the job is to fail then, or its batch cannot be halved.
+
+    Where the trainer had decided that activations are kept, its estimate was wrong: that is mended first, whatever
+    runPolicy.onOutOfMemory says.
+    """
+    if cause.reason != _OUT or cause.activity not in _TRAINING:
         return None
-    training = job.training.with_micro_batch(size // 2).training
+    size = _size(job, status)
+    recompute = _has_kept(job, status)
+    if not recompute and (job.cluster.run_policy.on_out_of_memory != "ShrinkMicroBatch" or size % 2):
+        return None
+    training = job.training.with_micro_batch(size if recompute else size // 2).training
     return Adaptation(
         attempt=(status.attempt or 0) + 1,
         reason=cause.reason,
         per_device_batch_size=training.per_device_batch_size,
         gradient_accumulation_steps=training.gradient_accumulation_steps,
+        gradient_checkpointing=recompute or None,
     )
+
+
+def _has_kept(job: Job, status: JobStatus) -> bool:
+    """Return whether activations were kept because the estimate said so. A trainer whose job file has a micro-batch of
+    the attempt's own does not trust it again."""
+    told = status.effective is not None and status.effective.gradient_checkpointing is False
+    return told and job.training.training.gradient_checkpointing is None and not status.adaptations
 
 
 def attempt_file(status: JobStatus) -> AttemptFile:

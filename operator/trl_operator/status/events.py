@@ -97,7 +97,10 @@ def _attempts(old: JobStatus, new: JobStatus) -> list[Event]:
         last = new.adaptations[-1]
         sizes = f"perDeviceBatchSize {last.per_device_batch_size} and gradientAccumulationSteps"
         message = f"attempt {last.attempt} trains with {sizes} {last.gradient_accumulation_steps}"
-        found.append(Event("Normal", "MicroBatchShrunk", message))
+        reason = "MicroBatchShrunk"
+        if last.gradient_checkpointing:
+            reason, message = "ActivationsRecomputed", f"attempt {last.attempt} recomputes activations"
+        found.append(Event("Normal", reason, message))
     if new.workload and not old.workload:
         message = f"attempt {new.attempt} is {new.workload.kind} {new.workload.name}"
         found.append(Event("Normal", "AttemptStarted", message))

@@ -124,6 +124,8 @@ def progress_fields(progress: Progress, percentage: int | None, current: Status)
         effective["totalSteps"] = progress.total_steps
     if progress.trainable_parameters is not None:
         effective["trainableParameters"] = progress.trainable_parameters
+    if progress.gradient_checkpointing is not None:
+        effective["gradientCheckpointing"] = progress.gradient_checkpointing
     return fields | ({"effective": effective} if effective else {})
 
 

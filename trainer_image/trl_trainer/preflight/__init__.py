@@ -1,5 +1,6 @@
 """Everything that can be known to fail is found here, before weights are loaded, in seconds."""
 
+import json
 import shutil
 from dataclasses import fields
 from pathlib import Path
@@ -22,6 +23,9 @@ from trl_trainer.preflight.clock import Clock
 from trl_trainer.preflight.lengths import Lengths
 from trl_trainer.preflight.memory import MemoryEstimate
 from trl_trainer.stage import Stage
+
+RESOLVED = "resolved.json"
+"""In the job's folder and in the final model's: the job with all defaults and decisions."""
 
 
 class Preflight(Model):
@@ -143,6 +147,17 @@ def decide(job: JobFile, known: Preflight) -> JobFile:
     training = job.spec.training.model_copy(update={"gradient_checkpointing": known.memory.gradient_checkpointing})
     peft = job.spec.peft.model_copy(update={"target_modules": known.target_modules})
     return job.model_copy(update={"spec": job.spec.model_copy(update={"training": training, "peft": peft})})
+
+
+def pinned(job: JobFile, work: Path) -> JobFile:
+    """Return the job with what an earlier attempt, if there was one, has decided by the memory estimate: another node's
+    GPU must not change it. After an attempt that ran out of memory it is decided anew."""
+    path, training = work / RESOLVED, job.spec.training
+    if job.shrunk or training.gradient_checkpointing is not None or not path.exists():
+        return job
+    earlier = json.loads(path.read_text())["spec"]["training"].get("gradientCheckpointing")
+    training = training.model_copy(update={"gradient_checkpointing": earlier})
+    return job.model_copy(update={"spec": job.spec.model_copy(update={"training": training})})
 
 
 def _check_positions(job: JobFile, base: Architecture, seen: Lengths) -> None:

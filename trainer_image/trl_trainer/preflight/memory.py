@@ -38,6 +38,10 @@ FITS = 0.92
 """A job fits when it needs so much of the GPU. The rest is for the CUDA context, NCCL's buffers and what the allocator
 loses between tensors: what torch's tracker does not count either."""
 
+KEPT = 0.85
+"""Activations are kept where the job needs no more of the GPU than this in its worst micro-batch: recomputing them
+costs a third of the time, running out of memory an attempt."""
+
 LOADING, CONVERTING = 1.2, 2.1
 """Host memory of a node's processes together while weights are loaded and sharded: in sizes of the shards that stay
 there, and in sizes of a model whose weights transformers makes of other tensors, all of which rank 0 then holds."""
@@ -117,7 +121,8 @@ class MemoryEstimate(Model):
     device: str
     """cuda or cpu."""
     gradient_checkpointing: bool
-    """Whether activations are recomputed: as given; by default with GPUs where it does not fit without."""
+    """Whether activations are recomputed: as given; by default with GPUs where it does not fit without, with 15 % of
+    the GPU to spare."""
     sync_each_batch: bool
     """Whether gradients are reduced, and sharded, after every micro-step (accelerate's word for it): where whole ones,
     kept until the last, do not fit."""
@@ -175,15 +180,17 @@ def _choose(job: JobFile, sizes: Sizes, available: int, device: str) -> MemoryEs
     """Return the estimate with what the trainer decides by it: the cheapest way that fits, or that needs least. Where
     the device ran out of memory before, the estimate is not asked: the way that needs least.
 
-    Recomputing activations costs a third of the time, reducing at every micro-step only messages.
+    Recomputing activations costs a third of the time, reducing at every micro-step only messages. Where neither the job
+    nor an earlier attempt says, activations are kept only with room to spare (KEPT).
     """
     given = job.spec.training.gradient_checkpointing
-    recompute = [False, True] if given is None and device == "cuda" else [bool(given)]
+    open_to_both = given is None and device == "cuda"
+    recompute = [False, True] if open_to_both else [bool(given)]
     several = job.world_size > 1 and job.spec.training.gradient_accumulation_steps > 1
     ways = [(keep, each) for keep in recompute for each in ((False, True) if several else (False,))]
     for keep, each in ways[-1:] if job.shrunk else ways:
         found = _estimate(job, sizes, available, device, recompute=keep, sync_each_batch=each)
-        if found.fits:
+        if found.fits and (keep or not open_to_both or found.total <= KEPT * available):
             break
     return found
 
