@@ -24,6 +24,8 @@ ASKED = {
     "resources": {"limits": {"nvidia.com/gpu": 8, "cpu": 4}, "requests": {"cpu": "500m"}},
     "nodeSelector": {"pool": "h100"},
     "tolerations": [{"key": "team", "operator": "Exists"}],
+    "onePodPerNode": True,
+    "pod": {"affinity": {"nodeAffinity": {}}},
 }
 HELPS_NOT = " preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling."
 POD = "pod tune-dpo-0-worker-0"
@@ -55,8 +57,13 @@ def unscheduled(message: str) -> dict[str, Any]:
         ),
         (
             f"0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector.{HELPS_NOT}",
-            f"{POD} needs pool=h100 (nodeSelector):"
+            f"{POD} needs pool=h100 (nodeSelector) and what pod.affinity.nodeAffinity asks for:"
             " 0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector",
+        ),
+        (
+            f"0/3 nodes are available: 3 node(s) didn't match pod anti-affinity rules.{HELPS_NOT}",
+            f"{POD} needs a node without a pod of this job (onePodPerNode):"
+            " 0/3 nodes are available: 3 node(s) didn't match pod anti-affinity rules",
         ),
         ("no nodes available to schedule pods", f"{POD}: no nodes available to schedule pods"),
     ],

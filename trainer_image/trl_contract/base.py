@@ -77,10 +77,17 @@ def cel(rule: str, message: str) -> dict[str, JsonValue]:
     return {"rule": rule, "message": message}
 
 
+def for_cel(pattern: str) -> str:
+    """Return a regular expression as it stands in a text of a CEL rule."""
+    return pattern.replace("\\", "\\\\")
+
+
 Int32 = Annotated[int, Field(le=2**31 - 1)]
 Name = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 Key = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]
 Text = Annotated[str, Field(max_length=16384)]
+LabelValue = Annotated[str, Field(max_length=63)]
+QualifiedName = Annotated[str, Field(min_length=1, max_length=316)]
 RelativePath = Annotated[
     str,
     Field(

@@ -3,45 +3,17 @@
 import re
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, PlainValidator
+from pydantic import Field
 
-from trl_contract.base import Int32, Key, Model, Name, RelativePath, Rule
-from trl_contract.quantity import amount
+from trl_contract.base import Int32, Key, LabelValue, Model, Name, QualifiedName, RelativePath, Rule
+from trl_contract.pod import Pod
+from trl_contract.quantity import Quantity, amount
 
 GPU_PATTERN = r"^(nvidia\.com/gpu|amd\.com/gpu|nvidia\.com/mig-[a-z0-9.]+)$"
 """Resource names that count as GPUs: those that PyTorch calls cuda, AMD's (ROCm) included."""
 MAX_CPU_PROCESSES_PER_NODE = 8
 
-QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|M|G|T|P|E|Ki|Mi|Gi|Ti|Pi|Ei)?$"
-MAX_QUANTITY_LENGTH = 32
-
-
-def _quantity(value: object) -> int | str:
-    if isinstance(value, str) and len(value) <= MAX_QUANTITY_LENGTH and re.fullmatch(QUANTITY, value):
-        return value
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
-        return value
-    raise ValueError("must be a quantity greater than or equal to 0, like 2, 500m or 16Gi")
-
-
-Quantity = Annotated[
-    int | str,
-    PlainValidator(_quantity, json_schema_input_type=int | str),
-    Field(
-        json_schema_extra={
-            "x-kubernetes-int-or-string": True,
-            "pattern": QUANTITY,
-            "maxLength": MAX_QUANTITY_LENGTH,
-            # Pattern and length hold for strings, this for integers.
-            "minimum": 0,
-        },
-    ),
-]
-"""A Kubernetes quantity that is not negative, like 2, 500m or 16Gi."""
-
 ResourceMap = Annotated[dict[str, Quantity], Field(max_length=8)]
-LabelValue = Annotated[str, Field(max_length=63)]
-QualifiedName = Annotated[str, Field(min_length=1, max_length=316)]
 
 _GPU = GPU_PATTERN.replace("\\", "\\\\")
 NAMED = {"cpu", "memory", "ephemeral-storage"}
@@ -323,6 +295,10 @@ class ClusterSpec(Model):
     """A queue of Kueue's to wait in; name and priorityClass may be changed while no attempt runs."""
     scheduler_name: Name | None = None
     """Scheduler of the pods; the cluster's default if unset."""
+    one_pod_per_node: bool | None = None
+    """No two pods of the job share a node. If unset or false, they only stay apart where they can."""
+    pod: Pod | None = None
+    """What else the pods need of the cluster."""
     pod_group_policy: Literal["coscheduling", "volcano"] | None = None
     """Pods get nodes all together or not at all, by a pod group of the scheduler plugins (coscheduling) or of Volcano.
     The training-operator makes pod groups of the kind that its flag --gang-scheduler-name says."""

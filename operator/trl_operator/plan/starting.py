@@ -127,6 +127,10 @@ def _needs(cluster: ClusterSpec, words: str) -> Iterable[str]:
     yield from (f"{name} {count}" for name, count in resources.items() if f"Insufficient {name}" in words)
     if "node affinity/selector" in words:
         yield from (f"{label}={value} (nodeSelector)" for label, value in (cluster.node_selector or {}).items())
+        if cluster.pod and cluster.pod.affinity and cluster.pod.affinity.node_affinity:
+            yield "what pod.affinity.nodeAffinity asks for"
+    if "anti-affinity" in words and cluster.one_pod_per_node:
+        yield "a node without a pod of this job (onePodPerNode)"
     if "untolerated taint" in words:
         has = ", ".join(toleration.key or "any key" for toleration in cluster.tolerations or ())
         yield f"a toleration (tolerations: {has or 'none'})"

@@ -6,6 +6,7 @@ from typing import Any
 
 from trl_contract.cluster import BackendName
 from trl_contract.jobfile import AttemptFile, JobFile
+from trl_contract.pod import Pod
 from trl_operator.api.job import Job
 from trl_operator.constants import (
     LABEL_ATTEMPT,
@@ -16,6 +17,7 @@ from trl_operator.constants import (
     LABEL_QUEUE_PRIORITY,
 )
 from trl_operator.render.environment import environment
+from trl_operator.render.placement import annotations, placement
 from trl_operator.render.volumes import mounts
 
 USER = 1000
@@ -152,20 +154,17 @@ def pod_template(
     job: Job, attempt: int, installation: Installation, container: str, launch: list[Manifest]
 ) -> Manifest:
     """Return the template of an attempt's pods; `launch` are the env entries that tell torchrun of the other nodes."""
-    cluster = job.cluster
+    cluster, pod = job.cluster, job.cluster.pod or Pod()
     found, _ = mounts(job, attempt)
     optional: Manifest = {
-        "nodeSelector": cluster.node_selector,
-        "tolerations": [toleration.to_wire() for toleration in cluster.tolerations or []],
-        "priorityClassName": cluster.priority_class_name,
-        "schedulerName": cluster.scheduler_name,
         "imagePullSecrets": [secret.to_wire() for secret in cluster.image_pull_secrets or []],
+        "dnsConfig": pod.dns_config.to_wire() if pod.dns_config else None,
+        "hostAliases": [alias.to_wire() for alias in pod.host_aliases or []],
     }
     return {
         "metadata": {
-            "labels": labels(job) | {LABEL_ATTEMPT: str(attempt)},
-            # A mesh's sidecar outlives the trainer and keeps the pod from ending.
-            "annotations": {"sidecar.istio.io/inject": "false"} | _topology(job),
+            "labels": (pod.labels or {}) | labels(job) | {LABEL_ATTEMPT: str(attempt)},
+            "annotations": annotations(job) | _topology(job),
         },
         "spec": {
             "terminationGracePeriodSeconds": cluster.run_policy.termination_grace_period_seconds,
@@ -174,6 +173,7 @@ def pod_template(
             "securityContext": POD_SECURITY,
             "containers": [{"name": container, **_container(job, installation, launch, found.mounts)}],
             "volumes": found.volumes,
+            **placement(job),
             **{name: value for name, value in optional.items() if value},
         },
     }

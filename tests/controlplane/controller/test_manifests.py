@@ -25,6 +25,8 @@ KEYWORD = {"name": "polite", "keyword": {"words": ["please"]}}
 CLAIMED = {"claimName": "c", "path": "p"}
 STOPPING = {"metric": "loss", "mode": "min"}
 SHARED = {"size": "1Gi", "accessModes": ["ReadWriteMany"]}
+SPREAD = {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}
+REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 
 Change = dict[str, Any]
 """Dotted paths of fields and their values; None removes a field, NULL sets it to null."""
@@ -447,6 +449,71 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ("DPOJob", {"spec.schedulerName": "The one"}, ("spec.schedulerName",)),
     ("DPOJob", {"spec.podGroupPolicy": "gang", "spec.schedulerName": "gang"}, ("spec.podGroupPolicy",)),
     ("DPOJob", {"spec.podGroupPolicy": "volcano"}, ("spec.podGroupPolicy", "schedulerName")),
+    # the pods
+    *[
+        ("DPOJob", {f"spec.pod.{field}": {key: "x"}}, (f"spec.pod.{field}", "know pods by", "remove it"))
+        for field in ("labels", "annotations")
+        for key in (
+            "trl-operator.io/attempt", "training.kubeflow.org/job-name", "trainer.kubeflow.org/trainjob-ancestor-step",
+            "kueue.x-k8s.io/queue-name", "jobset.sigs.k8s.io/jobset-name", "batch.kubernetes.io/job-name",
+            "app.kubernetes.io/managed-by", "provreq.kueue.x-k8s.io/x", "job-name", "controller-uid",
+        )
+    ],
+    ("DPOJob", {"spec.pod.labels": {"a b": "x"}}, ("spec.pod.labels", "a key is a name, or prefix/name")),
+    ("DPOJob", {"spec.pod.annotations": {"/x": "x"}}, ("spec.pod.annotations", "a key is a name, or prefix/name")),
+    ("DPOJob", {"spec.pod.labels": {"a": "x y"}}, ("spec.pod.labels.a", "should match")),
+    ("DPOJob", {"spec.pod.labels": {f"k{n}": "" for n in range(33)}}, ("spec.pod.labels", "at most 32")),
+    *[
+        ("DPOJob", {f"spec.pod.{name}": {}}, (f'unknown field "spec.pod.{name}"',))
+        for name in ("securityContext", "hostNetwork", "initContainers", "containers", "spec")
+    ],
+    ("DPOJob", {"spec.pod.runtimeClassName": "Not valid"}, ("spec.pod.runtimeClassName", "should match")),
+    ("DPOJob", {"spec.onePodPerNode": "yes"}, ("spec.onePodPerNode", "boolean")),
+    ("DPOJob", {"spec.pod.hostAliases": [{"ip": "here", "hostnames": ["a"]}]}, ("spec.pod.hostAliases[0].ip",)),
+    ("DPOJob", {"spec.pod.hostAliases": [{"ip": "::1"}]}, ("spec.pod.hostAliases[0].hostnames", "Required")),
+    ("DPOJob", {"spec.pod.dnsConfig": {"nameservers": ["1.1.1.1"] * 4}}, ("spec.pod.dnsConfig.nameservers", "most 3")),
+    ("DPOJob", {"spec.pod.dnsConfig": {"options": [{"value": "2"}]}}, ("spec.pod.dnsConfig.options[0].name",)),
+    (
+        "DPOJob",
+        {"spec.pod.topologySpreadConstraints": [SPREAD, SPREAD]},
+        ("spec.pod.topologySpreadConstraints", "no two may have the same topologyKey and whenUnsatisfiable"),
+    ),
+    (
+        "DPOJob",
+        {"spec.pod.topologySpreadConstraints": [{**SPREAD, "minDomains": 2}]},
+        ("spec.pod.topologySpreadConstraints[0]", "minDomains goes with whenUnsatisfiable DoNotSchedule"),
+    ),
+    (
+        "DPOJob",
+        {"spec.pod.topologySpreadConstraints": [{**SPREAD, "maxSkew": 0}]},
+        ("spec.pod.topologySpreadConstraints[0].maxSkew", "greater than or equal to 1"),
+    ),
+    (
+        "DPOJob",
+        {"spec.pod.topologySpreadConstraints": [{**SPREAD, "labelSelector": {"matchLabels": {"a b": "x"}}}]},
+        ("spec.pod.topologySpreadConstraints[0].labelSelector", "a label is a name"),
+    ),
+    *[
+        ("DPOJob", {f"spec.pod.affinity.nodeAffinity.{REQUIRED}": {"nodeSelectorTerms": [{"matchExpressions": [
+            expression]}]}}, (f"{REQUIRED}.nodeSelectorTerms[0].matchExpressions[0]", says))
+        for expression, says in (
+            ({"key": "a", "operator": "In"}, "values go with operator In, NotIn, Gt or Lt"),
+            ({"key": "a", "operator": "Exists", "values": ["x"]}, "values go with operator In, NotIn, Gt or Lt"),
+            ({"key": "a", "operator": "Gt", "values": ["1", "2"]}, "compare with one whole number"),
+            ({"key": "a", "operator": "Is", "values": ["1"]}, "Unsupported value"),
+        )
+    ],
+    (
+        "DPOJob",
+        {f"spec.pod.affinity.podAffinity.{REQUIRED}": [{"topologyKey": "zone", "namespaces": ["other"]}]},
+        (f'unknown field "spec.pod.affinity.podAffinity.{REQUIRED}[0].namespaces"',),
+    ),
+    (
+        "DPOJob",
+        {f"spec.pod.affinity.podAntiAffinity.{REQUIRED}": [{"topologyKey": "zone", "labelSelector": {
+            "matchExpressions": [{"key": "a", "operator": "Exists", "values": ["x"]}]}}]},
+        (f"spec.pod.affinity.podAntiAffinity.{REQUIRED}[0].labelSelector.matchExpressions[0]", "only with these"),
+    ),
     # storage
     ("DPOJob", {"spec.storage": {}}, ("spec.storage", "exactly one of claimName, size")),
     ("DPOJob", {"spec.storage": {"claimName": "c", "size": "1Gi"}}, ("spec.storage", "exactly one of")),
@@ -568,6 +635,17 @@ GOOD: list[tuple[str, Change]] = [
     ("DPOJob", {"spec.podGroupPolicy": "coscheduling", "spec.schedulerName": "scheduler-plugins-scheduler"}),
     ("DPOJob", {"spec.schedulerName": "binpacking"}),
     ("DPOJob", {"spec.tolerations": [{"operator": "Exists"}, {"key": "gpu", "value": "yes", "effect": "NoSchedule"}]}),
+    ("DPOJob", {"spec.pod": {}, "spec.onePodPerNode": True}),
+    (
+        "SFTJob",
+        {
+            "spec.pod.labels": {"trl-operator.example.com/x": "", "app": "a.b_c"},
+            "spec.pod.annotations": {"jobset.example.com/x": "any text: {}"},
+            "spec.pod.topologySpreadConstraints": [SPREAD, {**SPREAD, "whenUnsatisfiable": "DoNotSchedule"}],
+            "spec.pod.hostAliases": [{"ip": "fd00::1", "hostnames": ["a", "b.example.com"]}],
+            "spec.pod.dnsConfig": {"options": [{"name": "edns0"}]},
+        },
+    ),
     ("DPOJob", {"spec.queue": {"name": "team-a", "priorityClass": "high", "topology": {"unconstrained": True}}}),
     ("SFTJob", {"spec.queue": {"name": "team-a", "topology": {"preferred": "cloud.provider.com/topology-rack"}}}),
     ("DPOJob", {"spec.image": "registry.example.com:5000/team/trainer@sha256:" + "0" * 64}),
