@@ -27,7 +27,7 @@ STEPS = 6
 BASE_SECONDS = 2400
 STUCK_SECONDS = 600
 EVALUATION_SECONDS = 600
-ROW = "{:<12} {:>8} {:>9} {:>9} {:>7} {:>8}"
+ROW = "{:<12} {:>16} {:>9} {:>9} {:>7} {:>8}"
 PROMPTS = 3
 
 Manifest = dict[str, Any]

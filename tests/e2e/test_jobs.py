@@ -255,7 +255,7 @@ def test_a_job_of_two_nodes_succeeds_and_leaves_a_model(
         assert found["evaluation"]["before"] != found["evaluation"]["after"]
         [message] = [c["message"] for c in found["conditions"] if c["type"] == "Finished"]
         measured = found["evaluation"]["after"][0]
-        assert message.startswith(f"training has finished; on held-out rows, {measured['name']} was ")
+        assert message.startswith(f"training has finished; on held-out rows, {measured['name']} ")
         [artifact] = found["artifacts"]
         size, digest = fetched(kubectl, artifact["fetchCommand"], tmp_path / "reward-model")
         assert (size, digest) == (artifact["size"], artifact["digest"])

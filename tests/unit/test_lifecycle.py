@@ -135,7 +135,7 @@ def test_a_success_says_what_it_has_changed_and_how_to_fetch_it(
     skipped = {"name": "runtime", "value": "9"}
     status |= {"run": {"image": "trainer:1", "digest": "sha256:1"}}
     for evaluation, ends in (
-        ({"before": [before], "after": [skipped, after]}, "; on held-out rows, loss was 2.31 and is 1.02"),
+        ({"before": [before], "after": [skipped, after]}, "; on held-out rows, loss 2.31 → 1.02"),
         ({"after": [after]}, ""),
         ({}, ""),
     ):

@@ -19,6 +19,7 @@ from trl_operator.status.progress import (
     last_words,
     not_later_than,
     progress_fields,
+    without_eta,
 )
 
 TIME = "2026-11-21T12:00:00.000000Z"
@@ -39,7 +40,8 @@ def test_a_duration_is_told_in_its_two_largest_units(seconds: int, text: str) ->
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (0.123456789, "0.123457"), ("1e-06", "1e-06"), ("3", "3"), (None, None), ("NaN", None), ("inf", None),
+        (0.123456789, "0.1235"), (12345.6, "12346"), (-0.69314, "-0.6931"), (1000, "1000"),
+        ("1e-06", "1e-06"), ("3", "3"), (None, None), ("NaN", None), ("inf", None),
         ("-Infinity", None), ("1e400", None), ("x", None), ("", None),
     ],
 )  # fmt: skip
@@ -61,6 +63,27 @@ def test_what_is_done_before_the_first_step_is_shown_with_its_share() -> None:
     assert (found["activity"], found["display"], found["percentage"]) == ("tokenizing", "tokenizing 40 %", 0)
 
 
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ({"activity": "loading"}, "loading"),
+        ({"activity": "saving", "step": 60, "totalSteps": 100}, "60/100 saving"),
+        ({"activity": "evaluating", "totalSteps": 100}, "0/100 evaluating"),
+        ({"activity": "training", "step": 60, "totalSteps": 100}, "60/100"),
+        ({"activity": "training", "step": 60}, "60"),
+    ],
+)
+def test_what_is_done_beside_training_is_shown(said: dict[str, Any], shown: str) -> None:
+    told = progress_fields(progress(**said), None, {})
+    assert told["progress"]["display"] == shown
+    if "totalSteps" in said:
+        steps = f"{said.get('step', 0)}/100"
+        done = progress_fields(progress(**said), 100, {})["progress"]
+        assert done["display"] == steps, "nothing is done any more"
+        resting = without_eta(told, {"completionTime": TIME})
+        assert (resting["progress"]["display"] if resting else shown) == steps
+
+
 def test_what_a_newer_trainer_says_beside_what_is_known_does_no_harm() -> None:
     told = {"activity": "dreaming", "lastUpdateTime": TIME, "mood": "good"}
     report = {"trainerStatus": {"lastUpdatedTime": TIME, "mood": 1}, "trl": told, "more": []}
@@ -74,7 +97,8 @@ def test_what_a_newer_trainer_says_beside_what_is_known_does_no_harm() -> None:
 def test_all_steps_done_is_not_yet_done() -> None:
     assert progress_fields(progress(step=40, totalSteps=40), None, {})["progress"]["percentage"] == 99
     done = progress_fields(progress(step=40, totalSteps=40, etaSeconds=3), 100, {})["progress"]
-    assert (done["percentage"], done["eta"], done["etaSeconds"]) == (100, "0s", 0)
+    assert done["percentage"] == 100
+    assert not done.keys() & {"eta", "etaSeconds"}
 
 
 def test_a_report_of_a_newer_trainer_is_taken_without_what_is_not_known() -> None:
@@ -111,7 +135,7 @@ def test_what_a_report_does_not_say_is_kept() -> None:
     after = [{"name": "accuracy", "value": "0.97"}]
     fields = progress_fields(progress(step=20, evaluation={"after": after}), None, current)
     assert fields["checkpoints"] == checkpoints
-    assert fields["evaluation"] == {"before": before, "after": after}
+    assert fields["evaluation"] == {"before": before, "after": after, "display": "accuracy 0.1 → 0.97"}
     assert fields["resumedFromStep"] == 5
     assert (fields["effective"]["trainableParameters"], fields["effective"]["gradientCheckpointing"]) == (9, False)
     fresh = progress_fields(progress(attempt=1), None, {**current, "progress": {"attempt": 0}})
@@ -207,11 +231,8 @@ def test_the_end_is_at_100_percent_whichever_of_report_and_record_comes_last() -
         told["checkpoints"] = [{"step": 40, "path": "c", "time": TIME}]
         done = last_words([record("Succeeded")], 0, False, told)
         assert done is not None
-        assert (done["progress"]["percentage"], done["progress"]["eta"], done["progress"]["etaSeconds"]) == (
-            100,
-            "0s",
-            0,
-        )
+        assert done["progress"]["percentage"] == 100
+        assert not done["progress"].keys() & {"eta", "etaSeconds"}
         assert done["progress"]["lastUpdateTime"] == max(time, TIME)
         assert done["checkpoints"] == told["checkpoints"]
         assert last_words([record("Succeeded")], 0, True, done) is None, "nothing is written twice"

@@ -57,9 +57,11 @@ def _columns(narrow: tuple[Column, ...], wide: tuple[Column, ...]) -> tuple[Colu
         Column("RESTARTS", ".status.restarts", "integer"),
         Column("AGE", ".metadata.creationTimestamp", "date"),
         *wide,
+        Column("DURATION", ".status.took", priority=1),
         Column("TOK/S", ".status.progress.tokensPerSecond", priority=1),
         Column("NODES", ".spec.numNodes", "integer", 1),
         Column("MODEL", ".status.effective.model", priority=1),
+        Column("CHANGE", ".status.evaluation.display", priority=1),
         Column("REASON", _of_either("reason"), priority=1),
         Column("MESSAGE", _of_either("message"), priority=1),
     )

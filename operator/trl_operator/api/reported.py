@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from trl_operator.api.parts import Count, Decimal, Int64, Part, Text63, Text1024, Time, list_map
+from trl_operator.api.parts import Count, Decimal, Int64, Part, Text63, Text256, Text1024, Time, list_map
 
 
 class Metric(Part):
@@ -31,9 +31,10 @@ class ProgressStatus(Part):
     activity: Text63
     """loading, tokenizing, training, evaluating, saving or exporting."""
     display: Text63
-    """Step of all steps, like 120/1000; before the first one what is being done, like tokenizing 40 %."""
+    """Step of all steps, like 120/1000, and what is being done beside training, like 120/1000 saving; before the first
+    step that alone, like tokenizing 40 %."""
     eta: Text63 | None = None
-    """Time to the end of training, like 1h20m."""
+    """Time to the end of training, like 1h20m; absent while no attempt runs."""
     eta_seconds: Count | None = None
     """The same in seconds."""
     step: Count
@@ -85,8 +86,16 @@ class EvaluationStatus(Part):
     """The base model on the held-out rows."""
     after: Annotated[list[Metric], Field(max_length=24, json_schema_extra=list_map("name"))] = []
     """The tuned model on the held-out rows."""
+    display: Text256 | None = None
+    """The first metric that was measured before and after, like eval_rewards/accuracies 0.25 → 1."""
     skipped: SkippedStatus | None = None
     """What the trainer found that leaves nothing to evaluate on; the condition EvaluationSkipped says it too."""
+
+    def headline(self) -> str:
+        """Return what training has changed: the first metric that was measured before and after; else empty."""
+        before = {metric.name: metric.value for metric in self.before}
+        after = next((metric for metric in self.after if metric.name in before), None)
+        return f"{after.name} {before[after.name]} → {after.value}" if after else ""
 
 
 class RewardStatus(Part):

@@ -212,6 +212,8 @@ class JobStatus(Part):
     """How long the job was suspended, for the deadline."""
     completion_time: Time | None = None
     """When the job ended for good."""
+    took: Text63 | None = None
+    """From startTime to completionTime, like 1h20m; absent before the end."""
     effective: Annotated[Effective | None, BY_ITS_FIELDS] = None
     """What the job really runs with."""
     progress: Annotated[ProgressStatus | None, REPORTED] = None

@@ -12,6 +12,7 @@ from trl_operator.plan.outcome import Cause, records
 from trl_operator.policy import memory
 from trl_operator.render.fetch import fetch_command
 from trl_operator.status.conditions import clean, drop_condition, set_condition
+from trl_operator.status.progress import duration
 
 MAX_REPEATED = 256
 """Characters of the end's message in conditions beside Finished, which has all of it."""
@@ -71,6 +72,8 @@ def tell_all(job: Job, status: JobStatus) -> None:
 def _end(job: Job, status: JobStatus, phase: Phase, reason: str, message: str, now: datetime) -> None:
     _say(job, status, phase, reason, message, now)
     status.phase, status.completion_time = phase, format_time(now)
+    if (began := parse_time(status.start_time)) is not None:
+        status.took = duration(int((now - began).total_seconds()))
 
 
 def _say(job: Job, status: JobStatus, phase: Phase | None, reason: str, message: str, now: datetime) -> None:
@@ -90,11 +93,8 @@ def _say(job: Job, status: JobStatus, phase: Phase | None, reason: str, message:
 
 
 def _gain(status: JobStatus) -> str:
-    """Say what training has changed: the first metric that was measured before and after."""
-    found = status.evaluation
-    before = {metric.name: metric.value for metric in found.before} if found else {}
-    after = next((metric for metric in found.after if metric.name in before), None) if found else None
-    return f"; on held-out rows, {after.name} was {before[after.name]} and is {after.value}" if after else ""
+    headline = status.evaluation.headline() if status.evaluation else ""
+    return f"; on held-out rows, {headline}" if headline else ""
 
 
 def _artifact(job: Job, status: JobStatus, kind: str, folder: str, digest: str, size: int | None) -> ArtifactStatus:

@@ -6,6 +6,7 @@ from math import isfinite
 from typing import Any
 
 from trl_contract.report import CheckpointReport, ExitRecord, Metric, Progress, ProgressReport
+from trl_operator.api.reported import EvaluationStatus
 from trl_operator.api.status import workload
 from trl_operator.api.stored import owned
 from trl_operator.constants import MANAGER_PROGRESS
@@ -75,20 +76,18 @@ def last_words(found: Iterable[ExitRecord], attempt: int, succeeded: bool, curre
     known = current.get("progress", {})
     if not succeeded or known.get("attempt") != attempt or known.get("percentage") == DONE:
         return None
-    return owned(current, MANAGER_PROGRESS) | {
-        "progress": {**known, "percentage": DONE, "eta": duration(0), "etaSeconds": 0}
-    }
+    return owned(current, MANAGER_PROGRESS) | {"progress": _at_rest(known) | {"percentage": DONE}}
 
 
 def without_eta(current: Status, after: Status) -> Status | None:
     """Return what trl-operator-progress says of a job of which, by its next status, no attempt runs: nobody knows when
-    it will be done. None if it says no more."""
+    it will be done, and nothing is being done. None if it says no more."""
     known = current.get("progress", {})
     over = "completionTime" in after or not workload(after)
-    if not over or known.get("percentage") == DONE or not known.keys() & {"eta", "etaSeconds"}:
+    rest = _at_rest(known)
+    if not over or rest == known:
         return None
-    kept = {name: value for name, value in known.items() if name not in ("eta", "etaSeconds")}
-    return owned(current, MANAGER_PROGRESS) | {"progress": kept}
+    return owned(current, MANAGER_PROGRESS) | {"progress": rest}
 
 
 def progress_fields(progress: Progress, percentage: int | None, current: Status) -> Status:
@@ -105,10 +104,9 @@ def progress_fields(progress: Progress, percentage: int | None, current: Status)
         fields["resumedFromStep"] = progress.resumed_from_step
     if progress.evaluation:
         found = {"before": _metrics(progress.evaluation.before), "after": _metrics(progress.evaluation.after)}
-        fields["evaluation"] = {
-            **fields.get("evaluation", {}),
-            **{name: value for name, value in found.items() if value},
-        }
+        known = fields.get("evaluation", {}) | {name: value for name, value in found.items() if value}
+        headline = EvaluationStatus.model_validate(known).headline()
+        fields["evaluation"] = known | ({"display": headline} if headline else {})
     if progress.evaluation_skipped:
         why = progress.evaluation_skipped
         skipped = {"reason": why.reason, "message": clean(why.message, 1024)}
@@ -135,11 +133,12 @@ def _progress(progress: Progress, percentage: int | None) -> Status:
     total = progress.total_steps
     if percentage is None:
         percentage = min(100 * progress.step // total, 99) if total else 0
-    eta = progress.eta_seconds if percentage < DONE else 0
+    done = percentage == DONE
+    eta = None if done else progress.eta_seconds
     fields: dict[str, Any] = {
         "attempt": progress.attempt,
         "activity": clean(progress.activity, 63),
-        "display": _display(progress),
+        "display": _steps(progress.step, total) if done else _display(progress),
         "eta": duration(eta) if eta is not None else None,
         "etaSeconds": eta,
         "step": progress.step,
@@ -165,9 +164,23 @@ def _artifacts(progress: Progress) -> list[Status]:
 
 
 def _display(progress: Progress) -> str:
+    """Return what is being done where that is not training, and how far training is."""
+    activity, steps = clean(progress.activity, 30), _steps(progress.step, progress.total_steps)
     if progress.activity_percentage is not None:
-        return f"{clean(progress.activity, 50)} {progress.activity_percentage} %"
-    return f"{progress.step}/{progress.total_steps}" if progress.total_steps else str(progress.step)
+        return f"{activity} {progress.activity_percentage} %"
+    if progress.activity == "training":
+        return steps
+    return f"{steps} {activity}" if progress.total_steps else activity
+
+
+def _steps(step: int, total: int) -> str:
+    return f"{step}/{total}" if total else str(step)
+
+
+def _at_rest(known: Status) -> Status:
+    """Return the progress of an attempt that does nothing any more."""
+    kept = {name: value for name, value in known.items() if name not in ("eta", "etaSeconds")}
+    return kept | {"display": _steps(known["step"], known["totalSteps"])} if "display" in known else kept
 
 
 def _metrics(metrics: list[Metric]) -> list[Status]:
@@ -187,9 +200,12 @@ def _checkpoint(checkpoint: CheckpointReport) -> Status:
 
 
 def decimal(value: float | str | None) -> str | None:
-    """Return a number as a short decimal string; None for what is no finite number."""
+    """Return a number as a decimal string of four significant digits, more only of whole thousands; None for what is
+    no finite number."""
     number = _finite(value)
-    return None if number is None else f"{number:.6g}"
+    if number is None:
+        return None
+    return f"{number:.0f}" if 1e3 <= abs(number) < 1e15 else f"{number:.4g}"
 
 
 def _when(text: str) -> datetime:
