@@ -15,7 +15,7 @@ from trl_trainer.preflight import lengths, steps
 from trl_trainer.results.evaluation import preference_accuracy
 from trl_trainer.rewards import Rewards
 from trl_trainer.stage import Stage
-from trl_trainer.stages import preparation
+from trl_trainer.stages import balanced, preparation
 
 
 def settings(job: JobFile[DPOSpec]) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def settings(job: JobFile[DPOSpec]) -> dict[str, Any]:
     }
 
 
-class Trainer(preparation.TakesPreparedRows, DPOTrainer):
+class Trainer(balanced.BalancesRanks, preparation.TakesPreparedRows, DPOTrainer):
     pass
 
 

@@ -13,7 +13,7 @@ from trl_trainer.models import adapter, base
 from trl_trainer.preflight import lengths, steps
 from trl_trainer.rewards import Rewards
 from trl_trainer.stage import Stage
-from trl_trainer.stages import preparation
+from trl_trainer.stages import balanced, preparation
 
 
 def settings(job: JobFile[RewardSpec]) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def settings(job: JobFile[RewardSpec]) -> dict[str, Any]:
     }
 
 
-class Trainer(preparation.TakesPreparedRows, RewardTrainer):
+class Trainer(balanced.BalancesRanks, preparation.TakesPreparedRows, RewardTrainer):
     pass
 
 

@@ -17,7 +17,7 @@ from trl_trainer.models import adapter, base
 from trl_trainer.preflight import lengths, steps
 from trl_trainer.rewards import Rewards
 from trl_trainer.stage import Row, Stage
-from trl_trainer.stages import preparation
+from trl_trainer.stages import balanced, preparation
 
 
 def settings(job: JobFile[SFTSpec]) -> dict[str, Any]:
@@ -36,7 +36,7 @@ def settings(job: JobFile[SFTSpec]) -> dict[str, Any]:
     }
 
 
-class Trainer(preparation.TakesPreparedRows, SFTTrainer):
+class Trainer(balanced.BalancesRanks, preparation.TakesPreparedRows, SFTTrainer):
     pass
 
 
