@@ -63,7 +63,7 @@ ENGINES = {
         # managed outside too: else Kueue asks for one for its metrics, which it does not serve.
         inside={
             "integrations": {"frameworks": ["kubeflow.org/pytorchjob", "trainer.kubeflow.org/trainjob"]},
-            "featureGates": {"VisibilityOnDemand": False},
+            "featureGates": {"VisibilityOnDemand": False, "PriorityBoost": True},
         },
     ),
 }

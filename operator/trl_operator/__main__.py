@@ -44,7 +44,7 @@ async def run(settings: Settings) -> None:
         store = Store([found for name, found in BACKENDS.items() if name in settings.backends])
         metrics, certificates = ControllerMetrics(), Certificates(kube, settings)
         queue: WorkQueue[Key] = WorkQueue(metrics.queue_wait_seconds.observe)
-        needs = Needs(store, settings.kueue)
+        needs = Needs(store, settings.kueue, settings.checkpoint_aware_preemption)
         watched = [*store.watched(), *needs.watched()]
         relist = Relist(kube, watched, settings.namespaces, settings.relist_seconds)
         health = Health(relist.age, settings.relist_seconds, queue.oldest_seconds)

@@ -9,10 +9,12 @@ from trl_contract.jobfile import AttemptFile
 from trl_operator.api.job import Job
 from trl_operator.backend import BACKENDS, Backend, child_from, resource_of
 from trl_operator.blockers import claim_blocker, name_blocker
+from trl_operator.constants import ANNOTATION_BOOST, MANAGER_BOOST
 from trl_operator.errors import ApiError, Refused
-from trl_operator.kube import CLAIMS, CONFIG_MAPS, NETWORK_POLICIES, Kube
+from trl_operator.kube import CLAIMS, CONFIG_MAPS, NETWORK_POLICIES, WORKLOADS, Kube
 from trl_operator.lease import Lease
 from trl_operator.plan.acceptance import Blocker
+from trl_operator.plan.admission import Admission
 from trl_operator.plan.observation import Child, controller_uid
 from trl_operator.render.manifests import Installation, claim, config_map, network_policy
 from trl_operator.render.run import Pinned
@@ -41,6 +43,18 @@ class Attempts:
         if not await self._kube.delete(resource_of(child), child.job[1], child.name, child.uid):
             # The watch has missed its end, and would not tell of it before everything is listed again.
             self._store.forget_child(child)
+
+    async def boost(self, child: Child, admission: Admission, wanted: str) -> None:
+        """Have Kueue add this to the priority of an attempt's Workload; empty: nothing."""
+        if wanted == admission.boost:
+            return
+        self._lease.check()
+        # With the uid, since one that is gone would be created anew.
+        metadata: Obj = {"name": admission.name, "namespace": child.job[1], "uid": admission.uid}
+        if wanted:
+            metadata["annotations"] = {ANNOTATION_BOOST: wanted}
+        body = {"apiVersion": f"{WORKLOADS.group}/{WORKLOADS.version}", "kind": "Workload", "metadata": metadata}
+        await self._kube.apply(WORKLOADS, child.job[1], body, MANAGER_BOOST)
 
     async def start(self, pinned: Pinned, file: AttemptFile) -> Child | Blocker:
         """Create what the attempt needs, its workload last; or return what stands against it. Raises ApiError, which is

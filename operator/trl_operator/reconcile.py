@@ -22,12 +22,13 @@ from trl_operator.plan.observation import Child, Key, current_attempt, parse_tim
 from trl_operator.plan.outcome import records
 from trl_operator.plan.view import View
 from trl_operator.policy.memory import attempt_file
+from trl_operator.policy.preemption import boost
 from trl_operator.render.manifests import Installation
 from trl_operator.render.run import Pinned
 from trl_operator.resource import Resource
 from trl_operator.runs import find_again
 from trl_operator.status.conditions import Status
-from trl_operator.status.decision import Decision
+from trl_operator.status.decision import Decision, finite, sooner
 from trl_operator.status.events import Event, events, reported
 from trl_operator.status.lifecycle import decide
 from trl_operator.status.progress import last_words, without_eta
@@ -66,6 +67,7 @@ class Reconciler:
         self._kube = kube
         self._store = store
         self._lease = lease
+        self._boosts = needs.admissions.boosts
         self._attempts = Attempts(kube, store, needs, lease, installation)
         self._observer = Observer(kube, store, needs, installation, exists, now)
         self._identity = identity
@@ -92,7 +94,8 @@ class Reconciler:
         if (fields := without_eta(obj.get("status", {}), decision.status)) is not None:
             obj = await self._put_status(obj, fields, MANAGER_PROGRESS)
         obj = await self._write_status(obj, decision.status)
-        return await self._act(job, obj, decision, pinned)
+        requeue = await self._act(job, obj, decision, pinned)
+        return requeue if decision.delete else await self._boost(job, obj, view, requeue)
 
     def _forget(self, key: Key) -> None:
         self._observer.forget(key)
@@ -199,6 +202,14 @@ class Reconciler:
         if decision.restore and (lost := await find_again(self._kube, job, obj["status"])):
             await self._attempts.restore(*lost)
         return decision.requeue
+
+    async def _boost(self, job: Job, obj: Obj, view: View, requeue: float | None) -> float | None:
+        """Have Kueue prefer an attempt that would lose all that it has done; return when to look again."""
+        if not self._boosts or view.child is None or view.child.deleting or not view.admission.known:
+            return requeue
+        wanted, left = boost(job, read_status(obj["status"]), view.admission, self._now())
+        await self._attempts.boost(view.child, view.admission, wanted)
+        return finite(sooner(requeue, left))
 
     async def _start(self, pinned: Pinned, obj: Obj, attempt: AttemptFile) -> Child | Blocker:
         """Start the attempt; what the API server has against it goes into the status before it is tried again.

@@ -73,6 +73,8 @@ class Settings(Shared):
     """Pause between two looks at the lease."""
     kueue: bool = False
     """Read what Kueue says of workloads."""
+    checkpoint_aware_preemption: bool = False
+    """Have Kueue prefer attempts that have yet to publish a checkpoint."""
     workers: int = 10
     """Jobs that are looked at at the same time."""
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from trl_operator.constants import ANNOTATION_BOOST
+
 Why = tuple[str, str]
 """Reason and message."""
 
@@ -37,6 +39,12 @@ class Admission:
     """False: an administrator, or too many evictions, keeps it from being admitted."""
     place: str = ""
     """Where it is admitted: ClusterQueue and flavors."""
+    name: str = ""
+    """Name of the Workload."""
+    uid: str = ""
+    """Its uid."""
+    boost: str = ""
+    """What is added to its priority; empty: nothing."""
 
 
 NOTHING_SAID = Admission()
@@ -46,7 +54,7 @@ def admission_from(obj: dict[str, Any]) -> Admission:
     """Return what a Workload (v1beta2) says."""
     spec, status = obj.get("spec", {}), obj.get("status", {})
     conditions = {found["type"]: found for found in status.get("conditions") or ()}
-    evicted = conditions.get("Evicted", {})
+    evicted, metadata = conditions.get("Evicted", {}), obj["metadata"]
     return Admission(
         waits=_waits(obj, conditions),
         known=True,
@@ -55,6 +63,9 @@ def admission_from(obj: dict[str, Any]) -> Admission:
         evicted=(evicted["reason"], evicted.get("message", "")) if evicted.get("status") == "True" else None,
         active=spec.get("active", True),
         place=_place(status.get("admission") or {}),
+        name=metadata["name"],
+        uid=metadata["uid"],
+        boost=(metadata.get("annotations") or {}).get(ANNOTATION_BOOST, ""),
     )
 
 

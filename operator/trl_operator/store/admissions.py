@@ -28,10 +28,12 @@ class Known:
 class Admissions:
     """Workloads by their uid; the store wakes the job whose attempt one is of. Those of others are not kept."""
 
-    def __init__(self, store: Store, enabled: bool) -> None:
+    def __init__(self, store: Store, enabled: bool, boosts: bool = False) -> None:
         self._store = store
         self.enabled = enabled
         """Workloads may be read, and are."""
+        self.boosts = enabled and boosts
+        """Their priority may be boosted, and is."""
         self._known: dict[str, Known] = {}
         self._of: dict[str, str] = {}
         """Uid of the newest Workload by that of its owner."""

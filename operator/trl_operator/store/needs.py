@@ -41,10 +41,10 @@ class WarningEvent:
 class Needs:
     """Claims by their place, warnings by what they are about; the store wakes whoever waits for one."""
 
-    def __init__(self, store: Store, kueue: bool = False) -> None:
-        """`kueue`: what Kueue says may be read, and is."""
+    def __init__(self, store: Store, kueue: bool = False, boosts: bool = False) -> None:
+        """`kueue`: what Kueue says may be read, and is; `boosts`: attempts without a checkpoint are preferred there."""
         self._store = store
-        self.admissions = Admissions(store, kueue)
+        self.admissions = Admissions(store, kueue, boosts)
         self._claims: dict[Place, Obj] = {}
         self._warnings: dict[str, WarningEvent] = {}
         self._warnings_of: dict[str | Place, dict[str, WarningEvent]] = {}

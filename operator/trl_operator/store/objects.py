@@ -1,19 +1,21 @@
 """What is kept of a job."""
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from trl_operator.api.stored import FIELDS
 from trl_operator.constants import LABEL_QUEUE, MANAGER_PROGRESS
-from trl_operator.plan.observation import Attempt, Key, current_attempt
+from trl_operator.plan.observation import Attempt, Key, current_attempt, parse_time
 from trl_operator.plan.upstream import used
+from trl_operator.policy.preemption import has_checkpoint
 
 Obj = dict[str, Any]
 
 _SILENT = frozenset({*FIELDS[MANAGER_PROGRESS], "effective"})
 """Status fields whose change is no news: reports come for hours, and the spec is known by its generation. That nothing
-is evaluated is: it becomes a condition."""
+is evaluated is: it becomes a condition; and so is the first checkpoint of an attempt, which may end a preference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +77,19 @@ def news(obj: Obj, status: Obj) -> int:
     """Return `StoredJob.news` of an object with this status."""
     told = {name: value for name, value in status.items() if name not in _SILENT}
     # Of the object: whoever is about to write its own fields leaves this one as it is.
-    told["skipped"] = obj.get("status", {}).get("evaluation", {}).get("skipped")
+    reported = obj.get("status", {})
+    told["skipped"] = reported.get("evaluation", {}).get("skipped")
+    told["saved"] = _has_checkpoint(reported.get("checkpoints", ()), status)
     metadata = obj["metadata"]
     queue = metadata.get("labels", {}).get(LABEL_QUEUE)
     of_it = [metadata.get("generation"), metadata.get("deletionTimestamp"), queue]
     return hash(json.dumps([*of_it, told], sort_keys=True))
+
+
+def _has_checkpoint(checkpoints: Iterable[Obj], status: Obj) -> bool:
+    """Whether the attempt that runs, by this status, has published one of these."""
+    running = (
+        found for found in status.get("conditions", ()) if (found["type"], found["status"]) == ("Running", "True")
+    )
+    since = parse_time(next((found["lastTransitionTime"] for found in running), None))
+    return since is not None and has_checkpoint([found.get("time", "") for found in checkpoints], since)

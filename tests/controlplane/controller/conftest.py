@@ -316,9 +316,10 @@ class Jobs:
         text = self.plane.kubectl("get", kind, f"--namespace={self.namespace}", "--output=json")
         return list(json.loads(text)["items"])
 
-    def patch(self, kind: str, name: str, change: Obj) -> None:
+    def patch(self, kind: str, name: str, change: Obj, subresource: str = "") -> None:
         self.plane.kubectl(
-            "patch", kind, name, f"--namespace={self.namespace}", "--type=merge", f"--patch={json.dumps(change)}"
+            *("patch", kind, name, f"--namespace={self.namespace}", "--type=merge", f"--patch={json.dumps(change)}"),
+            *([f"--subresource={subresource}"] if subresource else []),
         )
 
     def suspend(self, name: str, suspend: bool) -> None:

@@ -99,11 +99,11 @@ def test_values_reach_the_operator(render_chart: Render) -> None:
 
 def test_every_variable_of_the_chart_is_a_setting(render_chart: Render) -> None:
     values = ("scope.namespaces={a,b}", "receiver.replicaCount=4", "receiver.writesPerSecond=50", "kueue.enabled=true")
-    objects = render_chart("trl", *values)
+    objects = render_chart("trl", *values, "kueue.checkpointAwarePreemption=true")
     for name, model in {"trl-operator": Settings, RECEIVER: ReceiverSettings}.items():
         settings = from_environment(model, {key: value or "x" for key, value in environment(objects, name).items()})
         assert settings.namespaces == ["a", "b"]
-        assert name == RECEIVER or settings.kueue
+        assert name == RECEIVER or (settings.kueue and settings.checkpoint_aware_preemption)
     found = from_environment(ReceiverSettings, environment(objects, RECEIVER))
     assert found.writes_per_second == 12.5, "the replicas share the pace"
 
@@ -147,6 +147,18 @@ def test_a_service_leads_to_the_metrics_of_each_deployment(render_chart: Render)
         assert {"name": port["targetPort"], "containerPort": port["port"]} in container["ports"]
 
 
+def test_workloads_may_be_patched_only_where_attempts_without_a_checkpoint_are_preferred(render_chart: Render) -> None:
+    def verbs(*values: str) -> list[list[str]]:
+        rules = [rule for obj in render_chart("trl", *values) if obj["kind"] == "ClusterRole" for rule in obj["rules"]]
+        return [rule["verbs"] for rule in rules if rule["resources"] == ["workloads"]]
+
+    assert verbs() == []
+    assert verbs("kueue.enabled=true") == [["list", "watch"]]
+    assert verbs("kueue.enabled=true", "kueue.checkpointAwarePreemption=true") == [["list", "watch", "patch"]]
+    with pytest.raises(subprocess.CalledProcessError):
+        verbs("kueue.checkpointAwarePreemption=true")
+
+
 @pytest.mark.parametrize(
     "value",
     [
@@ -161,6 +173,7 @@ def test_a_service_leads_to_the_metrics_of_each_deployment(render_chart: Render)
         "networkPolicy.enabled=maybe",
         "crds.keep=maybe",
         "kueue.enabled=maybe",
+        "kueue.checkpointAwarePreemption=maybe",
         "backend=mpijob",
         "otherBackends={mpijob}",
     ],

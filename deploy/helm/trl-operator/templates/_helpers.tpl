@@ -134,7 +134,7 @@ securityContext:
 {{- if (.Values.kueue).enabled }}
 - apiGroups: [kueue.x-k8s.io]
   resources: [workloads]
-  verbs: [list, watch]
+  verbs: [list, watch{{ if .Values.kueue.checkpointAwarePreemption }}, patch{{ end }}]
 {{- end }}
 - apiGroups: [""]
   resources: [pods]
