@@ -8,67 +8,9 @@ from pydantic import Field
 from trl_contract.base import Int32, Key, LabelValue, Model, Name, QualifiedName, RelativePath, Rule
 from trl_contract.pod import Pod
 from trl_contract.quantity import Quantity, amount
+from trl_contract.resources import Resources
 
-GPU_PATTERN = r"^(nvidia\.com/gpu|amd\.com/gpu|nvidia\.com/mig-[a-z0-9.]+)$"
-"""Resource names that count as GPUs: those that PyTorch calls cuda, AMD's (ROCm) included."""
 MAX_CPU_PROCESSES_PER_NODE = 8
-
-ResourceMap = Annotated[dict[str, Quantity], Field(max_length=8)]
-
-_GPU = GPU_PATTERN.replace("\\", "\\\\")
-NAMED = {"cpu", "memory", "ephemeral-storage"}
-
-
-def _is_gpu(name: str) -> bool:
-    return re.fullmatch(GPU_PATTERN, name) is not None
-
-
-class Resources(Model):
-    """Resources of each node's container. GPUs go into limits; their number is the number of processes per node."""
-
-    rules: ClassVar = (
-        Rule(
-            f"!has(self.limits) || self.limits.all(k, k in ['cpu', 'memory', 'ephemeral-storage']"
-            f" || k.matches('{_GPU}'))",
-            "limits may name cpu, memory, ephemeral-storage and GPUs (nvidia.com/gpu, nvidia.com/mig-*, amd.com/gpu)",
-            lambda self: all(name in NAMED or _is_gpu(name) for name in self.limits or {}),
-        ),
-        Rule(
-            "!has(self.requests) || self.requests.all(k, k in ['cpu', 'memory', 'ephemeral-storage'])",
-            "requests may name cpu, memory and ephemeral-storage; GPUs go into limits",
-            lambda self: set(self.requests or {}) <= NAMED,
-        ),
-        Rule(
-            f"!has(self.limits) || self.limits.filter(k, k.matches('{_GPU}')).size() <= 1",
-            "limits may name one kind of GPU only: split the work into several jobs",
-            lambda self: len(self.gpus) <= 1,
-        ),
-        Rule(
-            f"!has(self.limits) || self.limits.all(k, !k.matches('{_GPU}')"
-            " || string(self.limits[k]).matches('^([1-9]|[1-5][0-9]|6[0-4])$'))",
-            "the number of GPUs must be a whole number from 1 to 64",
-            lambda self: all(re.fullmatch("[1-9]|[1-5][0-9]|6[0-4]", str(count)) for count in self.gpus.values()),
-        ),
-        Rule(
-            "!has(self.limits) || !has(self.requests) || self.requests.all(k, !(k in self.limits)"
-            " || quantity(string(self.requests[k])).compareTo(quantity(string(self.limits[k]))) <= 0)",
-            "requests must not be above limits",
-            lambda self: all(
-                amount(count) <= amount((self.limits or {}).get(name, count))
-                for name, count in (self.requests or {}).items()
-            ),
-        ),
-    )
-
-    limits: ResourceMap | None = None
-    """What a node's container may use at most: cpu, memory, ephemeral-storage and GPUs."""
-    requests: ResourceMap | None = None
-    """What the scheduler sets aside: cpu, memory, ephemeral-storage; as limits if unset."""
-
-    @property
-    def gpus(self) -> dict[str, int | str]:
-        """The GPUs in limits, by name."""
-        return {name: count for name, count in (self.limits or {}).items() if _is_gpu(name)}
 
 
 class Storage(Model):

@@ -5,8 +5,9 @@ from typing import ClassVar, Self
 
 from pydantic import model_validator
 
-from trl_contract.base import Kind, Rule
-from trl_contract.cluster import GPU_PATTERN, MAX_CPU_PROCESSES_PER_NODE, ClusterSpec
+from trl_contract.base import Kind, Rule, for_cel
+from trl_contract.cluster import MAX_CPU_PROCESSES_PER_NODE, ClusterSpec
+from trl_contract.resources import GPU
 from trl_contract.spec import DPOSpec, GRPOSpec, RewardSpec, SFTSpec, TrainingSpec
 from trl_contract.training import BITSANDBYTES_OPTIMIZERS
 
@@ -21,7 +22,7 @@ NAME_RULE = Rule(
     lambda name: len(name) <= MAX_NAME_LENGTH and re.fullmatch(NAME_PATTERN, name) is not None,
 )
 
-_GPU = GPU_PATTERN.replace("\\", "\\\\")
+_GPU = for_cel(GPU)
 _GPU_KEYS = f"(has(self.resources.limits) ? self.resources.limits.filter(k, k.matches('{_GPU}')) : [])"
 PROCESSES = (
     f"(has(self.numProcPerNode) ? self.numProcPerNode"

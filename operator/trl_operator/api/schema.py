@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from trl_contract.base import Model
+from trl_contract.base import Model, cel
 
 Schema = dict[str, Any]
 
@@ -29,6 +29,7 @@ def _convert(node: Schema, definitions: dict[str, Schema]) -> Schema:
         exclusive = "exclusive" + bound.capitalize()
         if exclusive in node:
             result |= {bound: node[exclusive], exclusive: True}
+    _convert_fractions(result)
     if result.get("type") == "integer" and "format" not in result:
         result["format"] = "int32"
         result["maximum"] = min(result.get("maximum", INT32_MAX), INT32_MAX)
@@ -39,6 +40,22 @@ def _convert(node: Schema, definitions: dict[str, Schema]) -> Schema:
     if "description" in result:
         result = {"description": " ".join(result["description"].split()), **_without(result, "description")}
     return result
+
+
+def _convert_fractions(result: Schema) -> None:
+    """A bound like 0.5 becomes a rule: the API server compares an integer with the bound cut to one, and would refuse
+    the 0 that is below 0.5."""
+    for bound, words, sign in (("minimum", "greater than", ">"), ("maximum", "less than", "<")):
+        limit = result.get(bound)
+        if isinstance(limit, float) and not limit.is_integer():
+            del result[bound]
+            words, sign = (
+                (words, sign)
+                if result.pop(f"exclusive{bound.capitalize()}", False)
+                else (f"{words} or equal to", f"{sign}=")
+            )
+            rules = result.setdefault("x-kubernetes-validations", [])
+            rules.append(cel(f"self {sign} {limit}", f"should be {words} {limit}"))
 
 
 def _without(node: Schema, name: str) -> Schema:

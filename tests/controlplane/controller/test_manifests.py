@@ -15,6 +15,8 @@ from test_upstream import grpo_job, reward_job
 
 from devcluster.controlplane import ControlPlane
 from devcluster.paths import REPOSITORY
+from trl_operator.api.kinds import KINDS as INFOS
+from trl_operator.api.schema import structural_schema
 from trl_trainer.errors import UserError
 from trl_trainer.local.resource import read
 
@@ -407,14 +409,33 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ),
     ("DPOJob", {"spec.resources": {"limits": {"nvidia.com/gpu": 0}}}, ("spec.resources", "whole number from 1 to 64")),
     ("DPOJob", {"spec.resources": {"limits": {"nvidia.com/gpu": "500m"}}}, ("spec.resources", "whole number")),
-    ("DPOJob", {"spec.resources": {"requests": {"nvidia.com/gpu": 1}}}, ("spec.resources", "GPUs go into limits")),
+    *[
+        ("DPOJob", {"spec.resources": {"limits": limits, "requests": {name: 1}}}, ("spec.resources", "and equal"))
+        for name, limits in (
+            ("nvidia.com/gpu", {"cpu": 1}), ("nvidia.com/gpu", GPUS["limits"]), ("rdma/hca", {"rdma/hca": 2}),
+            ("hugepages-2Mi", {"hugepages-2Mi": "4Mi", "cpu": 1}),
+        )
+    ],
+    ("DPOJob", {"spec.resources": {"requests": {"nvidia.com/gpu": 1}}}, ("spec.resources", "must be in limits too")),
+    ("DPOJob", {"spec.resources": {"limits": {"hugepages-2Mi": "4Mi"}}}, ("spec.resources", "name memory in limits")),
+    ("DPOJob", {"spec.resources": {"limits": {"rdma/hca": "1500m"}}}, ("spec.resources", "must be a whole number")),
     (
         "DPOJob",
         {"spec.resources": {"limits": {"nvidia.com/gpu": 1, "amd.com/gpu": 1}}},
         ("spec.resources", "one kind of GPU"),
     ),
-    ("DPOJob", {"spec.resources": {"limits": {"example.com/fpga": 1}}}, ("spec.resources", "limits may name cpu")),
-    ("DPOJob", {"spec.resources": {"limits": {"gpu.intel.com/i915": 1}}}, ("spec.resources", "limits may name cpu")),
+    *[
+        ("DPOJob", {"spec.resources": {part: {name: 1}}}, ("spec.resources", "resources are cpu, memory"))
+        for part in ("limits", "requests")
+        for name in (
+            "gpu", "storage", "pods", "limits.cpu", "hugepages-x", "kubernetes.io/x", "a.kubernetes.io/x",
+            "requests.nvidia.com/gpu", "a b/c", "A.com/x", "a.com/x/y", "a.com/", "/x", "a..com/x",
+        )
+    ],
+    *[
+        ("DPOJob", {"spec.resources": {"limits": {name: 1}}}, ("spec.resources", "can use no other accelerator"))
+        for name in ("gpu.intel.com/i915", "google.com/tpu", "aws.amazon.com/neuroncore", "nvidia.com/gpu.shared")
+    ],
     ("DPOJob", {"spec.resources": {"limits": {"cpu": "lots"}}}, ("spec.resources.limits.cpu",)),
     ("DPOJob", {"spec.resources": {"limits": {"memory": "-1Gi"}}}, ("spec.resources.limits.memory",)),
     (
@@ -627,6 +648,21 @@ GOOD: list[tuple[str, Change]] = [
     ("DPOJob", {"spec.resources": {"limits": {"nvidia.com/gpu": "2"}}, "spec.numProcPerNode": 2}),
     ("DPOJob", {"spec.resources": {"limits": {"nvidia.com/mig-1g.10gb": 1, "cpu": "4", "memory": "16Gi"}}}),
     ("DPOJob", {"spec.resources": {"limits": {"amd.com/gpu": 8}}}),
+    (
+        "GRPOJob",
+        {
+            "spec.resources": {
+                "limits": {
+                    "nvidia.com/gpu": "2", "vpc.amazonaws.com/efa": 4, "rdma/rdma_shared_device_a": 1, "cpu": 8,
+                    "nvidia.com/hostdev": "1", "example.com/fpga": 0, "hugepages-2Mi": "5120Mi", "memory": "64Gi",
+                },
+                "requests": {"nvidia.com/gpu": 2, "rdma/rdma_shared_device_a": "1", "hugepages-2Mi": "5Gi"},
+            },
+            "spec.numProcPerNode": 2,
+        },
+    ),
+    ("DPOJob", {"spec.resources": {"limits": {"rdma/hca": 1}}, "spec.numProcPerNode": 8}),
+    ("DPOJob", {"spec.dpo": {"labelSmoothing": 0}}),
     ("DPOJob", {"spec.training.optimizer": "paged_adamw_8bit", "spec.resources": {"limits": {"nvidia.com/gpu": 1}}}),
     ("DPOJob", {"spec.model.attnImplementation": "flash_attention_2", "spec.resources": GPUS}),
     ("DPOJob", {"spec.resources": {"limits": {"cpu": 2, "memory": "2Gi"}, "requests": {"cpu": "500m"}}}),
@@ -831,6 +867,51 @@ def test_run_and_explain_take_what_the_api_server_takes_and_refuse_the_rest(
 ) -> None:
     there, here = create(obj), refusal(obj, tmp_path)
     assert bool(there) == bool(here), there or here
+
+
+NUMBERS = {"spec.grpo.rewards": [KEYWORD], "spec.dataset.mixture": [{"inline": [{"a": 1}]}]}
+"""Lists of objects with numbers."""
+
+
+def numbers(schema: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every field of a schema that takes a number, whole or not, with its path; of a list or map, of all its items."""
+    for name, field in schema.get("properties", {}).items():
+        yield from numbers(field, f"{path}.{name}")
+    for items in ("items", "additionalProperties"):
+        if items in schema:
+            yield from numbers(schema[items], f"{path}[]")
+    if schema.get("type") in ("number", "integer") or schema.get("x-kubernetes-int-or-string"):
+        yield path, schema
+
+
+def with_number(kind: str, path: str, value: Any) -> dict[str, Any]:
+    """A job with this value in a field, which may be of a list's items."""
+    section, of_list, field = path.partition("[]")
+    if not of_list:
+        change: Change = {path: value}
+    elif field:
+        change = {section: [{**NUMBERS.get(section, [{}])[0], field[1:]: value}]}
+    else:
+        change = {section: {"cpu": value} if section.startswith("spec.resources") else [value]}
+    return manifest(kind, change | ({"spec.dataset.train": None} if "mixture" in path else {}))
+
+
+def test_whole_numbers_meet_the_same_bounds_as_others(create: Apply, tmp_path: Path) -> None:
+    """The API server compares an integer with a bound that is cut to one: 0 would not be below 0.5."""
+    seen: dict[str, Any] = {}
+    for info in INFOS.values():
+        for path, field in numbers(structural_schema(info.spec), "spec"):
+            if seen.get(path) == field:
+                continue
+            seen[path] = field
+            for bound in ("minimum", "maximum"):
+                assert float(field.get(bound, 0)).is_integer(), f"{path}: {bound}"
+            ends = {int(field[bound]) for bound in ("minimum", "maximum") if bound in field}
+            for value in {0, 1, *(end + step for end in ends for step in (-1, 0, 1))}:
+                obj = with_number(info.kind, path, value)
+                there, here = create(obj), refusal(obj, tmp_path)
+                assert bool(there) == bool(here), f"{path}: {value}: {there or here}"
+    assert {"spec.dpo.labelSmoothing", "spec.dataset.evalSplit", "spec.dpo.lossWeights[]"} <= seen.keys()
 
 
 def test_run_and_explain_read_numbers_as_kubectl_reads_them(control_plane: ControlPlane, tmp_path: Path) -> None:
