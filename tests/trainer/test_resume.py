@@ -186,10 +186,17 @@ def test_killed_and_resumed_run_equals_the_undisturbed_one(
         check_form(newest, ended, form, adapter="peft" in case["spec"])
     if world > 1:
         assert ended.records[0].reason == "PeerLost"
+    manifest = killed / "storage/uid-1/checkpoint-4/MANIFEST.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"trainingSeconds": 1000}))
     ended = warm.run(start(killed, model_folder, case, attempt=1), world)
     assert ended.codes == [0] * world, ended.logs
-    assert ended.records[0].progress is not None
-    assert ended.records[0].progress.resumed_from_step == 4
+    progress = ended.records[0].progress
+    assert progress is not None
+    assert progress.resumed_from_step == 4
+    assert progress.training_seconds is not None
+    assert 1000 <= progress.training_seconds < 1300, "the steps before count, whichever attempt took them"
+    later = json.loads((killed / "storage/uid-1/checkpoint-8/MANIFEST.json").read_text())
+    assert 1000 < later["trainingSeconds"] < 1300
 
     check_equal(undisturbed(name), killed)
 

@@ -102,22 +102,22 @@ def test_columns_short_names_and_categories_are_as_documented() -> None:
         "SFTJob": (
             ["sft"],
             ["PHASE", "STEP", "LOSS", "ETA", "RESTARTS", "AGE"],
-            ["DURATION", "TOK/S", "NODES", "MODEL", "CHANGE", "REASON", "MESSAGE"],
+            ["DURATION", "GPU-HOURS", "TOK/S", "NODES", "MODEL", "CHANGE", "REASON", "MESSAGE"],
         ),
         "RewardJob": (
             None,
             ["PHASE", "STEP", "LOSS", "ACCURACY", "ETA", "RESTARTS", "AGE"],
-            ["DURATION", "TOK/S", "NODES", "MODEL", "CHANGE", "REASON", "MESSAGE"],
+            ["DURATION", "GPU-HOURS", "TOK/S", "NODES", "MODEL", "CHANGE", "REASON", "MESSAGE"],
         ),
         "DPOJob": (
             ["dpo"],
             ["PHASE", "STEP", "LOSS", "MARGIN", "ETA", "RESTARTS", "AGE"],
-            ["ACCURACY", "DURATION", "TOK/S", "NODES", "MODEL", "CHANGE", "REASON", "MESSAGE"],
+            ["ACCURACY", "DURATION", "GPU-HOURS", "TOK/S", "NODES", "MODEL", "CHANGE", "REASON", "MESSAGE"],
         ),
         "GRPOJob": (
             ["grpo"],
             ["PHASE", "STEP", "REWARD", "KL", "ETA", "RESTARTS", "AGE"],
-            ["LOSS", "DURATION", "TOK/S", "NODES", "MODEL", "CHANGE", "REASON", "MESSAGE"],
+            ["LOSS", "DURATION", "GPU-HOURS", "TOK/S", "NODES", "MODEL", "CHANGE", "REASON", "MESSAGE"],
         ),
     }
     for kind, (short, narrow, wide) in wanted.items():

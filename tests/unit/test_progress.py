@@ -84,6 +84,26 @@ def test_what_is_done_beside_training_is_shown(said: dict[str, Any], shown: str)
         assert (resting["progress"]["display"] if resting else shown) == steps
 
 
+def test_what_a_job_has_taken_is_counted_over_its_attempts() -> None:
+    said = {"gpus": 8, "lastUpdateTime": TIME}
+    status: dict[str, Any] = {}
+    seen = []
+    for told in (
+        {"attempt": 0, "elapsedSeconds": 100},
+        {"attempt": 0, "elapsedSeconds": 1000, "trainingSeconds": 800, "step": 80},
+        {"attempt": 1, "elapsedSeconds": 200},
+        # It goes on from a checkpoint of step 50.
+        {"attempt": 1, "elapsedSeconds": 800, "trainingSeconds": 900, "step": 90},
+    ):
+        status = progress_fields(progress(**said, **told), None, status)
+        seen.append((status["usage"]["gpuHours"], status["usage"]["goodput"]))
+    assert seen == [("0.2222", "0"), ("2.222", "0.8"), ("2.667", "0.6667"), ("4", "0.5")]
+    assert status["usage"]["earlierSeconds"] == 1000
+    told = progress_fields(progress(attempt=2, lastUpdateTime=TIME), None, status)
+    assert told["usage"] == status["usage"], "an older trainer does not tell"
+    assert "gpuHours" not in progress_fields(progress(elapsedSeconds=9), None, {})["usage"], "there are no GPUs"
+
+
 def test_what_a_newer_trainer_says_beside_what_is_known_does_no_harm() -> None:
     told = {"activity": "dreaming", "lastUpdateTime": TIME, "mood": "good"}
     report = {"trainerStatus": {"lastUpdatedTime": TIME, "mood": 1}, "trl": told, "more": []}

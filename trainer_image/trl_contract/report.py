@@ -144,6 +144,12 @@ class Progress(Told):
     epoch: float | None = None
     eta_seconds: Count | None = None
     """Seconds to the end of training, from this attempt's own step times."""
+    elapsed_seconds: Count | None = None
+    """Since this attempt began on rank 0's node."""
+    training_seconds: Count | None = None
+    """Of all steps up to this one, whichever attempt took them; steps that were lost with an attempt do not count."""
+    gpus: Count = 0
+    """GPUs of all its processes."""
     tokens_per_second: float | None = None
     trainable_parameters: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
     gradient_checkpointing: bool | None = None

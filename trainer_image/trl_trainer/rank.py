@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import Trainer
 
 from trl_contract.jobfile import JobFile
@@ -44,7 +45,8 @@ def main(job: JobFile, termination: Termination) -> int:
     work = Path(job.paths.storage) / job.uid
     scores, writer = Rewards([]), Writer()
     network.be_patient(job.stall_timeout_seconds)
-    reporter = Reporter(job.attempt, work / "metrics.jsonl", sender, lambda: scores.report())
+    gpus = job.world_size if torch.cuda.is_available() else 0
+    reporter = Reporter(job.attempt, work / "metrics.jsonl", sender, lambda: scores.report(), gpus)
     saved = partial(checkpoint.newest_bytes, work)
     Watchdog(job.stall_timeout_seconds, saved, attempt=job.attempt, rank=rank, world=job.world_size).start()
     try:
@@ -213,6 +215,7 @@ def fit(
     for line in choice.skipped:
         print(f"rank {run.rank}: {line}", flush=True)
     reporter.update(warnings=[*(line[:300] for line in choice.skipped), *reporter.state.warnings][:8])
+    reporter.trained = choice.training_seconds
     guard, load_guard, form = FiniteGuard(trainer.accelerator.scaler), LoadGuard(), Form(trainer, choice.path)
     publishing = Publisher(run, guard, reporter, writer)
     schedule = Schedule(run, trainer, termination, publishing)

@@ -58,6 +58,7 @@ def _columns(narrow: tuple[Column, ...], wide: tuple[Column, ...]) -> tuple[Colu
         Column("AGE", ".metadata.creationTimestamp", "date"),
         *wide,
         Column("DURATION", ".status.took", priority=1),
+        Column("GPU-HOURS", ".status.usage.gpuHours", priority=1),
         Column("TOK/S", ".status.progress.tokensPerSecond", priority=1),
         Column("NODES", ".spec.numNodes", "integer", 1),
         Column("MODEL", ".status.effective.model", priority=1),

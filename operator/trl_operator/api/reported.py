@@ -98,6 +98,26 @@ class EvaluationStatus(Part):
         return f"{after.name} {before[after.name]} → {after.value}" if after else ""
 
 
+class UsageStatus(Part):
+    """What the job has taken of the cluster, as far as its attempts have told."""
+
+    attempt: Count
+    """Attempt that attemptSeconds is of."""
+    attempt_seconds: Count
+    """From the start of its trainer to its last report."""
+    earlier_seconds: Count = 0
+    """The same of all attempts before."""
+    training_seconds: Count = 0
+    """Of the steps that the model has taken: what was lost with an attempt does not count."""
+    gpus: Count = 0
+    """GPUs of all pods of an attempt."""
+    gpu_hours: Decimal | None = None
+    """Hours of all attempts, times gpus; absent without GPUs."""
+    goodput: Decimal
+    """trainingSeconds of all seconds, 0 to 1: what is missing to 1 went into loading, saving, evaluating and lost
+    steps."""
+
+
 class RewardStatus(Part):
     name: Annotated[str, Field(max_length=64)]
     """Name of the reward."""

@@ -22,7 +22,7 @@ from trl_operator.api.parts import (
     Time,
     list_map,
 )
-from trl_operator.api.reported import CheckpointStatus, EvaluationStatus, ProgressStatus, RewardStatus
+from trl_operator.api.reported import CheckpointStatus, EvaluationStatus, ProgressStatus, RewardStatus, UsageStatus
 
 Phase = Literal[
     "Pending", "Blocked", "Queued", "Starting", "Running", "Restarting", "Stopping", "Suspended", "Succeeded", "Failed",
@@ -224,6 +224,8 @@ class JobStatus(Part):
     """Published checkpoints, newest last."""
     resumed_from_step: Annotated[Count | None, REPORTED] = None
     """Step of the checkpoint that the current attempt resumed from."""
+    usage: Annotated[UsageStatus | None, REPORTED] = None
+    """What the job has taken of the cluster."""
     evaluation: Annotated[EvaluationStatus | None, REPORTED] = None
     """Metrics on held-out rows, before and after."""
     rewards: Annotated[list[RewardStatus], Field(max_length=16, json_schema_extra=list_map("name")), REPORTED] = []

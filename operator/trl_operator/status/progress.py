@@ -102,6 +102,8 @@ def progress_fields(progress: Progress, percentage: int | None, current: Status)
         fields["checkpoints"] = list({c.step: _checkpoint(c) for c in progress.checkpoints}.values())
     if progress.resumed_from_step is not None:
         fields["resumedFromStep"] = progress.resumed_from_step
+    if progress.elapsed_seconds is not None:
+        fields["usage"] = _usage(progress, progress.elapsed_seconds, fields.get("usage", {}))
     if progress.evaluation:
         found = {"before": _metrics(progress.evaluation.before), "after": _metrics(progress.evaluation.after)}
         known = fields.get("evaluation", {}) | {name: value for name, value in found.items() if value}
@@ -153,6 +155,25 @@ def _progress(progress: Progress, percentage: int | None) -> Status:
         "artifacts": _artifacts(progress),
     }
     return {name: value for name, value in fields.items() if value is not None and value != []}
+
+
+def _usage(progress: Progress, elapsed: int, before: Status) -> Status:
+    earlier: int = before.get("earlierSeconds", 0)
+    if progress.attempt > before.get("attempt", progress.attempt):
+        earlier += before["attemptSeconds"]
+    # What a new attempt has trained is known when it has loaded its checkpoint.
+    trained = progress.training_seconds if progress.training_seconds is not None else before.get("trainingSeconds", 0)
+    total = earlier + elapsed
+    hours = decimal(total * progress.gpus / 3600) if progress.gpus else None
+    return {
+        "attempt": progress.attempt,
+        "attemptSeconds": elapsed,
+        "earlierSeconds": min(earlier, MAX_COUNT),
+        "trainingSeconds": trained,
+        "gpus": progress.gpus,
+        **({"gpuHours": hours} if hours else {}),
+        "goodput": decimal(min(trained / max(total, 1), 1.0)),
+    }
 
 
 def _artifacts(progress: Progress) -> list[Status]:

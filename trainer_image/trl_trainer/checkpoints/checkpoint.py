@@ -51,6 +51,8 @@ class Manifest(Model):
     world_size: int
     time: str
     metrics: dict[str, float] = {}
+    training_seconds: float = 0
+    """Of all steps up to this one."""
     files: list[File] = Field(min_length=1)
     versions: dict[str, str]
 
@@ -145,6 +147,8 @@ class Choice(Model):
     path: str | None
     """Folder of the checkpoint; None: from the beginning."""
     step: int = 0
+    training_seconds: float = 0
+    """Of the steps up to there, which need not be taken again."""
     skipped: list[str] = []
     """Why newer folders are no checkpoints."""
 
@@ -169,7 +173,7 @@ def choose(work: Path, uid: str, world_size: int, only: int | None = None) -> Ch
                 f"{folder} was written by {manifest.world_size} processes and this attempt has {world_size}: a run "
                 f"continues only with as many; start {manifest.world_size}, or begin a new job",
             )
-        return Choice(path=str(folder), step=step, skipped=skipped)
+        return Choice(path=str(folder), step=step, training_seconds=manifest.training_seconds, skipped=skipped)
     return Choice(path=None, skipped=skipped)
 
 

@@ -67,7 +67,7 @@ class Publisher(TrainerCallback):
         self._writer = writer
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._writer.start(partial(self._publish, state.global_step, now(), self._guard.last))
+        self._writer.start(partial(self._publish, state.global_step, now(), self._guard.last, self._reporter.trained))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self._writer.check()
@@ -81,7 +81,7 @@ class Publisher(TrainerCallback):
         self._writer.wait()
         self._reporter.activity("training")
 
-    def _publish(self, step: int, time: str, metrics: dict[str, float]) -> None:
+    def _publish(self, step: int, time: str, metrics: dict[str, float], trained: float) -> None:
         run, folder = self._run, self._run.work / f"checkpoint-{step}"
         files = [file for part in gather(run, checkpoint.own_files(folder, run.rank), writers()) for file in part]
 
@@ -94,6 +94,7 @@ class Publisher(TrainerCallback):
                 world_size=run.world,
                 time=time,
                 metrics=metrics,
+                training_seconds=trained,
                 files=files,
                 versions=checkpoint.versions(),
             )
@@ -149,7 +150,7 @@ def choose(run: Run) -> checkpoint.Choice:
         choice = checkpoint.choose(run.work, run.job.uid, run.world)
         if choice.path is None and run.job.paths.resume_from is not None:
             first = origin.choose(run.job)
-            choice = first.model_copy(update={"skipped": [*choice.skipped, *first.skipped]})
+            choice = first.model_copy(update={"skipped": [*choice.skipped, *first.skipped], "training_seconds": 0})
         checkpoint.clear_after(run.work, choice.step)
         return choice
 

@@ -12,6 +12,8 @@ from trl_contract.report import EXIT_CODES, SECRET_VARIABLES, USER_ERROR_EXIT_CO
 from trl_trainer.errors import Preempted, TrainerError, causes, is_network
 from trl_trainer.launch import host_memory
 
+BEGAN = "TRL_BEGAN"
+"""Variable with the time at which the attempt began on this node, in seconds since 1970."""
 FOLDER = "TRL_RECORDS"
 """Variable with the folder where ranks leave their records."""
 

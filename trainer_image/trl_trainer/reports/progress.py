@@ -7,6 +7,7 @@ result does not depend on it: the termination message carries the last state as 
 import http.client
 import json
 import math
+import os
 import ssl
 import statistics
 import threading
@@ -22,7 +23,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from trl_contract.report import Activity, Artifact, Metric, Progress, ProgressReport, RewardReport, TrainerStatus
 from trl_trainer.files import write_whole
-from trl_trainer.launch.records import now
+from trl_trainer.launch.records import BEGAN, now
 
 INTERVAL_SECONDS = 5.0
 """Least time between two reports."""
@@ -114,10 +115,18 @@ class Reporter(TrainerCallback):
     """Rank 0's progress: what it is doing, how far it is, and what it measured. Any thread may update it."""
 
     def __init__(
-        self, attempt: int, metrics_file: Path, sender: Sender, rewards: Callable[[], list[RewardReport]] = list
+        self,
+        attempt: int,
+        metrics_file: Path,
+        sender: Sender,
+        rewards: Callable[[], list[RewardReport]] = list,
+        gpus: int = 0,
     ) -> None:
         self._rewards = rewards
-        self.state = Progress(attempt=attempt, activity="loading", last_update_time=now())
+        self._began = float(os.environ.get(BEGAN, time.time()))
+        self.trained = 0.0
+        """Seconds of all steps that the model has taken."""
+        self.state = Progress(attempt=attempt, activity="loading", gpus=gpus, last_update_time=now())
         self._metrics_file = metrics_file
         self._sender = sender
         self._clock = StepClock()
@@ -132,7 +141,10 @@ class Reporter(TrainerCallback):
         if "activity" in changes:
             changes = {"activity_percentage": None, **changes}
         with self._changing:
-            self.state = self.state.model_copy(update={**changes, "last_update_time": now()})
+            elapsed = max(0, round(time.time() - self._began))
+            self.state = self.state.model_copy(
+                update={**changes, "elapsed_seconds": elapsed, "last_update_time": now()}
+            )
             self._publish()
 
     def activity(self, activity: Activity) -> None:
@@ -187,10 +199,11 @@ class Reporter(TrainerCallback):
         self._clock.begin()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._clock.end()
+        self.trained += self._clock.end()
         self.update(
             activity="training",
             step=state.global_step,
+            training_seconds=round(self.trained),
             epoch=state.epoch,
             eta_seconds=self._clock.remaining(state.max_steps - state.global_step),
         )
@@ -243,11 +256,16 @@ class StepClock:
     def begin(self) -> None:
         self._began = time.monotonic()
 
-    def end(self) -> None:
-        if self._began is not None and not self._first:
-            self._durations.append(time.monotonic() - self._began)
+    def end(self) -> float:
+        """Return the seconds since the step began."""
+        if self._began is None:
+            return 0.0
+        took = time.monotonic() - self._began
+        if not self._first:
+            self._durations.append(took)
         # The first step compiles and warms up.
         self._first = False
+        return took
 
     def remaining(self, steps: int) -> int | None:
         """Return the seconds for `steps` more steps, or None while no step has been timed."""
