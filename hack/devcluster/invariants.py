@@ -32,7 +32,7 @@ ENDS = {
     "Cancelled": {"Finished": "True", "Succeeded": "False", "Failed": "False"},
 }
 """Phases for good, and the conditions of each, which no other phase has."""
-REPORTED = ("progress", "rewards", "checkpoints", "evaluation", "resumedFromStep")
+REPORTED = ("progress", "rewards", "checkpoints", "evaluation", "resumedFromStep", "usage")
 """Fields of the status that come from the trainer, its last words after the end too."""
 LOST_NODE = timedelta(seconds=60)
 """A pod that is still there so long after its grace period counts as gone."""

@@ -19,6 +19,6 @@ ANNOTATION_BOOST: Final = "kueue.x-k8s.io/priority-boost"
 
 MANAGER_STATUS: Final = "trl-operator-status"
 MANAGER_PROGRESS: Final = "trl-operator-progress"
-"""Field manager of progress, rewards, checkpoints, evaluation and resumedFromStep."""
+"""Field manager of progress, rewards, checkpoints, evaluation, usage and resumedFromStep."""
 MANAGER_BOOST: Final = "trl-operator-boost"
 """Field manager of the annotation of Workloads."""

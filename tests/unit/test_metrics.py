@@ -25,7 +25,7 @@ def test_every_metric_is_explained_and_every_one_that_is_explained_exists() -> N
         for file in (main / "__main__.py", main / "receiver/__main__.py")
         for name in re.findall(r'metrics\.gauge\(\s*"(\w+)"', file.read_text())
     }
-    explained = set(re.findall(r"^\| `(\w+)", PAGE.read_text(), re.MULTILINE))
+    explained = set(re.findall(r"^\| `(trl_operator_\w+)", PAGE.read_text(), re.MULTILINE))
     assert names(controller, receiver) | gauges == explained
     assert len(gauges) == 4
 

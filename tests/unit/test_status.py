@@ -19,7 +19,7 @@ def test_each_field_is_written_by_one_manager() -> None:
     operators, receivers = set(FIELDS[MANAGER_STATUS]), set(FIELDS[MANAGER_PROGRESS])
     assert not operators & receivers
     assert names - operators - receivers == {"effective", "pytorchJob"}
-    assert receivers == {"progress", "checkpoints", "resumedFromStep", "evaluation", "rewards"}
+    assert receivers == {"progress", "checkpoints", "resumedFromStep", "usage", "evaluation", "rewards"}
     status = {"attempt": 1, "progress": {}, "effective": {"worldSize": 2, "totalSteps": 9}}
     assert owned(status, MANAGER_STATUS) == {"attempt": 1, "effective": {"worldSize": 2}}
     assert owned(status, MANAGER_PROGRESS) == {"progress": {}, "effective": {"totalSteps": 9}}
