@@ -9,11 +9,12 @@ import yaml
 from kubernetes import client
 from pydantic import BaseModel
 
-from trl_contract import affinity
-from trl_contract.pod import DNSConfig, DNSConfigOption, HostAlias, Pod
+from trl_contract import affinity, pod, podvolumes
 from trl_operator.api.job import Job
 from trl_operator.backend import BACKENDS
+from trl_operator.plan.acceptance import references
 from trl_operator.render.manifests import Installation
+from trl_operator.render.volumes import CA_FOLDER
 
 Make = Callable[..., Any]
 Obj = dict[str, Any]
@@ -24,6 +25,13 @@ MINE = {"matchLabels": {"trl-operator.io/job-uid": "11111111-2222-3333-4444-5555
 REQUIRED, PREFERRED = (f"{how}DuringSchedulingIgnoredDuringExecution" for how in ("required", "preferred"))
 EXAMPLE = Path(__file__).parents[2] / "examples/pod.yaml"
 WHOLE: Obj = yaml.safe_load(EXAMPLE.read_text())["spec"]["pod"]
+
+
+def mounts_of_a_pod() -> list[Obj]:
+    """All mounts of a job that mounts what can be mounted, as committed."""
+    golden = yaml.safe_load((Path(__file__).parent / "golden_pytorchjob.yaml").read_text())
+    [container] = golden["spec"]["pytorchReplicaSpecs"]["Worker"]["template"]["spec"]["containers"]
+    return [*container["volumeMounts"], {"mountPath": CA_FOLDER}]
 
 
 def template(job: Job, backend: str) -> Any:
@@ -37,7 +45,7 @@ def template(job: Job, backend: str) -> Any:
 
 
 def test_the_example_names_every_field() -> None:
-    assert set(WHOLE) == {field.alias for field in Pod.model_fields.values()}
+    assert set(WHOLE) == {field.alias for field in pod.Pod.model_fields.values()}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -48,6 +56,17 @@ def test_every_field_is_found_in_the_pods_of_each_backend(make_job: Make, backen
     assert WHOLE["annotations"].items() <= metadata["annotations"].items()
     for name in ("runtimeClassName", "dnsConfig", "hostAliases"):
         assert spec[name] == WHOLE[name]
+    [container] = spec["containers"]
+    assert container["envFrom"] == WHOLE["envFrom"]
+    volumes, mounts = ({each["name"]: each for each in found} for found in (spec["volumes"], container["volumeMounts"]))
+    for said in WHOLE["volumes"]:
+        [mount] = [mount for mount in mounts.values() if mount["mountPath"] == said["mountPath"]]
+        volume = {name: value for name, value in volumes[mount["name"]].items() if name != "name"}
+        assert {**volume, **mount} == {**said, "name": mount["name"]}
+    assert volumes["ca-bundle"]["configMap"] == {"name": "company-ca", "items": [{"key": "ca.crt", "path": "ca.crt"}]}
+    env = {variable["name"]: variable.get("value") for variable in container["env"]}
+    assert env["TRL_CA_BUNDLE"] == f"{mounts['ca-bundle']['mountPath']}/ca.crt"
+    assert env["TRL_SECRET_VARIABLES"].split() == ["TEAM_*"], "what comes from a Secret is kept out of logs"
     said = WHOLE["affinity"]
     assert spec["affinity"]["nodeAffinity"] == said["nodeAffinity"]
     assert spec["affinity"]["podAntiAffinity"] == said["podAntiAffinity"]
@@ -55,6 +74,36 @@ def test_every_field_is_found_in_the_pods_of_each_backend(make_job: Make, backen
     assert near["podAffinityTerm"] == {"topologyKey": "topology.kubernetes.io/zone", "labelSelector": MINE}
     first, second = WHOLE["topologySpreadConstraints"]
     assert spec["topologySpreadConstraints"] == [{**first, "labelSelector": MINE}, second]
+
+
+def test_what_the_pods_mount_and_read_must_be_there_and_shared_if_they_write_to_it(make_job: Make) -> None:
+    job = make_job(pod=WHOLE)
+    named = {(found.field, found.kind, found.name, found.key, found.writes) for found in references(job)}
+    assert named >= {
+        ("pod.caBundle", "ConfigMap", "company-ca", "ca.crt", False),
+        ("pod.envFrom[0]", "ConfigMap", "settings", "", False),
+        ("pod.volumes[0]", "PersistentVolumeClaim", "lexicon", "", False),
+        ("pod.volumes[1]", "ConfigMap", "settings", "", False),
+    }
+    claim = {"name": "a", "mountPath": "/a", "persistentVolumeClaim": {"claimName": "a"}}
+    [written] = [found for found in references(make_job(pod={"volumes": [claim]})) if found.name == "a"]
+    assert written.writes
+
+
+def test_a_claim_that_is_the_storage_too_is_one_volume(make_job: Make) -> None:
+    claim = {"name": "a", "mountPath": "/a", "persistentVolumeClaim": {"claimName": "shared"}, "subPath": "notes"}
+    spec = template(make_job(storage={"claimName": "shared"}, pod={"volumes": [claim]}), "pytorchjob")["spec"]
+    [name] = [volume["name"] for volume in spec["volumes"] if "persistentVolumeClaim" in volume]
+    mounted = [mount for mount in spec["containers"][0]["volumeMounts"] if mount["name"] == name]
+    assert [mount["mountPath"] for mount in mounted] == ["/mnt/storage", "/a"]
+
+
+@pytest.mark.parametrize("path", [mount["mountPath"] for mount in mounts_of_a_pod()])
+def test_nothing_is_mounted_over_what_the_operator_mounts(path: str) -> None:
+    for taken in (path, f"{path}/below", str(Path(path).parent)):
+        volume = {"name": "a", "mountPath": taken, "emptyDir": {}}
+        with pytest.raises(ValueError, match="mountPath"):
+            podvolumes.PodVolume.model_validate(volume)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -89,9 +138,16 @@ NAMES = {
         affinity.Affinity, affinity.NodeAffinity, affinity.NodeSelector, affinity.NodeSelectorTerm,
         affinity.NodeSelectorRequirement, affinity.PreferredSchedulingTerm, affinity.PodAffinity,
         affinity.PodAffinityTerm, affinity.WeightedPodAffinityTerm, affinity.LabelSelector,
-        affinity.LabelSelectorRequirement, affinity.TopologySpreadConstraint, HostAlias,
+        affinity.LabelSelectorRequirement, affinity.TopologySpreadConstraint, pod.HostAlias,
     )
-} | {DNSConfig: client.V1PodDNSConfig, DNSConfigOption: client.V1PodDNSConfigOption}  # fmt: skip
+} | {
+    pod.DNSConfig: client.V1PodDNSConfig, pod.DNSConfigOption: client.V1PodDNSConfigOption,
+    pod.EnvFrom: client.V1EnvFromSource, pod.ConfigMapEnv: client.V1ConfigMapEnvSource,
+    pod.SecretEnv: client.V1SecretEnvSource, podvolumes.ClaimSource: client.V1PersistentVolumeClaimVolumeSource,
+    podvolumes.ConfigMapSource: client.V1ConfigMapVolumeSource, podvolumes.SecretSource: client.V1SecretVolumeSource,
+    podvolumes.EmptyDirSource: client.V1EmptyDirVolumeSource, podvolumes.CsiSource: client.V1CSIVolumeSource,
+    podvolumes.LocalObjectName: client.V1LocalObjectReference,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("model", NAMES)
@@ -110,4 +166,6 @@ def test_every_model_that_a_pod_is_made_of_is_compared() -> None:
                 found |= {kind} | below(kind)
         return found
 
-    assert below(Pod) == set(NAMES)
+    assert below(pod.Pod) == {*NAMES, podvolumes.PodVolume, pod.CABundle}
+    own = {field.alias for field in podvolumes.PodVolume.model_fields.values()}
+    assert own <= {*client.V1Volume.attribute_map.values(), *client.V1VolumeMount.attribute_map.values()}

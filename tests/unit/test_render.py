@@ -67,6 +67,13 @@ def test_the_hub_is_off_unless_the_spec_names_it(make_job: Make) -> None:
     assert "HF_HUB_OFFLINE" not in env(make_job(model=local, dpo={"referenceModel": reference}))
 
 
+def test_a_field_of_the_pod_is_told_and_is_no_secret(make_job: Make) -> None:
+    source = {"fieldRef": {"fieldPath": "metadata.labels['example.com/team']"}}
+    found = env(make_job(env=[{"name": "TEAM", "valueFrom": source}]))
+    assert found["TEAM"]["valueFrom"] == source
+    assert "TRL_SECRET_VARIABLES" not in found
+
+
 def test_secrets_are_references(make_job: Make) -> None:
     rewards = [{"name": "is-good", "http": {"url": "https://x.example/", "secretRef": {"name": "score"}}}]
     tracking = {"wandb": {"project": "p", "secretRef": {"name": "wandb", "key": "api"}}}

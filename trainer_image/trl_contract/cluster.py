@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 
 from trl_contract.base import Int32, Key, LabelValue, Model, Name, QualifiedName, RelativePath, Rule
-from trl_contract.pod import Pod
+from trl_contract.pod import RESERVED_ENV, Pod
 from trl_contract.quantity import Quantity, amount
 from trl_contract.resources import Resources
 
@@ -109,18 +109,36 @@ class SecretKeySelector(Model):
     """Key in that Secret."""
 
 
+class FieldSelector(Model):
+    field_path: Annotated[
+        str,
+        Field(
+            max_length=340,
+            pattern=r"^(metadata\.(name|namespace|uid|(labels|annotations)\['[-A-Za-z0-9_./]+'\])|spec\.nodeName"
+            r"|spec\.serviceAccountName|status\.(hostIPs?|podIPs?))$",
+        ),
+    ]
+    """What of the pod, like spec.nodeName, status.hostIP or metadata.labels['example.com/team']."""
+
+
 class EnvVarSource(Model):
-    secret_key_ref: SecretKeySelector
+    rules: ClassVar = (
+        Rule(
+            "has(self.secretKeyRef) != has(self.fieldRef)",
+            "give exactly one of secretKeyRef, fieldRef",
+            lambda self: (self.secret_key_ref is None) != (self.field_ref is None),
+        ),
+    )
+
+    secret_key_ref: SecretKeySelector | None = None
     """A key of a Secret in the job's namespace."""
+    field_ref: FieldSelector | None = None
+    """A field of the pod itself."""
 
 
 BackendName = Literal["pytorchjob", "trainjob"]
 
 
-RESERVED_ENV = (
-    r"^(LD_.*|PYTHON.*|PATH|KUBERNETES_.*|KUBEFLOW_.*|TRL_.*|RANK|LOCAL_RANK|WORLD_SIZE|MASTER_.*|PET_.*"
-    r"|TORCHELASTIC_.*|CUDA_VISIBLE_DEVICES|HOME|DISABLE_KUBEFLOW_INTEGRATION)$"
-)
 SECRET_ENV = r"^.*(_TOKEN|_KEY|_SECRET|_PASSWORD)$"
 
 

@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 
 from trl_contract.affinity import LABEL_KEY, Affinity, TopologySpreadConstraint, Value
-from trl_contract.base import Model, Name, Rule, for_cel
+from trl_contract.base import Key, Model, Name, Rule, for_cel
+from trl_contract.podvolumes import PodVolume
 
 OURS = (
     r"^(([a-z0-9.-]+\.)?(trl-operator\.io|training\.kubeflow\.org|trainer\.kubeflow\.org|kueue\.x-k8s\.io"
@@ -14,6 +15,11 @@ OURS = (
 )
 """Labels and annotations by which controllers know pods: the operator's own, and those that run its attempts."""
 MAX_LABELS = 32
+RESERVED_ENV = (
+    r"^(LD_.*|PYTHON.*|PATH|KUBERNETES_.*|KUBEFLOW_.*|TRL_.*|RANK|LOCAL_RANK|WORLD_SIZE|MASTER_.*|PET_.*"
+    r"|TORCHELASTIC_.*|CUDA_VISIBLE_DEVICES|HOME|DISABLE_KUBEFLOW_INTEGRATION)$"
+)
+"""Variables that are the operator's, or change how the trainer starts."""
 
 
 def _keys(field: str, attribute: str) -> tuple[Rule, Rule]:
@@ -33,6 +39,15 @@ def _keys(field: str, attribute: str) -> tuple[Rule, Rule]:
             lambda self: not any(re.fullmatch(OURS, key) for key in getattr(self, attribute) or {}),
             field,
         ),
+    )
+
+
+def _unique(field: str, attribute: str) -> Rule:
+    return Rule(
+        f"!has(self.volumes) || self.volumes.all(v, self.volumes.exists_one(w, w.{field} == v.{field}))",
+        f"no two may have the same {field}: change one",
+        lambda self: len({getattr(each, attribute) for each in self.volumes or ()}) == len(self.volumes or ()),
+        "volumes",
     )
 
 
@@ -59,6 +74,54 @@ class HostAlias(Model):
     """Names that stand for it in the pods' /etc/hosts."""
 
 
+class ConfigMapEnv(Model):
+    name: Name
+    """A ConfigMap in the job's namespace; each of its keys is a variable."""
+
+
+class SecretEnv(Model):
+    name: Name
+    """A Secret in the job's namespace; each of its keys is a variable."""
+
+
+class EnvFrom(Model):
+    """Variables from all keys of an object: exactly one of configMapRef and secretRef."""
+
+    rules: ClassVar = (
+        Rule(
+            "has(self.configMapRef) != has(self.secretRef)",
+            "give exactly one of configMapRef, secretRef",
+            lambda self: (self.config_map_ref is None) != (self.secret_ref is None),
+        ),
+        Rule(
+            "!has(self.secretRef) || has(self.prefix)",
+            "secretRef needs a prefix, by which logs and records are cleaned of what its variables hold; or name single"
+            " keys in env, by valueFrom.secretKeyRef",
+            lambda self: self.secret_ref is None or self.prefix is not None,
+        ),
+        Rule(
+            f"!has(self.prefix) || !(self.prefix + 'X').matches('{RESERVED_ENV}')",
+            "variables that begin so are set by the operator or change how the trainer starts: choose another one",
+            lambda self: self.prefix is None or re.fullmatch(RESERVED_ENV, self.prefix + "X") is None,
+            "prefix",
+        ),
+    )
+
+    prefix: Annotated[str, Field(min_length=2, max_length=64, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
+    """Begins the name of each variable, before the key."""
+    config_map_ref: ConfigMapEnv | None = None
+    """A ConfigMap."""
+    secret_ref: SecretEnv | None = None
+    """A Secret."""
+
+
+class CABundle(Model):
+    name: Name
+    """A ConfigMap in the job's namespace."""
+    key: Key = "ca.crt"
+    """Key in that ConfigMap: certificates in PEM, one after another."""
+
+
 class Pod(Model):
     """What a job's pods need of the cluster. Its names are those of a Kubernetes pod."""
 
@@ -76,6 +139,8 @@ class Pod(Model):
             ),
             "topologySpreadConstraints",
         ),
+        _unique("name", "name"),
+        _unique("mountPath", "mount_path"),
     )
 
     labels: Annotated[dict[str, Value], Field(max_length=MAX_LABELS)] | None = None
@@ -96,3 +161,9 @@ class Pod(Model):
     """How names are looked up, beside the cluster's own ways."""
     host_aliases: Annotated[list[HostAlias], Field(max_length=16)] | None = None
     """Lines of the pods' /etc/hosts."""
+    volumes: Annotated[list[PodVolume], Field(max_length=16)] | None = None
+    """More volumes."""
+    env_from: Annotated[list[EnvFrom], Field(max_length=16)] | None = None
+    """Variables from all keys of ConfigMaps and Secrets. Those that the operator sets, and those of env, win."""
+    ca_bundle: CABundle | None = None
+    """Certificates that the trainer trusts beside the system's: requests, httpx, Python's ssl, git and curl all do."""

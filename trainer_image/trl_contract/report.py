@@ -80,7 +80,10 @@ EXIT_CODES: dict[str, int] = {
 USER_ERROR_EXIT_CODE = 10
 
 SECRET_VARIABLES = "TRL_SECRET_VARIABLES"
-"""Variable with the names of the variables whose values come from Secrets, divided by spaces: no message tells them."""
+"""Variable with the names of the variables whose values come from Secrets, divided by spaces, or with how their names
+begin and a *: no message tells them."""
+CA_BUNDLE = "TRL_CA_BUNDLE"
+"""Variable with the path of certificates that the trainer trusts beside the system's."""
 
 
 class Metric(Told):

@@ -25,6 +25,7 @@ from trl_contract.jobfile import JobFile
 from trl_contract.report import ExitRecord
 from trl_trainer.checkpoints import checkpoint, fence
 from trl_trainer.launch import records
+from trl_trainer.launch.certificates import trusted
 from trl_trainer.launch.host_memory import exhausted, oom_kills
 from trl_trainer.launch.job import JOB_FILE, await_own, library_settings, read_job
 from trl_trainer.launch.peers import OtherPods, wait_for_peers
@@ -244,6 +245,7 @@ def environment(job: JobFile, folder: Path, nproc: int) -> dict[str, str]:
     found = {
         **os.environ,
         **library_settings(job),
+        **trusted(os.environ, folder),
         records.FOLDER: str(folder),
         "PYTHONUNBUFFERED": "1",
         "TORCHELASTIC_LOG_LINE_PREFIX_TEMPLATE": "[rank${rank}] ",

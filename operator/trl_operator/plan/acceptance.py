@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 from trl_contract import acceptance
 from trl_contract.cluster import Storage
+from trl_contract.pod import CABundle, ConfigMapEnv, EnvFrom
+from trl_contract.podvolumes import ClaimSource, ConfigMapSource, PodVolume
 from trl_contract.quantity import amount
 from trl_contract.sources import ConfigMapKey, HubDataset, HubModel, Volume
 from trl_operator.api.job import Job
@@ -56,8 +58,12 @@ def references(job: Job) -> list[Reference]:
                 found.append(Reference(field, "PersistentVolumeClaim", name))
             case Storage(claim_name=str(name)):
                 found.append(Reference(binding.field, "PersistentVolumeClaim", name, writes=True))
-            case ConfigMapKey(name=name, key=key):
+            case ConfigMapKey(name=name, key=key) | CABundle(name=name, key=key):
                 found.append(Reference(binding.field, "ConfigMap", name, key))
+            case EnvFrom(config_map_ref=ConfigMapEnv(name=name)) | PodVolume(config_map=ConfigMapSource(name=name)):
+                found.append(Reference(binding.field, "ConfigMap", name))
+            case PodVolume(persistent_volume_claim=ClaimSource(claim_name=name), read_only=read_only):
+                found.append(Reference(binding.field, "PersistentVolumeClaim", name, writes=not read_only))
     return found
 
 

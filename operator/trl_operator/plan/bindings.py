@@ -1,24 +1,29 @@
 """The one walk over a spec: everything outside of it that it names, where, and what for; but for earlier jobs, which
 are trl_contract.upstreams."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from trl_contract.acceptance import sources
 from trl_contract.cluster import Storage
+from trl_contract.pod import CABundle, EnvFrom, Pod
+from trl_contract.podvolumes import PodVolume
 from trl_contract.rewards import RewardFunction
 from trl_contract.sources import ConfigMapKey, DataSource, HubDataset, HubModel, ModelSource, SecretKeyRef, Volume
 from trl_operator.api.job import Job
 
 Rows = list[dict[str, Any]]
-Role = Literal["model", "reference_model", "train", "mixture", "eval", "reward", "resume_from", "storage", "tracking"]
-Source = Volume | ConfigMapKey | HubModel | HubDataset | Rows | SecretKeyRef | Storage
+Role = Literal[
+    "model", "reference_model", "train", "mixture", "eval", "reward", "resume_from", "storage", "tracking", "pod"
+]
+Source = Volume | ConfigMapKey | HubModel | HubDataset | Rows | SecretKeyRef | Storage | PodVolume | CABundle | EnvFrom
 
 
 @dataclass(frozen=True)
 class Binding:
     """`source` is what the spec names in `field`: a claim, a key of a ConfigMap, a repository, rows that the spec holds
-    itself, a key of a Secret, or the claim that the job writes to."""
+    itself, a key of a Secret, the claim that the job writes to, or what its pods mount and take variables from."""
 
     field: str
     role: Role
@@ -39,7 +44,16 @@ def bindings(job: Job) -> list[Binding]:
         found.append(Binding("tracking.wandb.secretRef", "tracking", spec.tracking.wandb.secret_ref))
     if storage.claim_name:
         found.append(Binding("storage.claimName", "storage", storage))
-    return found
+    return [*found, *_pod(job.cluster.pod or Pod())]
+
+
+def _pod(pod: Pod) -> Iterator[Binding]:
+    if pod.ca_bundle:
+        yield Binding("pod.caBundle", "pod", pod.ca_bundle)
+    for index, source in enumerate(pod.env_from or ()):
+        yield Binding(f"pod.envFrom[{index}]", "pod", source)
+    for index, volume in enumerate(pod.volumes or ()):
+        yield Binding(f"pod.volumes[{index}]", "pod", volume)
 
 
 def _source(role: Role, field: str, source: ModelSource | DataSource, name: str) -> list[Binding]:

@@ -5,14 +5,15 @@ from typing import Any
 from trl_contract.acceptance import hub_secrets
 from trl_contract.cluster import EnvVar
 from trl_contract.jobfile import JOB_UID
-from trl_contract.report import SECRET_VARIABLES
+from trl_contract.pod import EnvFrom
+from trl_contract.report import CA_BUNDLE, SECRET_VARIABLES
 from trl_contract.rewards import token_variable
 from trl_contract.sources import SecretKeyRef
 from trl_operator.api.job import Job
 from trl_operator.constants import GROUP, VERSION
 from trl_operator.plan.acceptance import hub_sources
 from trl_operator.plan.bindings import Binding, bindings
-from trl_operator.render.volumes import ATTEMPT, HOME, TOKEN
+from trl_operator.render.volumes import ATTEMPT, CA_FOLDER, HOME, TOKEN
 
 
 def environment(job: Job, receiver_url: str) -> list[dict[str, Any]]:
@@ -26,8 +27,14 @@ def environment(job: Job, receiver_url: str) -> list[dict[str, Any]]:
     }
     if not hub_sources(job):
         literals["HF_HUB_OFFLINE"] = "1"
+    if job.cluster.pod and job.cluster.pod.ca_bundle:
+        literals[CA_BUNDLE] = f"{CA_FOLDER}/ca.crt"
     found, users = secrets(job), job.cluster.env or []
-    secret = [*found, *(variable.name for variable in users if variable.value_from)]
+    secret = [
+        *found,
+        *(variable.name for variable in users if variable.value_from and variable.value_from.secret_key_ref),
+    ]
+    secret += [f"{source.prefix}*" for source in _sources(job) if source.secret_ref]
     if secret:
         literals[SECRET_VARIABLES] = " ".join(secret)
     return [
@@ -35,6 +42,11 @@ def environment(job: Job, receiver_url: str) -> list[dict[str, Any]]:
         *({"name": name, "valueFrom": _secret(ref)} for name, ref in found.items()),
         *(_user(variable) for variable in users),
     ]
+
+
+def env_from(job: Job) -> list[dict[str, Any]]:
+    """Return what the container takes its variables from, beside those that it has by name and that win."""
+    return [source.to_wire() for source in _sources(job)]
 
 
 def report_path(job: Job) -> str:
@@ -53,6 +65,10 @@ def secrets(job: Job) -> dict[str, SecretKeyRef]:
     return found
 
 
+def _sources(job: Job) -> list[EnvFrom]:
+    return (job.cluster.pod.env_from if job.cluster.pod else None) or []
+
+
 def _variable(binding: Binding) -> str:
     if binding.role == "tracking":
         return "WANDB_API_KEY"
@@ -65,6 +81,6 @@ def _secret(ref: Any) -> dict[str, Any]:
 
 def _user(variable: EnvVar) -> dict[str, Any]:
     if variable.value_from:
-        return {"name": variable.name, "valueFrom": _secret(variable.value_from.secret_key_ref)}
+        return {"name": variable.name, "valueFrom": variable.value_from.to_wire()}
     # Kubernetes expands $(X) in values; doubled, a dollar sign stands for itself.
     return {"name": variable.name, "value": (variable.value or "").replace("$", "$$")}

@@ -16,7 +16,7 @@ from trl_operator.constants import (
     LABEL_QUEUE,
     LABEL_QUEUE_PRIORITY,
 )
-from trl_operator.render.environment import environment
+from trl_operator.render.environment import env_from, environment
 from trl_operator.render.placement import annotations, placement
 from trl_operator.render.volumes import mounts
 
@@ -191,6 +191,7 @@ def _container(job: Job, installation: Installation, launch: list[Manifest], vol
         "image": job.cluster.image or installation.trainer_image,
         "imagePullPolicy": "IfNotPresent",
         "env": [*launch, *environment(job, installation.receiver_url)],
+        **({"envFrom": sources} if (sources := env_from(job)) else {}),
         "resources": job.cluster.resources.to_wire(),
         "volumeMounts": volume_mounts,
         "terminationMessagePolicy": "FallbackToLogsOnError",

@@ -5,6 +5,8 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from trl_contract.jobfile import Paths
+from trl_contract.pod import CABundle
+from trl_contract.podvolumes import PodVolume
 from trl_contract.sources import ConfigMapKey, Volume
 from trl_operator.api.job import Job
 from trl_operator.plan.bindings import Binding, bindings
@@ -15,6 +17,7 @@ TOKEN_FOLDER = "/var/run/secrets/trl"
 TOKEN = f"{TOKEN_FOLDER}/token"
 TOKEN_SECONDS = 3600
 HOME = "/home/trainer"
+CA_FOLDER = "/etc/trl-ca"
 
 
 @dataclass
@@ -54,6 +57,9 @@ def mounts(job: Job, attempt: int) -> tuple[Mounts, Paths]:
     paths: dict[str, str] = {}
     named: dict[str, dict[str, str]] = {"reward": {}, "mixture": {}}
     for binding in bindings(job):
+        if binding.role == "pod":
+            _mount(found, binding.source)
+            continue
         place = _place(found, binding)
         if place is None:
             continue
@@ -68,6 +74,20 @@ def mounts(job: Job, attempt: int) -> tuple[Mounts, Paths]:
     found.add("home", {"emptyDir": {}}, HOME)
     found.add("shm", {"emptyDir": _shared_memory(job)}, "/dev/shm")
     return found, Paths(storage=STORAGE, rewards=named["reward"], mixture=named["mixture"], **paths)
+
+
+def _mount(found: Mounts, source: Any) -> None:
+    """Mount what the spec wants mounted for purposes of its own."""
+    if isinstance(source, CABundle):
+        items = [{"key": source.key, "path": "ca.crt"}]
+        found.add("ca-bundle", {"configMap": {"name": source.name, "items": items}}, CA_FOLDER, readOnly=True)
+    if isinstance(source, PodVolume):
+        said = source.to_wire()
+        path, mount = said.pop("mountPath"), {k: said.pop(k) for k in ("readOnly", "subPath") if k in said}
+        if source.persistent_volume_claim:
+            found.add_claim(source.persistent_volume_claim.claim_name, path, **mount)
+        else:
+            found.add(f"pod-{said.pop('name')}", said, path, **mount)
 
 
 def inline_rows(job: Job) -> dict[str, list[dict[str, Any]]]:

@@ -28,6 +28,7 @@ CLAIMED = {"claimName": "c", "path": "p"}
 STOPPING = {"metric": "loss", "mode": "min"}
 SHARED = {"size": "1Gi", "accessModes": ["ReadWriteMany"]}
 SPREAD = {"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}
+VOLUME = {"name": "a", "mountPath": "/a", "emptyDir": {}}
 REQUIRED = "requiredDuringSchedulingIgnoredDuringExecution"
 
 Change = dict[str, Any]
@@ -535,6 +536,54 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
             "matchExpressions": [{"key": "a", "operator": "Exists", "values": ["x"]}]}}]},
         (f"spec.pod.affinity.podAntiAffinity.{REQUIRED}[0].labelSelector.matchExpressions[0]", "only with these"),
     ),
+    *[
+        ("DPOJob", {"spec.pod.volumes": [{"name": "a", "mountPath": path, "emptyDir": {}}]},
+         ("spec.pod.volumes[0].mountPath", "choose another path, like /data"))
+        for path in ("/mnt", "/mnt/storage", "/etc", "/etc/trl", "/etc/trl-ca/x", "/tmp", "/dev/shm", "/home/trainer/x",
+                     "/var/run", "/var/run/secrets/trl", "/run/secrets", "/usr", "/opt/venv/lib", "/proc/self")
+    ],
+    *[
+        ("DPOJob", {"spec.pod.volumes": [{"name": "a", "mountPath": path, "emptyDir": {}}]},
+         ("spec.pod.volumes[0].mountPath", "should match"))
+        for path in ("data", "/data/", "/data//a", "/data/../etc/trl", "/a:b", "/./etc/trl")
+    ],
+    ("DPOJob", {"spec.pod.volumes": [VOLUME, VOLUME | {"name": "b"}]}, ("spec.pod.volumes", "the same mountPath")),
+    ("DPOJob", {"spec.pod.volumes": [VOLUME, VOLUME | {"mountPath": "/b"}]}, ("spec.pod.volumes", "the same name")),
+    ("DPOJob", {"spec.pod.volumes": [{"name": "a", "mountPath": "/a"}]}, ("spec.pod.volumes[0]", "exactly one of")),
+    (
+        "DPOJob",
+        {"spec.pod.volumes": [VOLUME | {"secret": {"secretName": "s"}}]},
+        ("spec.pod.volumes[0]", "exactly one of persistentVolumeClaim, configMap, secret, emptyDir, csi"),
+    ),
+    ("DPOJob", {"spec.pod.volumes": [VOLUME | {"subPath": "a"}]}, ("spec.pod.volumes[0]", "goes with persistent")),
+    ("DPOJob", {"spec.pod.volumes": [VOLUME | {"name": "A"}]}, ("spec.pod.volumes[0].name", "should match")),
+    *[
+        ("DPOJob", {"spec.pod.volumes": [{"name": "a", "mountPath": "/a", source: {}}]},
+         (f'unknown field "spec.pod.volumes[0].{source}"',))
+        for source in ("hostPath", "nfs", "projected", "ephemeral")
+    ],
+    ("DPOJob", {"spec.pod.envFrom": [{"prefix": "A_"}]}, ("spec.pod.envFrom[0]", "one of configMapRef, secretRef")),
+    (
+        "DPOJob",
+        {"spec.pod.envFrom": [{"secretRef": {"name": "s"}}]},
+        ("spec.pod.envFrom[0]", "secretRef needs a prefix"),
+    ),
+    *[
+        ("DPOJob", {"spec.pod.envFrom": [{"prefix": prefix, "configMapRef": {"name": "c"}}]},
+         ("spec.pod.envFrom[0].prefix", "choose another one"))
+        for prefix in ("LD_", "PYTHON", "PET_", "TRL_X", "MASTER_")
+    ],
+    ("DPOJob", {"spec.pod.caBundle": {"key": "ca.crt"}}, ("spec.pod.caBundle.name", "Required")),
+    (
+        "DPOJob",
+        {"spec.env": [{"name": "A", "valueFrom": {}}]},
+        ("spec.env[0].valueFrom", "give exactly one of secretKeyRef, fieldRef"),
+    ),
+    *[
+        ("DPOJob", {"spec.env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": path}}}]},
+         ("spec.env[0].valueFrom.fieldRef.fieldPath", "should match"))
+        for path in ("spec.containers", "metadata.labels", "metadata.labels['a b']")
+    ],
     # storage
     ("DPOJob", {"spec.storage": {}}, ("spec.storage", "exactly one of claimName, size")),
     ("DPOJob", {"spec.storage": {"claimName": "c", "size": "1Gi"}}, ("spec.storage", "exactly one of")),
@@ -672,6 +721,15 @@ GOOD: list[tuple[str, Change]] = [
     ("DPOJob", {"spec.schedulerName": "binpacking"}),
     ("DPOJob", {"spec.tolerations": [{"operator": "Exists"}, {"key": "gpu", "value": "yes", "effect": "NoSchedule"}]}),
     ("DPOJob", {"spec.pod": {}, "spec.onePodPerNode": True}),
+    ("DPOJob", {"spec.pod.envFrom": [{"configMapRef": {"name": "c"}}], "spec.pod.caBundle": {"name": "ca"}}),
+    *[
+        ("DPOJob", {"spec.pod.volumes": [VOLUME, VOLUME | {"name": "b", "mountPath": path}]})
+        for path in ("/data/.hidden/a..b", "/mnt2", "/etc/pki/ca-trust", "/usr/share/dict", "/home/other")
+    ],
+    *[
+        ("DPOJob", {"spec.env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": path}}}]})
+        for path in ("spec.nodeName", "status.hostIP", "metadata.annotations['example.com/a.b']")
+    ],
     (
         "SFTJob",
         {

@@ -17,7 +17,13 @@ def test_all_that_a_job_says_of_its_pods_is_there_in_the_pods(
     said = yaml.safe_load((REPOSITORY / "examples/pod.yaml").read_text())["spec"]
     jobs.apply({"apiVersion": "node.k8s.io/v1", "kind": "RuntimeClass", "metadata": {"name": "nvidia"}, "handler": "n"})
     own = {name: said[name] for name in ("storage", "numNodes", "onePodPerNode", "pod")}
-    jobs.apply(dpo(**own))
+    for kind in ("ConfigMap", "Secret"):
+        names = {"ConfigMap": ("settings", "company-ca"), "Secret": ("licence",)}[kind]
+        data = {"stringData" if kind == "Secret" else "data": {"ca.crt": "x"}}
+        jobs.apply(*({"apiVersion": "v1", "kind": kind, "metadata": {"name": name}, **data} for name in names))
+    claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+    jobs.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "lexicon"}, "spec": claim})
+    jobs.apply(dpo(**own, env=[{"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]))
     mine = {"matchLabels": {"trl-operator.io/job-uid": jobs.get("dpojob", "tune")["metadata"]["uid"]}}
     pods, pod = node.wait_for_pods(2, "tune-dpo-0"), said["pod"]
     for metadata, spec in ((found["metadata"], found["spec"]) for found in pods):
@@ -26,6 +32,17 @@ def test_all_that_a_job_says_of_its_pods_is_there_in_the_pods(
         assert metadata["annotations"]["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
         for name in ("runtimeClassName", "dnsConfig", "hostAliases"):
             assert spec[name] == pod[name]
+        [container] = spec["containers"]
+        assert container["envFrom"] == pod["envFrom"]
+        node_name = next(variable for variable in container["env"] if variable["name"] == "NODE")
+        assert node_name["valueFrom"]["fieldRef"]["fieldPath"] == "spec.nodeName"
+        at = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
+        volumes = {volume["name"]: volume for volume in spec["volumes"]}
+        for wanted in pod["volumes"]:
+            mount = at[wanted["mountPath"]]
+            [source] = wanted.keys() & volumes[mount["name"]].keys() - {"name"}
+            assert wanted[source].items() <= volumes[mount["name"]][source].items()
+            assert mount.items() >= {k: wanted[k] for k in ("readOnly", "subPath") if k in wanted}.items()
         assert without_mine(spec["affinity"], mine) == pod["affinity"] | {
             "podAntiAffinity": apart(pod["affinity"]["podAntiAffinity"])
         }

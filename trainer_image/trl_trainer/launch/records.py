@@ -154,8 +154,13 @@ def failure(
 def mask(text: str, environment: Mapping[str, str]) -> str:
     """Return `text` without the values of variables that came from Secrets or look so, hub tokens and bearer tokens."""
     secret = environment.get(SECRET_VARIABLES, "").split()
+    prefixes = tuple(name[:-1] for name in secret if name.endswith("*"))
     for name, value in environment.items():
-        if name in secret or (_SECRET_NAME.search(name) and len(value) >= 6 and not os.path.isabs(value)):
+        if (
+            name in secret
+            or name.startswith(prefixes)
+            or (_SECRET_NAME.search(name) and len(value) >= 6 and not os.path.isabs(value))
+        ):
             text = text.replace(value, "***") if value else text
     return _SECRET_TEXT.sub("***", text)
 
