@@ -252,8 +252,11 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         changed(training={"dropout": 0.1}),
         "spec.training.dropout: DPOJob has no such field(?!; did you mean dropout)",
     ),
-    "text for a number": (changed(training={"maxSteps": "6"}), r'spec.training.maxSteps: .*integer; got "6"'),
-    "number for text": (changed(model={"hub": {"repo": 7}}), "spec.model.hub.repo: .*string; got 7"),
+    "text for a number": (
+        changed(training={"maxSteps": "6"}),
+        r'spec.training.maxSteps: takes a number: write 6, without quotes; got "6"',
+    ),
+    "number for text": (changed(model={"hub": {"repo": 7}}), 'spec.model.hub.repo: takes text: write "7"; got 7'),
     "out of range": (changed(dpo={"beta": 0}), "spec.dpo.beta: .*greater than 0; got 0"),
     "two sources": (changed(model={}), "spec.model: model: give exactly one of hub, volume, from_job"),
     "two at once": (changed(training={"epochs": 1, "maxSteps": 1}), "give epochs or maxSteps, not both"),

@@ -22,6 +22,21 @@ NAME_RULE = Rule(
     lambda name: len(name) <= MAX_NAME_LENGTH and re.fullmatch(NAME_PATTERN, name) is not None,
 )
 
+_SUGGESTED = "(self.metadata.name.matches('^[0-9]') ? 'job-' : '') + self.metadata.name.replace('.', '-')"
+NAME_MESSAGE = (
+    f"[{_SUGGESTED}].map(n, '{NAME_RULE.message}'"
+    f" + (n.size() <= {MAX_NAME_LENGTH} && n.matches('{NAME_PATTERN}') ? ', such as ' + n : ''))[0]"
+)
+"""NAME_RULE's message and suggested_name, in CEL."""
+
+
+def suggested_name(name: str) -> str:
+    """Return words that name one like `name` that NAME_RULE allows; empty if there is none. The API server has refused
+    all but dots, a first digit and the length."""
+    other = ("job-" if re.match("[0-9]", name) else "") + name.replace(".", "-")
+    return f", such as {other}" if NAME_RULE.holds(other) else ""
+
+
 _GPU = for_cel(GPU)
 _GPU_KEYS = f"(has(self.resources.limits) ? self.resources.limits.filter(k, k.matches('{_GPU}')) : [])"
 PROCESSES = (

@@ -3,7 +3,7 @@
 from pydantic import JsonValue
 
 from trl_contract.base import Kind, cel
-from trl_contract.jobs import NAME_RULE, PROCESSES, JobSpec
+from trl_contract.jobs import NAME_MESSAGE, NAME_RULE, PROCESSES, JobSpec
 from trl_contract.training import PeftWithDropout
 
 Entry = dict[str, JsonValue]
@@ -46,7 +46,8 @@ def object_rules() -> list[Entry]:
     message = (
         "queue cannot be changed while an attempt runs, nor after the end: suspend the job (runPolicy.suspend) first"
     )
-    return [NAME_RULE.entry(), cel(f"{same} || {rests}", message) | {"fieldPath": ".spec.queue"}]
+    name: Entry = NAME_RULE.entry() | {"messageExpression": NAME_MESSAGE}
+    return [name, cel(f"{same} || {rests}", message) | {"fieldPath": ".spec.queue"}]
 
 
 def _nothing_left_out_anew() -> Entry:

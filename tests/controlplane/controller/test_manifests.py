@@ -44,8 +44,8 @@ MIXED: Change = {
 BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     # names
     ("DPOJob", {"metadata.name": "x" * 41}, ("metadata.name", "at most 40 characters")),
-    ("DPOJob", {"metadata.name": "1abc"}, ("metadata.name", "starting with a letter")),
-    ("DPOJob", {"metadata.name": "a.b"}, ("metadata.name", "simpler name")),
+    ("DPOJob", {"metadata.name": "1abc"}, ("metadata.name", "starting with a letter", "such as job-1abc")),
+    ("DPOJob", {"metadata.name": "qwen2.5-dpo"}, ("metadata.name", "simpler name, such as qwen2-5-dpo")),
     # what must be there, and typos
     ("DPOJob", {"spec": None}, ("spec", "Required")),
     ("DPOJob", {"spec.model": None}, ("spec.model", "Required")),

@@ -1,12 +1,10 @@
 """Reads the files that one would `kubectl apply`, and refuses what the API server or the operator would refuse."""
 
 import base64
-import difflib
 import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +12,12 @@ import yaml
 from pydantic import ValidationError
 
 from trl_contract import acceptance
-from trl_contract.base import KINDS, Broken, Kind, Model
+from trl_contract.base import KINDS, Kind
 from trl_contract.cluster import ClusterSpec
-from trl_contract.jobs import API_VERSION, JOB_SPECS, NAME_RULE, JobSpec
+from trl_contract.jobs import API_VERSION, JOB_SPECS, NAME_RULE, JobSpec, suggested_name
 from trl_contract.spec import SPECS, TrainingSpec
 from trl_trainer.errors import UserError
+from trl_trainer.local import messages
 
 METADATA = {
     "name", "namespace", "labels", "annotations", "generateName", "finalizers", "ownerReferences", "uid",
@@ -203,8 +202,9 @@ def _wrong_frame(document: dict[str, Any]) -> list[str]:
     """Return what is wrong around metadata and spec, a line for each."""
     kind, version = document["kind"], document.get("apiVersion")
     wrong = [] if version == API_VERSION else [f"{kind}: apiVersion is {version!r}; it must be {API_VERSION}"]
-    unknown = document.keys() - {"apiVersion", "kind", "metadata", "spec", "status"}
-    wrong += [f"{kind}: unknown field {name}" for name in sorted(unknown)]
+    frame = {"apiVersion", "kind", "metadata", "spec", "status"}
+    unknown = sorted(document.keys() - frame)
+    wrong += [f"{kind}: unknown field {name}{messages.close_to(name, frame)}" for name in unknown]
     return wrong + ([] if isinstance(document.get("spec"), dict) else [f"{kind}: has no spec"])
 
 
@@ -213,11 +213,12 @@ def _wrong_metadata(metadata: Any) -> list[str]:
     if not isinstance(metadata, dict):
         return ["metadata: must be an object"]
     name, namespace = metadata.get("name"), metadata.get("namespace", "default")
-    wrong = [f"metadata.{field}: there is no such field" for field in sorted(metadata.keys() - METADATA)]
+    unknown = sorted(metadata.keys() - METADATA)
+    wrong = [f"metadata.{field}: there is no such field{messages.close_to(field, METADATA)}" for field in unknown]
     if not isinstance(name, str):
         wrong.append("metadata.name: is missing" if name is None else f"metadata.name: {name!r} is not text")
     elif not NAME_RULE.holds(name):
-        wrong.append(f"{NAME_RULE.message}; got {name!r}")
+        wrong.append(f"{NAME_RULE.message}{suggested_name(name)}; got {name!r}")
     if not isinstance(namespace, str) or not re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", namespace):
         wrong.append(f"metadata.namespace: {namespace!r} is no name of a namespace")
     for field, form in (("labels", LABEL), ("annotations", ".*")):
@@ -237,23 +238,18 @@ def _parsed(kind: Kind, spec: dict[str, Any]) -> tuple[JobSpec | None, list[str]
     """Return the typed spec, or what is wrong with it: a line for each field."""
     try:
         # As JSON and strict: the API server takes no "4" for a number either, and no other spelling of a name.
-        model, schema = JOB_SPECS[kind], _schema(kind)
+        model, schema = JOB_SPECS[kind], messages.schema(kind)
         given = json.dumps(_without_nulls(spec, schema, schema["$defs"]))
         return model.model_validate_json(given, strict=True, by_alias=True, by_name=False), []
     except ValidationError as error:
-        return None, [line for found in error.errors(include_url=False) for line in _explain(kind, found)]
+        return None, [line for found in error.errors(include_url=False) for line in messages.explain(kind, found)]
     except (TypeError, ValueError) as error:
         return None, [f"spec: {error}"]
 
 
-@cache
-def _schema(kind: Kind) -> dict[str, Any]:
-    return JOB_SPECS[kind].model_json_schema()
-
-
 def _without_nulls(value: Any, schema: dict[str, Any], definitions: dict[str, Any]) -> Any:
     """Return `value` as the API server takes it: a known field that is null is one that is not given."""
-    options = _options(schema, definitions)
+    options = messages.options(schema, definitions)
     if isinstance(value, list):
         items: dict[str, Any] = next((option["items"] for option in options if "items" in option), {})
         return [_without_nulls(item, items, definitions) for item in value]
@@ -269,53 +265,3 @@ def _without_nulls(value: Any, schema: dict[str, Any], definitions: dict[str, An
         elif item is not None:
             taken[name] = _without_nulls(item, field, definitions)
     return taken
-
-
-def _options(schema: dict[str, Any], definitions: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return all that `schema` lets a value be."""
-    options = [schema, *schema.get("anyOf", [])]
-    return options + [definitions[option["$ref"].removeprefix("#/$defs/")] for option in options if "$ref" in option]
-
-
-def _has(kind: Kind, path: tuple[str | int, ...]) -> bool:
-    """Return whether a kind has the field of this path."""
-    found: dict[str, Any] | None = _schema(kind)
-    for part in path:
-        options = _options(found, _schema(kind)["$defs"]) if found else []
-        if isinstance(part, int):
-            found = next((option["items"] for option in options if "items" in option), None)
-        else:
-            found = next((known[part] for option in options if part in (known := option.get("properties", {}))), None)
-    return found is not None
-
-
-def _explain(kind: Kind, error: Any) -> list[str]:
-    where = "spec" + "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error["loc"])
-    broken = error.get("ctx", {}).get("error")
-    if isinstance(broken, Broken):
-        return [f"{where}.{rule.field}: {rule.message}" if rule.field else f"{where}: {rule.message}"
-                for rule in broken.rules]  # fmt: skip
-    if error["type"] == "extra_forbidden":
-        name, kinds = str(error["loc"][-1]), [kind for kind in KINDS if _has(kind, error["loc"])]
-        close = difflib.get_close_matches(name, _field_names() - {name}, 1)
-        hint = f"; of {', '.join(kinds)} only" if kinds else f"; did you mean {close[0]}?" if close else ""
-        return [f"{where}: {kind} has no such field{hint}"]
-    if error["type"] == "missing":
-        return [f"{where}: is missing"]
-    if not error["loc"]:
-        # What is wrong between sections begins with the field.
-        return [f"{where}.{error['msg'].removeprefix('Value error, ')}"]
-    value = json.dumps(error["input"], default=str)
-    return [f"{where}: {error['msg'].removeprefix('Value error, ')}; got {value[:80]}"]
-
-
-def _field_names() -> set[str]:
-    """Return the names of all fields of all kinds."""
-    found: set[str] = set()
-    classes = list(Model.__subclasses__())
-    while classes:
-        model = classes.pop()
-        classes += model.__subclasses__()
-        if model.__module__.startswith("trl_contract."):
-            found |= {field.alias or name for name, field in model.model_fields.items()}
-    return found
