@@ -17,6 +17,8 @@ LABEL_QUEUE_PRIORITY: Final = "kueue.x-k8s.io/priority-class"
 ANNOTATION_BOOST: Final = "kueue.x-k8s.io/priority-boost"
 """Kueue's annotation of a Workload: a number that is added to its priority, where the gate PriorityBoost is on."""
 
+MANAGER_OBJECTS: Final = "trl-operator"
+"""Field manager of what the operator creates; what webhooks add to it meanwhile counts as its own too."""
 MANAGER_STATUS: Final = "trl-operator-status"
 MANAGER_PROGRESS: Final = "trl-operator-progress"
 """Field manager of progress, rewards, checkpoints, evaluation, usage and resumedFromStep."""

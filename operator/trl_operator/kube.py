@@ -14,7 +14,7 @@ from kubernetes.aio.client.exceptions import ApiException
 from kubernetes.aio.config import load_incluster_config, load_kube_config
 
 from trl_operator.api.kinds import KINDS
-from trl_operator.constants import GROUP, VERSION
+from trl_operator.constants import GROUP, MANAGER_OBJECTS, VERSION
 from trl_operator.errors import ApiError
 from trl_operator.resource import Resource
 
@@ -62,7 +62,7 @@ class Kube:
         # Else each request looks for a .netrc and for proxies in a thread of its own, a fifth of all the time we take.
         configuration.client_session_kwargs = {"trust_env": False}
         client = ApiClient(configuration)
-        client.user_agent = "trl-operator"
+        client.user_agent = MANAGER_OBJECTS
         return cls(client)
 
     async def __aenter__(self) -> Self:

@@ -320,13 +320,21 @@ def test_a_new_default_runs_new_jobs_and_the_others_go_on(job_object: Make, pod_
     assert "pytorchjobs" not in created
 
 
-def test_a_refusal_that_only_comes_too_early_is_not_told(job_object: Make, now: datetime) -> None:
+@pytest.mark.parametrize(
+    "words",
+    [
+        "specified trainingRuntime must be created before the TrainJob is created",
+        "admission webhook \"vtrainjob.kb.io\" denied the request: runtime 'tune-dpo-0' not found",
+    ],
+    ids=["trainer", "kueue"],
+)
+def test_a_refusal_that_only_comes_too_early_is_not_told(job_object: Make, now: datetime, words: str) -> None:
     rows = {"train": {"inline": [{"prompt": "p", "chosen": "c", "rejected": "r"}]}}
     world = World(job_object(dataset=rows, backend="trainjob"), now)
 
     def refuse(obj: dict[str, Any]) -> None:
         if obj["kind"] == "TrainJob":
-            raise ApiError(403, "specified trainingRuntime must be created before the TrainJob is created")
+            raise ApiError(403, words)
 
     world.kube.refuse_object = refuse
     with pytest.raises(ApiError) as caught:

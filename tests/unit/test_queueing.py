@@ -309,6 +309,23 @@ def test_where_kueue_manages_all_jobs_one_without_a_queue_waits_and_ends_alike(
     assert reason(decide(job, runs.status, View(child, admission=LOST), now)) == ("False", "EvictedByKueue")
 
 
+@pytest.mark.parametrize(
+    "admission",
+    [Admission(NOT_ENABLED), Admission(), Admission(("Inadmissible", "LocalQueue  doesn't exist"), known=True)],
+    ids=["not enabled", "not yet seen", "seen"],
+)
+def test_a_job_without_a_queue_that_is_held_back_at_its_creation_says_what_is_missing(
+    make_job: Make, make_child: Make, make_pod: Make, now: datetime, admission: Admission
+) -> None:
+    status, child = decide(make_job(), {}, View(), now).status, replace(make_child(0), suspended_by="trl-operator")
+    waits = decide(make_job(), status, View(child, admission=admission), now)
+    said = condition(waits.status, "Queued")
+    assert (waits.delete, waits.status["phase"], said["reason"]) == ([], "Queued", "QueueNotNamed")
+    assert "manageJobsWithoutQueueName): set queue.name to a LocalQueue of namespace team" in said["message"]
+    named = decide(make_job(queue={"name": "team"}), waits.status, View(child, admission=admission), now)
+    assert (named.delete, reason(named)) == ([child], ("False", "QueueChanged"))
+
+
 # -- another queue
 
 

@@ -39,6 +39,7 @@ BESIDE: Final = (RUNTIMES,)
 NODES = "n"
 """Name of the only replicated job. A letter, since JobSet wants the names of pods, job's name and attempt and this and
 two numbers and a suffix, to fit into 63 characters."""
+_KUEUES_REFUSAL = re.compile(r"runtime '[^']+' not found")
 _JOB = re.compile(rf"(.+)-{NODES}-0")
 REPORTING = "KUBEFLOW_TRAINER_SERVER_"
 """Prefix of the variables that say where reports go."""
@@ -115,8 +116,9 @@ def _launch(job: Job, attempt: int) -> list[Obj]:
 
 
 def is_early(words: str) -> bool:
-    """Whether Trainer's webhook has refused a TrainJob: it may see a TrainingRuntime later than the API server."""
-    return "must be created before the TrainJob is created" in words
+    """Whether Trainer's webhook, or Kueue's, has refused a TrainJob: they may see a TrainingRuntime later than the API
+    server."""
+    return "must be created before the TrainJob is created" in words or bool(_KUEUES_REFUSAL.search(words))
 
 
 def child_from(obj: Obj) -> Child | None:

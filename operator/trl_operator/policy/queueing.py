@@ -6,6 +6,7 @@ pods in the same attempt. So an attempt that was let go and is suspended has end
 
 from trl_operator.api.job import Job
 from trl_operator.api.status import JobStatus
+from trl_operator.constants import MANAGER_OBJECTS
 from trl_operator.plan.observation import Child
 from trl_operator.plan.outcome import Cause
 from trl_operator.plan.view import View
@@ -22,7 +23,14 @@ QUEUED = "Queued"
 def is_queued(job: Job, view: View) -> bool:
     """Return whether Kueue decides when the attempt may run: its job names a queue, or did when it was made, or Kueue
     manages all jobs."""
-    return bool(job.queue_name) or view.admission.known or bool(view.child and view.child.queue)
+    child = view.child
+    return bool(job.queue_name) or view.admission.known or (child is not None and bool(child.queue or is_astray(child)))
+
+
+def is_astray(child: Child) -> bool:
+    """Return whether a workload that names no queue was suspended all the same when it was created, which we did not
+    ask for: Kueue's webhook does so where it manages all jobs."""
+    return not child.queue and child.suspended_by == MANAGER_OBJECTS
 
 
 def is_held(job: Job, view: View) -> bool:

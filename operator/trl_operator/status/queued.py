@@ -5,7 +5,7 @@ from datetime import datetime
 from trl_operator.api.job import Job
 from trl_operator.api.status import JobStatus
 from trl_operator.plan.view import View
-from trl_operator.policy.queueing import QUEUED, is_queued, moved
+from trl_operator.policy.queueing import QUEUED, is_astray, is_queued, moved
 from trl_operator.status.conditions import set_condition
 
 
@@ -14,6 +14,13 @@ def wait(job: Job, status: JobStatus, view: View, now: datetime) -> None:
     reason, message = view.admission.waits
     if view.admission.admitted:
         reason, message = "Admitted", f"{view.admission.place}: Kueue is about to let the attempt go"
+    elif not job.queue_name and view.child is not None and is_astray(view.child):
+        reason = "QueueNotNamed"
+        message = (
+            f"{view.child.kind} {view.child.name} was suspended at its creation, as Kueue does where it manages jobs"
+            " that name no queue (manageJobsWithoutQueueName): set queue.name to a LocalQueue of namespace"
+            f" {job.namespace}"
+        )
     where = f" in queue {job.queue_name}" if job.queue_name else ""
     waits = f"attempt {status.attempt} waits{where}"
     set_condition(status, QUEUED, "True", reason, message, generation=job.generation, now=now)

@@ -10,6 +10,7 @@ from devcluster.controlplane import ControlPlane
 from devcluster.errors import DevClusterError
 from devcluster.fakenode import FakeNode
 from devcluster.waiting import wait_for
+from trl_operator.backend.trainjob import is_early
 
 Kubectl = Callable[..., str]
 Obj = dict[str, Any]
@@ -161,3 +162,30 @@ def test_the_webhooks_refuse_what_is_wrong(create: Callable[..., None], kubectl:
     # Trainer's or Kueue's, whichever is faster.
     with pytest.raises(DevClusterError, match=r"(validator.trainjob.trainer.kubeflow.org|vtrainjob.kb.io).*denied"):
         create(job)
+
+
+@pytest.mark.parametrize("engine", ["trainer", "kueue"])
+def test_a_trainjob_whose_runtime_is_not_there_yet_is_refused_in_words_that_the_operator_knows(
+    control_plane: ControlPlane, kubectl: Kubectl, engine: str
+) -> None:
+    kinds = "validatingwebhookconfigurations"
+    found = json.loads(control_plane.kubectl("get", kinds, "--output=json"))["items"]
+    concerned = [each for each in found if "trainjobs" in str(each["webhooks"])]
+    others = [each for each in concerned if engine not in each["metadata"]["name"]]
+    assert (len(concerned), len(others)) == (2, 1), "each of the two looks at TrainJobs"
+    early = json.dumps(trainjob("early")[1])
+
+    def refusal() -> str:
+        with pytest.raises(DevClusterError) as caught:
+            kubectl("create", "--dry-run=server", "--filename=-", stdin=early)
+        return str(caught.value)
+
+    control_plane.kubectl("delete", kinds, others[0]["metadata"]["name"])
+    try:
+        hook = next(hook["name"] for each in concerned if each not in others for hook in each["webhooks"]
+                    if "trainjobs" in str(hook["rules"]))  # fmt: skip
+        wait_for(f"{hook} alone refuses", lambda: f'"{hook}" denied' in refusal(), 30)
+        assert is_early(refusal()), refusal()
+    finally:
+        kept = {"metadata": {"name": others[0]["metadata"]["name"]}}
+        control_plane.apply({**others[0], **kept})

@@ -69,5 +69,12 @@ def local_queue(control_plane: ControlPlane, namespace: str) -> Callable[[str], 
     return create
 
 
+@pytest.fixture(scope="module")
+def managing_all(engines_control_plane: ControlPlane) -> Iterator[None]:
+    """Kueue manages jobs that name no queue too."""
+    with engines_control_plane.configured("kueue", manageJobsWithoutQueueName=True):
+        yield
+
+
 def kueue_object(kind: str, name: str, **fields: Any) -> Obj:
     return {"apiVersion": API, "kind": kind, "metadata": {"name": name}, **fields}

@@ -148,3 +148,20 @@ def test_one_that_is_evicted_while_it_starts_queues_again_and_one_whose_workload
     node.succeed(run(jobs, node, "tune", 2), record(attempt=2))
     status = jobs.wait_for_phase("tune", "Succeeded")
     assert (status["restarts"], status["retry"]["counted"]) == (2, 0)
+
+
+@pytest.mark.parametrize("backend", ["pytorchjob", "trainjob"])
+def test_where_kueue_manages_all_jobs_one_without_a_queue_says_so_and_starts_once_it_names_one(
+    operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Obj], quota: Any, local_queue: Any, record: Any,
+    managing_all: None, backend: str,
+) -> None:  # fmt: skip
+    quota(1)
+    local_queue("team")
+    jobs.apply(dpo("tune", resources=ONE_CPU, backend=backend, runPolicy={"maxRestarts": 0}))
+    words = f"(manageJobsWithoutQueueName): set queue.name to a LocalQueue of namespace {jobs.namespace}"
+    status = jobs.wait("dpojob", "tune", "says it", waits("QueueNotNamed", words), 20)
+    assert status["waiting"]["reason"] == "QueueNotNamed"
+    assert "QueueNotNamed" in jobs.plane.kubectl("get", "dpojob", "tune", "-o", "wide", f"--namespace={jobs.namespace}")
+    jobs.patch("dpojob", "tune", {"spec": {"queue": {"name": "team"}}})
+    node.succeed(run(jobs, node, "tune", 1), record(attempt=1))
+    assert jobs.wait_for_phase("tune", "Succeeded")["retry"]["counted"] == 0
