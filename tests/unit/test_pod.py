@@ -54,7 +54,7 @@ def test_every_field_is_found_in_the_pods_of_each_backend(make_job: Make, backen
     metadata, spec = found["metadata"], found["spec"]
     assert WHOLE["labels"].items() <= metadata["labels"].items()
     assert WHOLE["annotations"].items() <= metadata["annotations"].items()
-    for name in ("runtimeClassName", "dnsConfig", "hostAliases"):
+    for name in ("runtimeClassName", "dnsConfig", "hostAliases", "serviceAccountName"):
         assert spec[name] == WHOLE[name]
     [container] = spec["containers"]
     assert container["envFrom"] == WHOLE["envFrom"]

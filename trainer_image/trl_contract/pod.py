@@ -161,6 +161,9 @@ class Pod(Model):
     """How names are looked up, beside the cluster's own ways."""
     host_aliases: Annotated[list[HostAlias], Field(max_length=16)] | None = None
     """Lines of the pods' /etc/hosts."""
+    service_account_name: Name | None = None
+    """ServiceAccount of the pods, for what a cloud gives to it; the admin says which ones jobs may have. Its token is
+    not mounted."""
     volumes: Annotated[list[PodVolume], Field(max_length=16)] | None = None
     """More volumes."""
     env_from: Annotated[list[EnvFrom], Field(max_length=16)] | None = None

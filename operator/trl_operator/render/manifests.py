@@ -158,6 +158,7 @@ def pod_template(
     found, _ = mounts(job, attempt)
     optional: Manifest = {
         "imagePullSecrets": [secret.to_wire() for secret in cluster.image_pull_secrets or []],
+        "serviceAccountName": pod.service_account_name,
         "dnsConfig": pod.dns_config.to_wire() if pod.dns_config else None,
         "hostAliases": [alias.to_wire() for alias in pod.host_aliases or []],
     }

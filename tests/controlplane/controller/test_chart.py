@@ -176,6 +176,10 @@ def test_workloads_may_be_patched_only_where_attempts_without_a_checkpoint_are_p
         "kueue.checkpointAwarePreemption=maybe",
         "backend=mpijob",
         "otherBackends={mpijob}",
+        "limits.maxNumNodes=-1",
+        "limits.hub=maybe",
+        "limits.registries={it's}",
+        "limits.maxNodes=4",
     ],
 )
 def test_a_wrong_value_is_refused(value: str) -> None:

@@ -536,6 +536,7 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
             "matchExpressions": [{"key": "a", "operator": "Exists", "values": ["x"]}]}}]},
         (f"spec.pod.affinity.podAntiAffinity.{REQUIRED}[0].labelSelector.matchExpressions[0]", "only with these"),
     ),
+    ("DPOJob", {"spec.pod.serviceAccountName": "Root User"}, ("spec.pod.serviceAccountName", "should match")),
     *[
         ("DPOJob", {"spec.pod.volumes": [{"name": "a", "mountPath": path, "emptyDir": {}}]},
          ("spec.pod.volumes[0].mountPath", "choose another path, like /data"))

@@ -23,6 +23,7 @@ def test_all_that_a_job_says_of_its_pods_is_there_in_the_pods(
         jobs.apply(*({"apiVersion": "v1", "kind": kind, "metadata": {"name": name}, **data} for name in names))
     claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
     jobs.apply({"apiVersion": "v1", "kind": "PersistentVolumeClaim", "metadata": {"name": "lexicon"}, "spec": claim})
+    jobs.apply({"apiVersion": "v1", "kind": "ServiceAccount", "metadata": {"name": "trainer"}})
     jobs.apply(dpo(**own, env=[{"name": "NODE", "valueFrom": {"fieldRef": {"fieldPath": "spec.nodeName"}}}]))
     mine = {"matchLabels": {"trl-operator.io/job-uid": jobs.get("dpojob", "tune")["metadata"]["uid"]}}
     pods, pod = node.wait_for_pods(2, "tune-dpo-0"), said["pod"]
@@ -30,7 +31,7 @@ def test_all_that_a_job_says_of_its_pods_is_there_in_the_pods(
         assert pod["labels"].items() <= metadata["labels"].items()
         assert pod["annotations"].items() <= metadata["annotations"].items()
         assert metadata["annotations"]["cluster-autoscaler.kubernetes.io/safe-to-evict"] == "false"
-        for name in ("runtimeClassName", "dnsConfig", "hostAliases"):
+        for name in ("runtimeClassName", "dnsConfig", "hostAliases", "serviceAccountName"):
             assert spec[name] == pod[name]
         [container] = spec["containers"]
         assert container["envFrom"] == pod["envFrom"]

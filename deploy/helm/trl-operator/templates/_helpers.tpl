@@ -99,6 +99,11 @@ securityContext:
   readOnlyRootFilesystem: true
 {{- end }}
 
+{{- /* trl_contract.resources.GPU, as a text of a CEL expression. */}}
+{{- define "trl-operator.gpuPattern" -}}
+^(nvidia\\.com/gpu|amd\\.com/gpu|nvidia\\.com/mig-[a-z0-9.]+)$
+{{- end }}
+
 {{- define "trl-operator.namespacesEnv" -}}
 {{- with .Values.scope.namespaces }}
 - name: TRL_OPERATOR_WATCH_NAMESPACES
