@@ -16,7 +16,7 @@ CHART = paths.REPOSITORY / "deploy/helm/trl-operator"
 def install(kubeconfig: Path, **changes: str) -> None:
     """The chart is installed with this checkout's images and its pods are ready; raises DevClusterError if not.
 
-    `changes` are values of the chart, as helm's --set-string takes them.
+    `changes` are values of the chart, as helm's --set takes them.
     On a cluster that is not ours the images must be where its nodes find them: IMAGE_REGISTRY names the registry.
     What a helm that was killed has left half done is undone first: helm would refuse to touch it ever again.
     """
@@ -25,7 +25,6 @@ def install(kubeconfig: Path, **changes: str) -> None:
     values |= {"image.repository": repository, "image.tag": tag}
     # The tag stays the same when the code changes, so a mark of the code has to make the pods new.
     values["podAnnotations.inputs"] = images.plan("operator", paths.REPOSITORY)[-1].inputs
-    values |= changes
     if undo := recovery(revisions(kubeconfig)):
         print(f"operator: helm was interrupted earlier; undone by: helm {' '.join(undo)}", flush=True)
         helm(kubeconfig, *undo)
@@ -34,6 +33,7 @@ def install(kubeconfig: Path, **changes: str) -> None:
         *("upgrade", NAME, str(CHART), "--install", "--create-namespace"),
         *("--wait", "--timeout=180s", "--reset-values"),
         *(f"--set-string={key}={value}" for key, value in values.items()),
+        *(f"--set={key}={value}" for key, value in changes.items()),
     )
 
 

@@ -15,7 +15,12 @@ import pytest
 from devcluster import addons, engines, images, other, paths, release, tools
 from devcluster.cluster import complete
 
+sys.path.insert(0, str(Path(__file__).parent))
+
+import jobs
+
 HACK = Path(__file__).parents[2] / "hack"
+SCRIPTS = [Path(__file__).with_name(name) for name in ("tiny.py", "distances.py")]
 DISRUPTIVE = "test_cluster_lifecycle.py"
 
 
@@ -99,7 +104,7 @@ def operator(kubectl: Kubectl, trainer_image: str) -> None:
     """The operator of this checkout runs, installed by its chart."""
     if not os.environ.get("CLUSTER"):
         images.build("operator")
-    release.install(kubectl.kubeconfig, otherBackends="{trainjob}")
+    release.install(kubectl.kubeconfig, otherBackends="{trainjob}", **{"kueue.enabled": "true"})
 
 
 @pytest.fixture(scope="session")
@@ -123,6 +128,57 @@ def _engines(kubectl: Kubectl, *names: str) -> Iterator[None]:
     else:
         with engines.installed(*names):
             yield
+
+
+@pytest.fixture(scope="session")
+def status_server(trainer: None) -> None:
+    """Trainer runs, in a cluster of ours with the status server that it has behind a feature gate."""
+    if not os.environ.get("CLUSTER"):
+        engines.install("trainer", featureGates={"TrainJobStatus": True})
+
+
+@pytest.fixture(scope="session")
+def team(kubectl: Kubectl, operator: None, status_server: None, trainer_image: str) -> Iterator[str]:
+    """A restricted namespace with a claim that holds a tiny model and rows for every stage."""
+    name = "e2e-jobs"
+    restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
+    kubectl("delete", "namespace", name, "--ignore-not-found", "--timeout=180s")
+    kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": restricted}})
+    kubectl.wait("jsonpath={.metadata.name}=default", f"--namespace={name}", "serviceaccount/default")
+    scripts = {file.name: file.read_text() for file in SCRIPTS}
+    kubectl.apply(
+        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "scripts"}, "data": scripts},
+        {
+            "apiVersion": "v1",
+            "kind": "PersistentVolumeClaim",
+            "metadata": {"name": "models"},
+            "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}},
+        },
+        jobs.script("tiny", trainer_image, "/models/tiny"),
+        namespace=name,
+    )
+    kubectl.wait("condition=Complete", f"--namespace={name}", "job/tiny", timeout=jobs.SECONDS)
+    yield name
+    # A cluster that was taken away meanwhile has taken it along.
+    if os.environ.get("CLUSTER") or complete():
+        kubectl("delete", "namespace", name, "--wait=false", "--ignore-not-found")
+
+
+@pytest.fixture(scope="module")
+def queue(kubectl: Kubectl, team: str, kueue: None, request: pytest.FixtureRequest) -> Iterator[str]:
+    """The LocalQueue `team`, with a quota of so many jobs as the module's QUOTA says; priority classes low and high."""
+    *wide, local = jobs.queues(team, f"{250 * request.module.QUOTA}m")
+    kubectl.apply(*wide)
+    kubectl.apply(local, namespace=team)
+    yield "team"
+    kubectl("delete", f"--namespace={team}", "localqueue/team")
+    kubectl(
+        "delete",
+        f"clusterqueue/{team}",
+        f"resourceflavor/{team}",
+        "workloadpriorityclass/low",
+        "workloadpriorityclass/high",
+    )
 
 
 @pytest.fixture(scope="session")

@@ -11,23 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jobs import BACKEND, GROUPS, INDEX, OTHER, SECONDS, job, wait_for
 
-from devcluster import engines, tools
-
-BACKEND = os.environ.get("BACKEND", "pytorchjob")
-"""What runs the jobs: pytorchjob or trainjob."""
-TINY = Path(__file__).with_name("tiny.py")
-KINDS = {"SFTJob": "conversations", "RewardJob": "pairs", "DPOJob": "pairs", "GRPOJob": "prompts"}
-GROUPS = {"pytorchjob": "kubeflow.org", "trainjob": "trainer.kubeflow.org"}
-INDEX = {"pytorchjob": "training.kubeflow.org/replica-index", "trainjob": "batch.kubernetes.io/job-completion-index"}
-POD_SECURITY = {
-    "runAsNonRoot": True,
-    "runAsUser": 1000,
-    "runAsGroup": 1000,
-    "fsGroup": 1000,
-    "seccompProfile": {"type": "RuntimeDefault"},
-}
-
+from devcluster import tools
 
 # Nodes of a job, and which of its ranks is stopped; all of them for `make test-stall`, which names a report.
 STOPPED = {"the only rank": (1, 0), "rank 0 of two": (2, 0), "rank 1 of two": (2, 1)}
@@ -39,108 +25,6 @@ for folder in pathlib.Path("/proc").glob("[0-9]*"):
     if b"-m\\0trl_trainer\\0" in (folder / "cmdline").read_bytes():
         os.kill(int(folder.name), signal.SIGSTOP)
 """
-
-# A job takes one minute or two on a quiet machine; this is for a busy one.
-SECONDS = 400
-
-
-def wait_for(found: Callable[[], Any], seconds: float, describe: Callable[[], str]) -> Any:
-    """Return the first true value of `found`; fail after `seconds` with what `describe` says."""
-    deadline = time.monotonic() + seconds
-    while not (value := found()):
-        assert time.monotonic() < deadline, describe()
-        time.sleep(1)
-    return value
-
-
-@pytest.fixture(scope="module")
-def backends(trainer: None) -> Iterator[None]:
-    """Trainer runs too, in a cluster of ours with the status server that it has behind a feature gate."""
-    if os.environ.get("CLUSTER"):
-        yield
-        return
-    engines.install("trainer", featureGates={"TrainJobStatus": True})
-    yield
-    engines.install("trainer")
-
-
-@pytest.fixture(scope="module")
-def team(kubectl: Any, operator: None, backends: None, trainer_image: str) -> Iterator[str]:
-    """A restricted namespace with a claim that holds a tiny model and rows for every stage."""
-    name = "e2e-jobs"
-    restricted = {"pod-security.kubernetes.io/enforce": "restricted"}
-    kubectl("delete", "namespace", name, "--ignore-not-found", "--timeout=180s")
-    kubectl.apply({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": restricted}})
-    kubectl.wait("jsonpath={.metadata.name}=default", f"--namespace={name}", "serviceaccount/default")
-    kubectl.apply(
-        {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "tiny"}, "data": {"tiny.py": TINY.read_text()}},
-        {
-            "apiVersion": "v1",
-            "kind": "PersistentVolumeClaim",
-            "metadata": {"name": "models"},
-            "spec": {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}},
-        },
-        maker(trainer_image),
-        namespace=name,
-    )
-    kubectl.wait("condition=Complete", f"--namespace={name}", "job/tiny", timeout=SECONDS)
-    yield name
-    kubectl("delete", "namespace", name, "--wait=false")
-
-
-def maker(image: str) -> dict[str, Any]:
-    """A Kubernetes Job that runs tiny.py in the trainer image."""
-    container = {
-        "name": "tiny",
-        "image": image,
-        "command": ["python", "/tiny/tiny.py", "/models/tiny"],
-        "securityContext": {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-        "volumeMounts": [{"name": "models", "mountPath": "/models"}, {"name": "tiny", "mountPath": "/tiny"}],
-    }
-    spec = {
-        "restartPolicy": "Never",
-        "securityContext": POD_SECURITY,
-        "containers": [container],
-        "volumes": [
-            {"name": "models", "persistentVolumeClaim": {"claimName": "models"}},
-            {"name": "tiny", "configMap": {"name": "tiny"}},
-        ],
-    }
-    return {
-        "apiVersion": "batch/v1",
-        "kind": "Job",
-        "metadata": {"name": "tiny"},
-        "spec": {"backoffLimit": 0, "template": {"spec": spec}},
-    }
-
-
-def job(kind: str, backend: str = BACKEND, **training: Any) -> dict[str, Any]:
-    """A job of two nodes that trains the tiny model."""
-    spec: dict[str, Any] = {
-        "model": {"volume": {"claimName": "models", "path": "tiny/model"}},
-        "dataset": {"train": {"volume": {"claimName": "models", "path": f"tiny/{KINDS[kind]}.jsonl"}}},
-        "numNodes": 2,
-        "backend": backend,
-        "peft": {"method": "none"},
-        "training": {
-            "maxSteps": 6,
-            "perDeviceBatchSize": 4,
-            "gradientAccumulationSteps": 1,
-            "learningRate": 1e-3,
-            "loggingSteps": 1,
-            **training,
-        },
-        "evaluation": {"maxExamples": 8},
-        "storage": {"claimName": "models", "subPath": "runs"},
-        "env": [{"name": "OMP_NUM_THREADS", "value": "1"}],
-        "resources": {"requests": {"cpu": "500m"}, "limits": {"memory": "4Gi"}},
-    }
-    if kind == "GRPOJob":
-        keyword = {"name": "polite", "keyword": {"words": ["thank", "happy", "gladly"]}}
-        length = {"name": "brief", "weight": 0.5, "length": {"target": 8}}
-        spec["grpo"] = {"rewards": [keyword, length], "generation": {"maxCompletionLength": 12}}
-    name = kind.removesuffix("Job").lower()
-    return {"apiVersion": "trl-operator.io/v1alpha1", "kind": kind, "metadata": {"name": name}, "spec": spec}
 
 
 def one_of(kubectl: Any, team: str, name: str, index: str) -> str:
@@ -156,7 +40,8 @@ def status(kubectl: Any, team: str, kind: str) -> dict[str, Any]:
 
 def describe(kubectl: Any, team: str, kind: str) -> Callable[[], str]:
     def text() -> str:
-        logs = kubectl("logs", f"--namespace={team}", f"--selector={INDEX[BACKEND]}=0", "--tail=40")
+        mine = f"--selector=trl-operator.io/job-name={kind.removesuffix('Job').lower()}"
+        logs = kubectl("logs", f"--namespace={team}", mine, "--prefix", "--tail=40")
         return f"{kind}: {status(kubectl, team, kind)}\n{logs}"
 
     return text
@@ -229,7 +114,7 @@ def stop_a_rank(kubectl: Any, team: str, nodes: int, rank: int) -> dict[str, Any
 
 
 @pytest.mark.usefixtures("stopped")
-@pytest.mark.parametrize(("kind", "backend"), [("RewardJob", "trainjob"), ("GRPOJob", BACKEND)])
+@pytest.mark.parametrize(("kind", "backend"), [("RewardJob", OTHER), ("GRPOJob", BACKEND)])
 def test_a_job_of_two_nodes_succeeds_and_leaves_a_model(
     kubectl: Any, team: str, kind: str, backend: str, tmp_path: Path
 ) -> None:
