@@ -88,7 +88,6 @@ OWN: dict[Kind, dict[str, tuple[Any, str, Any]]] = {
         "dpo.fAlphaDivergenceCoef": (0.7, "f_alpha_divergence_coef", 0.7),
         "dpo.ldAlpha": (0.4, "ld_alpha", 0.4),
         "dpo.useWeighting": (True, "use_weighting", True),
-        "dpo.referenceModel.mode": ("precompute", "precompute_ref_log_probs", True),
     },
     "GRPOJob": {
         "training.extraArgs": ({"use_bias_correction_kl": "false"}, "use_bias_correction_kl", False),
@@ -141,6 +140,7 @@ ELSEWHERE = {
     "fsdp.hybrid",  # test_hybrid.py
    
     "dpo.referenceModel.source",  # models/reference.py
+    "dpo.referenceModel.mode",  # stages/reference_log_probs.py
 }  # fmt: skip
 
 

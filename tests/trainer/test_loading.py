@@ -12,7 +12,7 @@ from loading_kit import GRPO, ROWS, large_model, measure, size
 from peft import LoraConfig, PeftModel, get_peft_model
 from trainer_kit import KILL, TRAIN_ONLY, Warm, at_step, job_file, metrics, preference_pairs, write_jsonl
 from transformers import AutoModelForCausalLM
-from trl import DPOTrainer, GRPOTrainer
+from trl import GRPOTrainer
 
 # transformers and accelerate load and shard as they do without us.
 THEIRS = """
@@ -195,11 +195,6 @@ def test_grpo_loads_its_reference_where_we_put_ours_in_its_place() -> None:
     assert "ref_model" not in inspect.signature(GRPOTrainer.__init__).parameters
     assert "self.ref_model = create_model_from_path(" in made
     assert made.index(" model = create_model_from_path(") < made.index("self.ref_model = create_model_from_path(")
-
-
-def test_dpo_hashes_its_reference_where_we_give_a_name() -> None:
-    """Fails when reference.named_hash is needless, or replaces what is not used."""
-    assert "hash_module(self.ref_model or self.model)" in inspect.getsource(DPOTrainer.__init__)
 
 
 def test_one_process_compares_in_the_precision_of_the_arithmetic(

@@ -15,6 +15,7 @@ from trl_trainer.preflight.memory import FITS, KEPT, Sizes, estimate, host, smal
 
 M = 1_000_000
 BIG = 10**15
+KEPT_ROWS = {"lengths": SimpleNamespace(kept=100)}
 SIZES = Sizes(
     parameters=100 * M, linear=70 * M, adapter=2 * M, embedding=10 * M, head=10 * M, tied=False, hidden=500, layers=10,
     vocabulary=20_000, queries=500, keys=100, wide=2000, norms=1000, length=100, stored=200 * M, largest=5 * M,
@@ -140,7 +141,7 @@ def test_what_costs_less_time_is_kept_where_it_fits_with_room_to_spare():
 def test_an_attempt_does_as_the_first_has_decided_unless_memory_was_too_small(tmp_path):
     given = job(gpus=True)
     assert pinned(given, tmp_path) == given, "nothing is decided yet"
-    small, known = job(gpus=True), SimpleNamespace(target_modules=["all-linear"])
+    small, known = job(gpus=True), SimpleNamespace(target_modules=["all-linear"], **KEPT_ROWS)
     for available, recomputed in ((BIG, False), (1, True)):
         known.memory = estimate(small, SIZES, available, "cuda")
         (tmp_path / "resolved.json").write_text(json.dumps(decide(small, known).to_wire()))
@@ -177,7 +178,9 @@ def test_what_is_given_is_not_decided():
     assert not estimate(made, SIZES, 1, "cuda").gradient_checkpointing
     made = job(gpus=True, training={"gradientCheckpointing": True})
     assert estimate(made, SIZES, BIG, "cuda").gradient_checkpointing
-    known = SimpleNamespace(memory=estimate(job(gpus=True), SIZES, 1, "cuda"), target_modules=["all-linear"])
+    known = SimpleNamespace(
+        memory=estimate(job(gpus=True), SIZES, 1, "cuda"), target_modules=["all-linear"], **KEPT_ROWS
+    )
     assert decide(job(gpus=True), known).spec.training.gradient_checkpointing
 
 

@@ -38,8 +38,9 @@ class ReferenceModel(Model):
     )
 
     mode: Literal["auto", "precompute", "explicit"] = "auto"
-    """auto: the base model (with an adapter: the model with the adapter off); precompute: its log-probabilities are
-    computed once before training; explicit: another model."""
+    """auto: the base model (with an adapter: the model with the adapter off), from two epochs on as with precompute;
+    precompute: its log-probabilities are computed once before training, and kept on the storage volume for jobs that
+    need the same; explicit: another model."""
     source: ModelSource | None = None
     """The model of mode explicit."""
 

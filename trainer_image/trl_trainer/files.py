@@ -36,10 +36,10 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digest(folder: Path) -> str:
-    """Return sha256:<hex> over the names and contents of all files below `folder`, in order of name. Several files are
-    read at a time."""
-    paths = [path for path in folder.rglob("*") if path.is_file()]
+def digest(folder: Path, ends: tuple[str, ...] = ("",)) -> str:
+    """Return sha256:<hex> over the names and contents of all files below `folder` whose names end so, in order of name.
+    Several files are read at a time."""
+    paths = [path for path in folder.rglob("*") if path.name.endswith(ends) and path.is_file()]
     with ThreadPoolExecutor() as pool:
         found = pool.map(sha256, paths)
     return total_digest({str(path.relative_to(folder)): value for path, value in zip(paths, found, strict=True)})

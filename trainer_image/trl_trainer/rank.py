@@ -105,6 +105,7 @@ def train(job: JobFile, scores: Rewards, reporter: Reporter, termination: Termin
     tracking.begin(job, run.work, is_main=run.is_main)
     with watchdog.led("loading the model", leads=run.is_main):
         trainer = build(run, stage, tokenizer, rows, scores, known.memory.sync_each_batch)
+    stage.ready(run, trainer)
     before = evaluation.Before(run, stage, trainer, tokenizer, job.spec.sample_prompts, rows.report.conversational)
     fit(run, trainer, before, reporter, termination, writer)
 

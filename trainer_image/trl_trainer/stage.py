@@ -26,6 +26,8 @@ class Stage:
     Empty where it sees the prompt alone."""
     total_steps: Callable[[Any, int], int | None]
     """(resolved job, training rows) -> optimizer steps; None where only TRL knows. Raises UserError."""
+    ready: Callable[[Any, Any], None] = lambda run, trainer: None
+    """(run, TRL's trainer, its models sharded): does what is to be done once before training."""
     tokens: tuple[str, ...] = ()
     """Columns of token ids that TRL's preparation makes of a row; none where the trainer takes rows as they are."""
     tokenize: Callable[..., Any] = lambda job, args, tokenizer, rows, split: rows

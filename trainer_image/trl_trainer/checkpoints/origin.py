@@ -38,6 +38,8 @@ MAY_DIFFER = (
     "fsdp.reshardAfterForward",
     "fsdp.stateDictType",
     "dataset.workers",
+    # What explicit compares with is its source.
+    "dpo.referenceModel.mode",
     # By their product (_steps).
     "training.perDeviceBatchSize",
     "training.gradientAccumulationSteps",

@@ -13,6 +13,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
+from trl_contract.spec import DPOSpec
 from trl_trainer import data, local, preflight, rewards, stages
 from trl_trainer.data import Written
 from trl_trainer.errors import UserError
@@ -21,7 +22,7 @@ from trl_trainer.local.resource import read
 from trl_trainer.local.sources import storage_folder
 from trl_trainer.models import adapter, arguments
 from trl_trainer.models.tokenizer import load_tokenizer
-from trl_trainer.preflight import Preflight, image, memory, steps
+from trl_trainer.preflight import Preflight, image, memory, references, steps
 from trl_trainer.preflight.architecture import Architecture
 from trl_trainer.preflight.clock import Clock
 from trl_trainer.preflight.lengths import Lengths
@@ -174,6 +175,7 @@ _NAMES = (
     "evaluations during training",
     "checkpoints",
     "activations",
+    "the reference is asked",
     "gradients are reduced every",
     "per process: weights",
     "per process: gradients",
@@ -189,6 +191,7 @@ _NAMES = (
 
 
 def _column(job: JobFile, stage: Stage, base: Architecture, seen: Lengths, limit: int) -> list[str]:
+    job = references.decided(job, seen.kept)
     world = job.world_size
     training = job.spec.training
     total = stage.total_steps(job, seen.kept)
@@ -202,9 +205,17 @@ def _column(job: JobFile, stage: Stage, base: Architecture, seen: Lengths, limit
         "packing decides" if total is None else str(total),
         *_intervals(job if stage.pack(job) else steps.by_epochs(job, stage, seen.kept)),
         "recomputed" if needs.gradient_checkpointing else "kept",
+        _asked(job),
         "micro-step" if needs.sync_each_batch else "step",
         *(size(part) for part in (*parts, needs.activations, *preflight.host_needs(job, needs, sizes, base).values())),
     ]
+
+
+def _asked(job: JobFile) -> str:
+    """Return how often the reference of a dpo job is asked."""
+    if not isinstance(job.spec, DPOSpec):
+        return "-"
+    return "once" if job.spec.dpo.reference_model.mode == "precompute" else "in each step"
 
 
 def _intervals(job: JobFile) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedModel, TrainingArguments
 from trl import DPOConfig
-from trl.trainer import dpo_trainer, grpo_trainer
+from trl.trainer import grpo_trainer
 
 from trl_trainer.distributed import loading, precision, sharding
 from trl_trainer.distributed.world import Run
@@ -16,16 +16,15 @@ from trl_trainer.models import arguments, base, source, vocabulary
 def explicit_reference(run: Run, args: DPOConfig) -> PreTrainedModel | None:
     """Return DPO's reference model where TRL would not load it as we want it, else None.
 
-    mode explicit: another model. mode auto without an adapter: the base model in the precision of the arithmetic;
-    TRL would copy the policy's fp32. With several processes it is sharded by block: TRL would gather it whole for each
-    forward pass, and leaves alone what is sharded. mode precompute with several processes: the base model,
-    which is sharded before the policy is.
+    mode explicit: another model. Without an adapter: the base model in the precision of the arithmetic; TRL would copy
+    the policy's fp32. With several processes it is sharded by block: TRL would gather it whole for each forward pass,
+    and leaves alone what is sharded. Of mode precompute it is let go before training.
     """
     job = run.job
     given = job.spec.explicit_reference
     if given is not None:
         return frozen(run, args, source.explicit_reference(job, given), given.revision)
-    if job.spec.reference == "base" or (run.world > 1 and args.precompute_ref_log_probs):
+    if job.spec.reference in ("base", "precompute"):
         return frozen(run, args, source.path(job), job.spec.model.revision)
     return None
 
@@ -50,27 +49,10 @@ def frozen(run: Run, args: TrainingArguments, where: str, revision: str | None) 
 
 
 @contextmanager
-def named_hash(run: Run) -> Iterator[None]:
-    """Let DPOTrainer tell what it precomputes by the job and its model's name.
-
-    It hashes the reference's weights, and shards cannot be hashed. One of the two places that replace a function of
-    TRL's; the job's own cache holds nothing of other models.
-    """
-    original: Any = dpo_trainer.hash_module
-    model = run.job.spec.model
-    name = f"{run.job.uid} {source.path(run.job)} {model.revision} {run.job.spec.training.precision}"
-    dpo_trainer.hash_module = original if run.world == 1 else lambda _: name
-    try:
-        yield
-    finally:
-        dpo_trainer.hash_module = original
-
-
-@contextmanager
 def in_grpo(run: Run, args: TrainingArguments) -> Iterator[None]:
     """Let GRPOTrainer compare with our reference (`frozen`).
 
-    It takes none, but loads one when it is made: whole in every process, and in the policy's fp32. The other place that
+    It takes none, but loads one when it is made: whole in every process, and in the policy's fp32. The one place that
     replaces a function of TRL's.
     """
     original: Any = grpo_trainer.create_model_from_path

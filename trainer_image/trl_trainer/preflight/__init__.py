@@ -17,7 +17,7 @@ from trl_trainer.errors import UserError
 from trl_trainer.launch import host_memory
 from trl_trainer.launch.host_memory import size
 from trl_trainer.models import arguments, skeleton, source
-from trl_trainer.preflight import architecture, ends, evaluations, lengths, memory, samples, steps
+from trl_trainer.preflight import architecture, ends, evaluations, lengths, memory, references, samples, steps
 from trl_trainer.preflight.architecture import Architecture
 from trl_trainer.preflight.clock import Clock
 from trl_trainer.preflight.lengths import Lengths
@@ -97,6 +97,7 @@ def judge(
 
     UserError when it can work nowhere.
     """
+    job = references.decided(job, seen.kept)
     _check_positions(job, base, seen)
     samples.check(job, tokenizer, base, conversational=rows.report.conversational)
     _check_held_out(job, rows.report, seen)
@@ -142,8 +143,10 @@ def judge(
 
 
 def decide(job: JobFile, known: Preflight) -> JobFile:
-    """Return the job with what is decided here filled in: training.gradientCheckpointing by the memory estimate, and
-    peft.targetModules by the model, where `all-linear` stands beside other names."""
+    """Return the job with what is decided here filled in: training.gradientCheckpointing by the memory estimate,
+    dpo.referenceModel.mode by the number of epochs, and peft.targetModules by the model, where `all-linear` stands
+    beside other names."""
+    job = references.decided(job, known.lengths.kept)
     training = job.spec.training.model_copy(update={"gradient_checkpointing": known.memory.gradient_checkpointing})
     peft = job.spec.peft.model_copy(update={"target_modules": known.target_modules})
     return job.model_copy(update={"spec": job.spec.model_copy(update={"training": training, "peft": peft})})

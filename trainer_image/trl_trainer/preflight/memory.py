@@ -253,7 +253,7 @@ def _reference(job: JobFile, sizes: Sizes) -> float:
         case "base":
             return _compute(job) * sizes.parameters / job.num_shards
         case "precompute" | "none":
-            # A precomputing reference is let go before the policy comes (reference.py).
+            # A precomputing reference is let go before gradients and optimizer come, which are larger.
             return 0
 
 

@@ -26,7 +26,7 @@ def measure(stage: Stage, trainer: Trainer) -> dict[str, float]:
     """
     if trainer.eval_dataset is None:
         return {}
-    with _same_random_state():
+    with same_random_state():
         found = trainer.evaluate()
         metrics = {name.removeprefix("eval_"): value for name, value in found.items() if isinstance(value, int | float)}
         return {**{name: own(trainer) for name, own in stage.measures.items()}, **metrics}
@@ -91,7 +91,8 @@ def answers(run: Run, trainer: Trainer, tokenizer: Any, prompts: list[str], conv
 
 
 @contextmanager
-def _same_random_state() -> Iterator[None]:
+def same_random_state() -> Iterator[None]:
+    """Leave the random state as it was, whatever is done inside."""
     python, array = random.getstate(), numpy.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
     with torch.random.fork_rng(devices=devices):
@@ -120,7 +121,7 @@ class Before(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         found = broadcast(self._run, lambda: _recall(self._path))
         if found is None and state.global_step == 0:
-            with _same_random_state():
+            with same_random_state():
                 found = {
                     "metrics": measure(self._stage, self._trainer) if self._at_start else {},
                     "answers": answers(self._run, self._trainer, self._tokenizer, self._prompts, self._conversational),

@@ -15,7 +15,7 @@ from trl_trainer.preflight import lengths, steps
 from trl_trainer.results.evaluation import preference_accuracy
 from trl_trainer.rewards import Rewards
 from trl_trainer.stage import Stage
-from trl_trainer.stages import balanced, preparation
+from trl_trainer.stages import balanced, preparation, reference_log_probs
 
 
 def settings(job: JobFile[DPOSpec]) -> dict[str, Any]:
@@ -32,7 +32,6 @@ def settings(job: JobFile[DPOSpec]) -> dict[str, Any]:
         "f_alpha_divergence_coef": dpo.f_alpha_divergence_coef or 0.5,
         "ld_alpha": dpo.ld_alpha,
         "use_weighting": dpo.use_weighting,
-        "precompute_ref_log_probs": dpo.reference_model.mode == "precompute",
     }
 
 
@@ -43,22 +42,24 @@ class Trainer(balanced.BalancesRanks, preparation.TakesPreparedRows, DPOTrainer)
 def trainer(run: Run, args: DPOConfig, tokenizer: PreTrainedTokenizerBase, data: Data, rewards: Rewards) -> Trainer:
     # It is sharded before rank 0 may hold the other one whole.
     compared = reference.explicit_reference(run, args)
-    with reference.named_hash(run):
-        model = base.trained(run, STAGE, args)
-        made = Trainer(
-            model=model,
-            ref_model=compared,
-            args=args,
-            train_dataset=data.train,
-            eval_dataset=data.eval,
-            processing_class=tokenizer,
-            peft_config=adapter.lora(run.job, STAGE.task_type, model),
-            quantization_config=base.quantization(run),
-        )
-    if args.precompute_ref_log_probs:
-        # The rows have its log-probabilities.
-        made.ref_model = None
-    return made
+    model = base.trained(run, STAGE, args)
+    return Trainer(
+        model=model,
+        ref_model=compared,
+        args=args,
+        train_dataset=data.train,
+        eval_dataset=data.eval,
+        processing_class=tokenizer,
+        peft_config=adapter.lora(run.job, STAGE.task_type, model),
+        quantization_config=base.quantization(run),
+    )
+
+
+def ready(run: Run, trainer: Trainer) -> None:
+    spec = run.job.spec
+    assert isinstance(spec, DPOSpec), "this kind's"
+    if spec.dpo.reference_model.mode == "precompute":
+        reference_log_probs.precompute(run, trainer)
 
 
 def check(job: JobFile[DPOSpec], tokenizer: PreTrainedTokenizerBase, report: DataReport) -> None:
@@ -76,6 +77,7 @@ STAGE = Stage(
     config=DPOConfig,
     settings=settings,
     trainer=trainer,
+    ready=ready,
     shape=rows.prompted_pair,
     sequences=lengths.whole,
     total_steps=steps.of_rows,

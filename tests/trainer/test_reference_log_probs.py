@@ -1,0 +1,178 @@
+"""The reference's log-probabilities are asked once, are TRL's own, and are shared; test_resume.py resumes with them,
+and test_stages.py has two ranks and full fine-tuning."""
+
+import json
+from pathlib import Path
+from threading import Thread
+from types import SimpleNamespace
+from typing import Any
+
+import numpy
+import pytest
+from trainer_kit import Warm, job_file, metrics, preference_pairs, write_jsonl
+from trl import DPOConfig
+
+from trl_contract.jobfile import JobFile
+from trl_contract.resolve import resolve
+from trl_trainer import data
+from trl_trainer.models.tokenizer import load_tokenizer
+from trl_trainer.preflight.references import decided
+from trl_trainer.stages import dpo, reference_log_probs
+
+LORA = {"peft": {"method": "lora", "r": 4}, "evaluation": {"maxExamples": 8, "atStart": False}}
+TORN = """
+import os, signal, numpy
+def half(file, values):
+    file.write(b"half of it")
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+numpy.save = half
+"""
+UNASKED = """
+from trl import DPOTrainer
+def asked(*given):
+    raise AssertionError("the reference was asked")
+DPOTrainer.compute_ref_log_probs = asked
+"""
+
+
+def resolved(path: Path) -> JobFile:
+    return resolve(JobFile.model_validate_json(path.read_text()))
+
+
+def test_asked_once_it_says_what_it_says_in_each_step_also_after_a_kill_and_to_other_jobs(
+    warm: Warm, model_folder: Path, tmp_path: Path
+) -> None:
+    curves = []
+    for mode in ("auto", "precompute"):
+        folder = tmp_path / mode
+        folder.mkdir()
+        write_jsonl(folder / "train.jsonl", preference_pairs(40))
+        spec = {**LORA, "dpo": {"referenceModel": {"mode": mode}, "ldAlpha": 0.5}, "training": {"maxSteps": 4}}
+        job = job_file(folder, model_folder, spec=spec, numProcPerNode=1)
+        kept = folder / "storage" / reference_log_probs.FOLDER
+        if mode == "precompute":
+            assert warm.run(job, world=1, prelude=[TORN]).codes == [-9]
+            assert [path.suffix for path in kept.iterdir()] == [".part"], "nothing by its name"
+            job = job_file(folder, model_folder, spec=spec, numProcPerNode=1, attempt=1)
+        ended = warm.run(job, world=1)
+        assert ended.codes == [0], ended.logs
+        curves.append([line["loss"] for line in metrics(folder) if "loss" in line])
+        assert kept.exists() == (mode == "precompute"), "0.8 epochs ask each pair once"
+    assert curves[1] == pytest.approx(curves[0], abs=1e-6)
+
+    # What TRL itself finds for the same rows, and there for the held-out ones.
+    work = folder / "storage" / "uid-1"
+    made = data.load(next((work / "data").glob("rows-*")))
+    args = DPOConfig(
+        output_dir=str(tmp_path / "trl"), precompute_ref_log_probs=True, ld_alpha=0.5, bf16=False, use_cpu=True,
+        report_to=[], per_device_train_batch_size=3,
+    )  # fmt: skip
+    trls = dpo.Trainer(
+        model=str(model_folder), args=args, train_dataset=made.train, eval_dataset=made.eval,
+        processing_class=load_tokenizer(resolved(job)),
+    )  # fmt: skip
+    ours = {len(found[0]): found for found in map(numpy.load, kept.glob("*.npy"))}
+    assert len(ours) == 2
+    for rows in (trls.train_dataset, trls.eval_dataset):
+        expected = numpy.array([rows[column] for column in reference_log_probs.COLUMNS])
+        assert ours[len(rows)] == pytest.approx(expected, rel=1e-6)
+
+    # Another job, with several processes and another loss, asks nothing.
+    spec = {
+        **LORA, "dpo": {"ldAlpha": 0.5, "beta": 0.3}, "training": {"epochs": 2, "maxSteps": None, "learningRate": 1e-4},
+    }  # fmt: skip
+    ended = warm.run(job_file(folder, model_folder, spec=spec, uid="uid-2"), prelude=[UNASKED])
+    assert ended.codes == [0, 0], ended.logs
+    chosen = json.loads((folder / "storage" / "uid-2" / "resolved.json").read_text())
+    assert chosen["spec"]["dpo"]["referenceModel"]["mode"] == "precompute", "two epochs ask each pair twice"
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"dpo": {"beta": 0.5, "lossType": ["ipo"]}, "training": {"learningRate": 1e-4, "maxSteps": 99}}, True),
+        ({"peft": {"method": "none"}}, False),
+        ({"dpo": {"ldAlpha": 0.5}}, False),
+        ({"training": {"maxLength": 99}}, False),
+        ({"training": {"precision": "bf16"}}, False),
+        ({"model": {"attnImplementation": "eager"}}, False),
+        ({"model": {"addTokens": ["<a>"]}}, False),
+    ],
+)
+def test_the_key_has_all_that_the_answers_depend_on(changes: dict[str, Any], same: bool, tmp_path: Path) -> None:
+    def key(spec: dict[str, Any], *given: str) -> str:
+        return reference_log_probs.key(resolved(job_file(tmp_path, tmp_path, spec=LORA | spec)), *given)
+
+    given = ("model", "rows", "cpu")
+    plain = key({}, *given)
+    assert (key(changes, *given) == plain) is same
+    others = [("m", "rows", "cpu"), ("model", "r", "cpu"), ("model", "rows", "cuda")]
+    assert len({plain, *(key({}, *other) for other in others)}) == 4
+
+
+def test_the_key_changes_with_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = resolved(job_file(tmp_path, tmp_path, spec=LORA))
+    before = reference_log_probs.key(job, "model", "rows", "cpu")
+    monkeypatch.setattr(reference_log_probs, "version", lambda package: f"{package} 9")
+    assert reference_log_probs.key(job, "model", "rows", "cpu") != before
+
+
+def test_jobs_that_keep_the_same_at_once_never_show_a_part_of_it(tmp_path: Path) -> None:
+    values = numpy.random.default_rng(0).random((2, 50_000), dtype=numpy.float32)
+
+    def keep(uid: str) -> None:
+        for _ in range(20):
+            reference_log_probs._keep(tmp_path, "name", values, uid)
+
+    jobs = [Thread(target=keep, args=(uid,)) for uid in ("uid-1", "uid-2")]
+    for job in jobs:
+        job.start()
+    seen = 0
+    while any(job.is_alive() for job in jobs):
+        found = reference_log_probs._known(tmp_path, "name")[1]
+        if found is not None:
+            assert numpy.array_equal(found, values)
+            seen += 1
+    assert seen
+    assert [path.name for path in tmp_path.iterdir()] == ["name.npy"]
+
+
+def test_a_volume_that_cannot_keep_them_costs_no_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    reference_log_probs._keep(tmp_path / "file", "name", numpy.zeros((2, 1), dtype=numpy.float32), "uid")
+    assert "log-probabilities are not kept: " in capsys.readouterr().out
+
+
+def test_an_answer_that_is_no_number_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = resolved(job_file(tmp_path, tmp_path, spec=LORA, numProcPerNode=1))
+    (tmp_path / "rows").write_text("")
+    rows = SimpleNamespace(cache_files=[{"filename": str(tmp_path / "rows")}])
+    monkeypatch.setattr(reference_log_probs, "_ask", lambda *_: numpy.full((2, 3), numpy.nan))
+    run: Any = SimpleNamespace(job=job, world=1, is_main=True, device="cpu")
+    with pytest.raises(Exception, match=r"dpo.referenceModel: a log-probability of the reference is not finite"):
+        reference_log_probs._answered(run, None, "model", rows)
+    assert not (tmp_path / "storage" / reference_log_probs.FOLDER).exists()
+
+
+@pytest.mark.parametrize(
+    ("spec", "mode"),
+    [
+        ({"training": {"epochs": 2, "maxSteps": None}}, "precompute"),
+        ({"training": {"epochs": 1.9, "maxSteps": None}}, "auto"),
+        # Steps of 4 x 2 rows, of 40.
+        ({"training": {"maxSteps": 10}}, "precompute"),
+        ({"training": {"maxSteps": 9}}, "auto"),
+        ({"training": {"maxSteps": 10}, "peft": {"method": "qlora"}}, "auto"),
+        (
+            {
+                "training": {"maxSteps": 10},
+                "dpo": {"referenceModel": {"mode": "explicit", "source": {"hub": {"repo": "a/b"}}}},
+            },
+            "explicit",
+        ),
+    ],
+)
+def test_it_is_asked_once_where_pairs_are_seen_twice(spec: dict[str, Any], mode: str, tmp_path: Path) -> None:
+    job: Any = decided(resolved(job_file(tmp_path, tmp_path, spec=spec)), 40)
+    assert job.spec.dpo.reference_model.mode == mode
