@@ -57,7 +57,9 @@ async def run(settings: Settings) -> None:
 
         def installation() -> Installation:
             ca = certificates.ca.decode()
-            return Installation(settings.trainer_image, settings.receiver_url, ca, settings.backend)
+            return Installation(
+                settings.trainer_image, settings.receiver_url, ca, settings.backend, settings.pod_security
+            )
 
         def ready() -> None:
             health.ready = True

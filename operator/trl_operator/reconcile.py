@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -67,6 +68,7 @@ class Reconciler:
         self._kube = kube
         self._store = store
         self._lease = lease
+        self._installation = installation
         self._boosts = needs.admissions.boosts
         self._attempts = Attempts(kube, store, needs, lease, installation)
         self._observer = Observer(kube, store, needs, installation, exists, now)
@@ -119,7 +121,7 @@ class Reconciler:
             message = f"spec.{unknown[0]} is not known to this version of the operator: upgrade it, or remove the field"
             await self._refuse(obj, "Unknown", "NewerOperatorNeeded", message)
             return None
-        return job
+        return replace(job, security=self._installation().security)
 
     async def _refuse(self, obj: Obj, value: Literal["False", "Unknown"], reason: str, message: str) -> None:
         """Say that a stored job is not accepted. What has ended stays as it is."""

@@ -3,11 +3,25 @@
 from collections.abc import Mapping
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, Json
 
+from trl_contract.base import Model
 from trl_contract.cluster import BackendName
 
 PREFIX = "TRL_OPERATOR_"
+
+
+class PodSecurity(Model):
+    """Who the processes of jobs' pods are; what is unset is left to the cluster, like OpenShift's ranges."""
+
+    run_as_user: Annotated[int, Field(ge=1)] | None = None
+    run_as_group: Annotated[int, Field(ge=0)] | None = None
+    fs_group: Annotated[int, Field(ge=0)] | None = None
+    se_linux_options: dict[str, str] | None = None
+
+
+USER = PodSecurity(run_as_user=1000, run_as_group=1000, fs_group=1000)
+"""The user of the trainer's image."""
 
 
 class Shared(BaseModel):
@@ -71,6 +85,8 @@ class Settings(Shared):
     """A leader that could not renew for so long gives up."""
     retry_seconds: float = 2
     """Pause between two looks at the lease."""
+    pod_security: Json[PodSecurity] = USER
+    """User, group, fsGroup and seLinuxOptions of jobs' pods, as JSON."""
     kueue: bool = False
     """Read what Kueue says of workloads."""
     checkpoint_aware_preemption: bool = False

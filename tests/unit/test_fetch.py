@@ -3,12 +3,14 @@
 import json
 import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from shown import Make
 
 from trl_operator.render.fetch import fetch_command
+from trl_operator.settings import PodSecurity
 
 KUBECTL = """#!/usr/bin/env python3
 import json, os, sys
@@ -61,6 +63,7 @@ def test_its_pod_is_restricted_reads_only_and_goes_where_the_jobs_pods_go(make_j
     job = make_job(
         tolerations=[{"key": "gpu", "operator": "Exists"}], imagePullSecrets=[{"name": "pull"}], storage={"size": "1Gi"}
     )
+    job = replace(job, security=PodSecurity(run_as_user=7))
     command = fetch_command(job, "trainer:1", "adapter", "u/final/adapter")
     assert command is not None
     _, [run, *_] = calls(command, tmp_path, "")
@@ -70,6 +73,7 @@ def test_its_pod_is_restricted_reads_only_and_goes_where_the_jobs_pods_go(make_j
     assert container["volumeMounts"] == [{"name": "claim", "mountPath": "/claim", "readOnly": True}]
     assert spec["volumes"] == [{"name": "claim", "persistentVolumeClaim": {"claimName": "tune-dpo"}}]
     assert container["securityContext"]["capabilities"] == {"drop": ["ALL"]}
+    assert spec["securityContext"]["runAsUser"] == 7
     assert (spec["tolerations"], spec["imagePullSecrets"]) == (
         [{"key": "gpu", "operator": "Exists"}],
         [{"name": "pull"}],

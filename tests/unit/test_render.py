@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from trl_operator.render.manifests import (
 )
 from trl_operator.render.run import pin
 from trl_operator.render.volumes import mounts
+from trl_operator.settings import PodSecurity
 
 Make = Callable[..., Any]
 
@@ -65,6 +67,18 @@ def test_the_hub_is_off_unless_the_spec_names_it(make_job: Make) -> None:
     assert "HF_HUB_OFFLINE" not in env(make_job())
     reference = {"mode": "explicit", "source": {"hub": {"repo": "a/b"}}}
     assert "HF_HUB_OFFLINE" not in env(make_job(model=local, dpo={"referenceModel": reference}))
+
+
+def test_pods_are_of_the_installations_user_or_of_the_clusters_and_never_root(make_job: Make) -> None:
+    def security(**said: Any) -> dict[str, Any]:
+        job = replace(make_job(), security=PodSecurity(**said))
+        return dict(pod(job)["spec"]["securityContext"])
+
+    always = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    assert security() == always
+    given = security(run_as_user=7, run_as_group=0, fs_group=8, se_linux_options={"level": "s0:c1,c2"})
+    numbers = {"runAsUser": 7, "runAsGroup": 0, "fsGroup": 8, "fsGroupChangePolicy": "OnRootMismatch"}
+    assert given == always | numbers | {"seLinuxOptions": {"level": "s0:c1,c2"}}
 
 
 def test_a_field_of_the_pod_is_told_and_is_no_secret(make_job: Make) -> None:

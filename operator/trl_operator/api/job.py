@@ -11,6 +11,7 @@ from trl_contract.spec import TrainingSpec
 from trl_contract.upstreams import Upstream
 from trl_operator.api.kinds import KINDS, KindInfo
 from trl_operator.constants import API_VERSION, GROUP, LABEL_QUEUE, VERSION
+from trl_operator.settings import USER, PodSecurity
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,9 @@ class Job:
     """Earlier jobs in place of whose names `training` has their results."""
     queue_label: str = ""
     """Queue that its label names; empty: none."""
+
+    security: PodSecurity = USER
+    """Who the processes of its pods are, as the installation says."""
 
     @property
     def queue_name(self) -> str:

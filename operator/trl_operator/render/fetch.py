@@ -5,7 +5,7 @@ from shlex import join, quote
 from typing import Any
 
 from trl_operator.api.job import Job
-from trl_operator.render.manifests import CONTAINER_SECURITY, POD_SECURITY
+from trl_operator.render.manifests import CONTAINER_SECURITY, pod_security
 
 MAX_COMMAND = 2048
 POD_SECONDS = 86400
@@ -33,7 +33,7 @@ def fetch_command(job: Job, image: str, kind: str, path: str) -> str | None:
         "activeDeadlineSeconds": POD_SECONDS,
         "terminationGracePeriodSeconds": 0,
         "automountServiceAccountToken": False,
-        "securityContext": POD_SECURITY,
+        "securityContext": pod_security(job),
         "containers": [container],
         "volumes": [{"name": "claim", "persistentVolumeClaim": {"claimName": job.storage_claim}}],
     }

@@ -19,18 +19,10 @@ from trl_operator.constants import (
 from trl_operator.render.environment import env_from, environment
 from trl_operator.render.placement import annotations, placement
 from trl_operator.render.volumes import mounts
+from trl_operator.settings import USER, PodSecurity
 
-USER = 1000
 MASTER_PORT = "29500"
 """Of torchrun on the first node."""
-POD_SECURITY = {
-    "runAsNonRoot": True,
-    "runAsUser": USER,
-    "runAsGroup": USER,
-    "fsGroup": USER,
-    "fsGroupChangePolicy": "OnRootMismatch",
-    "seccompProfile": {"type": "RuntimeDefault"},
-}
 CONTAINER_SECURITY = {
     "allowPrivilegeEscalation": False,
     "capabilities": {"drop": ["ALL"]},
@@ -51,6 +43,8 @@ class Installation:
     """PEM of the authority behind the receiver's certificate."""
     backend: BackendName = "pytorchjob"
     """Runs jobs whose spec names none."""
+    security: PodSecurity = USER
+    """Who the processes of jobs' pods are."""
 
 
 def labels(job: Job) -> dict[str, str]:
@@ -171,7 +165,7 @@ def pod_template(
             "terminationGracePeriodSeconds": cluster.run_policy.termination_grace_period_seconds,
             "automountServiceAccountToken": False,
             "enableServiceLinks": False,
-            "securityContext": POD_SECURITY,
+            "securityContext": pod_security(job),
             "containers": [{"name": container, **_container(job, installation, launch, found.mounts)}],
             "volumes": found.volumes,
             **placement(job),
@@ -185,6 +179,12 @@ def _topology(job: Job) -> dict[str, str]:
     topology = job.cluster.queue.topology if job.cluster.queue else None
     wanted = topology.to_wire() if topology else {}
     return {f"kueue.x-k8s.io/podset-{how}-topology": "true" if v is True else v for how, v in wanted.items()}
+
+
+def pod_security(job: Job) -> Manifest:
+    """Return the securityContext of a pod with the job's files: the installation's user, and never root."""
+    found = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}, **job.security.to_wire()}
+    return found | ({"fsGroupChangePolicy": "OnRootMismatch"} if job.security.fs_group is not None else {})
 
 
 def _container(job: Job, installation: Installation, launch: list[Manifest], volume_mounts: list[Manifest]) -> Manifest:

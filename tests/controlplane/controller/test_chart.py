@@ -108,6 +108,23 @@ def test_every_variable_of_the_chart_is_a_setting(render_chart: Render) -> None:
     assert found.writes_per_second == 12.5, "the replicas share the pace"
 
 
+def test_who_processes_are_is_said_to_all_pods_or_left_to_the_cluster(render_chart: Render) -> None:
+    always = {"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}}
+    ours, large = dict.fromkeys(("runAsUser", "runAsGroup", "fsGroup"), 1000), 1000680000
+    left = [f"podSecurityContext.{name}=none" for name in ours]
+    for values, expected in (
+        ([], ours),
+        (left, {}),
+        ([*left[1:], f"podSecurityContext.runAsUser={large}"], {"runAsUser": large}),
+        ([*left, "podSecurityContext.seLinuxOptions.level=s0:c1"], {"seLinuxOptions": {"level": "s0:c1"}}),
+    ):
+        objects = render_chart("trl", *values)
+        for name in ("trl-operator", RECEIVER):
+            assert of(objects, "Deployment", name)["spec"]["template"]["spec"]["securityContext"] == always | expected
+        given = {key: value or "x" for key, value in environment(objects).items()}
+        assert from_environment(Settings, given).pod_security.to_wire() == expected
+
+
 def test_reports_go_to_the_receiver_which_mounts_its_certificate_and_no_ca_key(render_chart: Render) -> None:
     objects = render_chart("trl")
     selector = of(objects, "Service")["spec"]["selector"]
@@ -176,6 +193,9 @@ def test_workloads_may_be_patched_only_where_attempts_without_a_checkpoint_are_p
         "kueue.checkpointAwarePreemption=maybe",
         "backend=mpijob",
         "otherBackends={mpijob}",
+        "podSecurityContext.runAsUser=0",
+        "podSecurityContext.fsGroup=any",
+        "podSecurityContext.privileged=true",
         "limits.maxNumNodes=-1",
         "limits.hub=maybe",
         "limits.registries={it's}",

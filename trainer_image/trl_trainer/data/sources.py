@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+import os
 import shutil
 import zlib
 from collections.abc import Iterator
@@ -68,7 +69,7 @@ def _explained(path: Path) -> Iterator[None]:
     except IsADirectoryError as error:
         raise UserError("DatasetNotFound", f"{path}: is a folder; name one file in it") from error
     except PermissionError as error:
-        raise UserError("AccessDenied", f"{path}: uid 1000 may not read it: {error.strerror}") from error
+        raise UserError("AccessDenied", f"{path}: uid {os.geteuid()} may not read it: {error.strerror}") from error
     except EOFError as error:
         raise UserError("DataFormatError", f"{path.name}: the gz file is cut off; copy it again") from error
     except (gzip.BadGzipFile, zlib.error) as error:

@@ -51,16 +51,32 @@ annotations:
 {{- end }}
 {{- end }}
 
+{{- /* podSecurityContext without what is left to the cluster, as JSON; numbers of any size stay as they are. */}}
+{{- define "trl-operator.podSecurity" -}}
+{{- $said := .Values.podSecurityContext | default (dict "runAsUser" 1000 "runAsGroup" 1000 "fsGroup" 1000) }}
+{{- $found := dict }}
+{{- range $name := list "runAsUser" "runAsGroup" "fsGroup" }}
+{{- $value := index $said $name }}
+{{- if not (or (kindIs "invalid" $value) (eq (toString $value) "none")) }}
+{{- $_ := set $found $name (int64 $value) }}
+{{- end }}
+{{- end }}
+{{- with $said.seLinuxOptions }}
+{{- $_ := set $found "seLinuxOptions" . }}
+{{- end }}
+{{- toJson $found }}
+{{- end }}
+
 {{- define "trl-operator.podSpec" -}}
 enableServiceLinks: false
 terminationGracePeriodSeconds: 20
 securityContext:
   runAsNonRoot: true
-  runAsUser: 1000
-  runAsGroup: 1000
-  fsGroup: 1000
   seccompProfile:
     type: RuntimeDefault
+  {{- with include "trl-operator.podSecurity" . | fromJson }}
+  {{- toYaml . | nindent 2 }}
+  {{- end }}
 {{- with .Values.imagePullSecrets }}
 imagePullSecrets:
   {{- toYaml . | nindent 2 }}
