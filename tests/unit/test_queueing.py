@@ -397,6 +397,7 @@ def test_the_deadline_holds_in_a_queue_and_says_what_was_waited_for(
 
 def test_the_newest_workload_of_an_attempt_has_the_word_and_those_of_others_are_not_kept(make_child: Make) -> None:
     known = Admissions(Store(), enabled=True)
+    [watched] = known.watched()
     child = make_child(0)
     assert known.of(child) == Admission()
     first = workload(("QuotaReserved", "False", "Pending", SHORT))
@@ -411,12 +412,12 @@ def test_the_newest_workload_of_an_attempt_has_the_word_and_those_of_others_are_
     other["metadata"]["ownerReferences"] = [{"kind": "Job", "name": "j", "uid": "child-0", "controller": True}]
     known.put(other)
     assert not known.of(child).admitted
-    known.sweep(["elsewhere"], set(), 10)
-    known.sweep([], set(), 6)
+    watched.sweep(["elsewhere"], set(), 10)
+    watched.sweep([], set(), 6)
     assert known.of(child).known
-    known.sweep([], set(), 7)
+    watched.sweep([], set(), 7)
     assert known.of(child) == Admission()
     known.put(first)
-    known.drop(first)
+    watched.drop(first)
     assert known.of(child) == Admission()
     assert Admissions(Store(), enabled=False).of(child) == Admission(NOT_ENABLED)

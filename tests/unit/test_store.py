@@ -100,6 +100,12 @@ def test_a_pod_that_is_gone_is_remembered_in_its_last_state_until_its_attempt_is
     assert store.pods(ATTEMPT) == []
 
 
+def drop(kept: Any, plural: str, obj: dict[str, Any]) -> None:
+    """A watch tells that an object is gone."""
+    [watched] = [each for each in kept.watched() if each.resource.plural == plural]
+    watched.drop(obj)
+
+
 def relist(keeper: Any, plural: str, listed: list[Any], version: int, namespaces: list[str] | None = None) -> None:
     """Hand over a fresh list, as Relist does."""
     for watched in keeper.watched():
@@ -453,9 +459,9 @@ def test_a_job_that_waits_for_something_is_woken_by_it_and_by_nothing_else(heard
     needs.put_claim(claim(3, namespace="elsewhere"))
     assert changed == []
     needs.put_claim(claim(4, deletionTimestamp="t"))
-    needs.drop_claim(claim(5, uid="an earlier one"))
+    drop(needs, "persistentvolumeclaims", claim(5, uid="an earlier one"))
     assert changed == [KEY]
-    needs.drop_claim(claim(5))
+    drop(needs, "persistentvolumeclaims", claim(5))
     assert (changed, needs.claim("team", "data")) == ([KEY] * 2, None)
     for version, phase in ((6, "Running"), (7, "Succeeded")):
         store.put_job({**stored("RewardJob", "judge", version), "status": {"phase": phase}})
@@ -501,14 +507,14 @@ def test_a_warning_about_a_workload_is_news_once(heard: Any) -> None:
     needs.put_event(event(4, "violates PodSecurity"))
     assert changed == [KEY] * 2
     assert [found["message"] for found in needs.warnings(known.uid)] == ["violates PodSecurity"]
-    needs.drop_event(event(5, "violates PodSecurity"))
-    assert (needs.warnings(known.uid), needs._warnings_of) == ([], {})
+    drop(needs, "events", event(5, "violates PodSecurity"))
+    assert needs.warnings(known.uid) == []
     needs.put_event({**event(5, "elsewhere"), "involvedObject": {"kind": "Node", "name": "tune-dpo-0", "uid": "n"}})
-    assert needs._warnings == {}, "that is about nothing that we know"
+    assert needs.warnings("n") == [], "that is about nothing that we know"
     needs.put_event(event(6, "of an earlier one", uid="another"))
     assert changed == [KEY] * 2
     relist(needs, "events", [], 9)
-    assert needs._warnings == {}
+    assert needs.warnings("another") == []
 
 
 def test_a_warning_about_what_a_trainjob_has_made_tells_of_it_but_not_one_of_an_earlier_trainjob() -> None:

@@ -7,9 +7,10 @@ from trl_operator.backend import BACKENDS
 from trl_operator.kube import WORKLOADS
 from trl_operator.plan.admission import NOT_ENABLED, NOTHING_SAID, Admission, admission_from
 from trl_operator.plan.observation import Child, controller
+from trl_operator.store.newest import Newest
 from trl_operator.store.objects import version_of
 from trl_operator.store.store import Store
-from trl_operator.store.watched import Watched, covers
+from trl_operator.store.watched import Watched
 
 Obj = dict[str, Any]
 
@@ -18,15 +19,16 @@ Obj = dict[str, Any]
 class Known:
     """A Workload, and the workload that it is of."""
 
+    about: str
+    """Uid of its owner."""
     namespace: str
-    owner: str
-    owner_uid: str
     version: int
+    owner: str
     admission: Admission
 
 
 class Admissions:
-    """Workloads by their uid; the store wakes the job whose attempt one is of. Those of others are not kept."""
+    """Workloads; the store wakes the job whose attempt one is of. Those of others are not kept."""
 
     def __init__(self, store: Store, enabled: bool, boosts: bool = False) -> None:
         self._store = store
@@ -34,19 +36,17 @@ class Admissions:
         """Workloads may be read, and are."""
         self.boosts = enabled and boosts
         """Their priority may be boosted, and is."""
-        self._known: dict[str, Known] = {}
-        self._of: dict[str, str] = {}
-        """Uid of the newest Workload by that of its owner."""
+        self._known: Newest[Known] = Newest(gone=self._tell)
 
     def watched(self) -> list[Watched]:
         """Return what has to be watched to keep this."""
-        return [Watched(WORKLOADS, self.put, self.drop, self.sweep)] if self.enabled else []
+        return [Watched(WORKLOADS, self.put, self._known.drop, self._known.sweep)] if self.enabled else []
 
     def of(self, child: Child | None) -> Admission:
         """Return what Kueue says of an attempt's workload."""
         if not self.enabled:
             return Admission(NOT_ENABLED)
-        known = self._known.get(self._of.get(child.uid, "")) if child else None
+        known = self._known.newest(child.uid) if child else None
         return known.admission if known else NOTHING_SAID
 
     def put(self, obj: Obj) -> None:
@@ -54,29 +54,10 @@ class Admissions:
         owner, uid = controller(obj["metadata"]), obj["metadata"]["uid"]
         if owner.get("kind") not in {backend.KIND for backend in BACKENDS.values()}:
             return
-        found = Known(obj["metadata"]["namespace"], owner["name"], owner["uid"], version_of(obj), admission_from(obj))
+        found = Known(owner["uid"], obj["metadata"]["namespace"], version_of(obj), owner["name"], admission_from(obj))
         known = self._known.get(uid)
-        if known is not None and known.version >= found.version:
-            return
-        self._known[uid], self._of[found.owner_uid] = found, uid
-        if known is None or known.admission != found.admission:
+        if self._known.put(uid, found) and (known is None or known.admission != found.admission):
             self._tell(found)
 
-    def drop(self, obj: Obj) -> None:
-        """Forget this very Workload."""
-        self._forget(obj["metadata"]["uid"])
-
-    def sweep(self, namespaces: list[str], uids: set[str], version: int) -> None:
-        """Forget those that a list of this version no longer has."""
-        for uid, known in list(self._known.items()):
-            if covers(namespaces, known.namespace) and uid not in uids and known.version <= version:
-                self._forget(uid)
-
-    def _forget(self, uid: str) -> None:
-        if known := self._known.pop(uid, None):
-            if self._of.get(known.owner_uid) == uid:
-                del self._of[known.owner_uid]
-            self._tell(known)
-
     def _tell(self, known: Known) -> None:
-        self._store.wake_owner(known.namespace, known.owner, known.owner_uid)
+        self._store.wake_owner(known.namespace, known.owner, known.about)

@@ -11,9 +11,10 @@ from trl_operator.plan.observation import Child, Key, Pod, controller
 from trl_operator.plan.starting import CLAIM_WARNINGS, POD_WARNINGS
 from trl_operator.plan.view import Told, Unbound
 from trl_operator.store.admissions import Admissions
+from trl_operator.store.newest import Newest
 from trl_operator.store.objects import version_of
 from trl_operator.store.store import Store
-from trl_operator.store.watched import Watched, covers
+from trl_operator.store.watched import Watched
 
 Obj = dict[str, Any]
 Place = tuple[str, str]
@@ -38,6 +39,16 @@ class WarningEvent:
     """Its reason, message and time."""
 
 
+@dataclass(frozen=True, slots=True)
+class KnownClaim:
+    """A claim."""
+
+    about: Place
+    namespace: str
+    version: int
+    claim: Obj
+
+
 class Needs:
     """Claims by their place, warnings by what they are about; the store wakes whoever waits for one."""
 
@@ -45,16 +56,15 @@ class Needs:
         """`kueue`: what Kueue says may be read, and is; `boosts`: attempts without a checkpoint are preferred there."""
         self._store = store
         self.admissions = Admissions(store, kueue, boosts)
-        self._claims: dict[Place, Obj] = {}
-        self._warnings: dict[str, WarningEvent] = {}
-        self._warnings_of: dict[str | Place, dict[str, WarningEvent]] = {}
+        self._claims: Newest[KnownClaim] = Newest(gone=self._tell_of_claim)
+        self._warnings: Newest[WarningEvent] = Newest()
 
     def watched(self) -> list[Watched]:
         """Return what has to be watched to keep this."""
         fields = ",".join(["type=Warning", *(f"reason!={reason}" for reason in _NOISE)])
         return [
-            Watched(CLAIMS, self.put_claim, self.drop_claim, self.sweep_claims),
-            Watched(EVENTS, self.put_event, self.drop_event, self.sweep_events, fields=fields),
+            Watched(CLAIMS, self.put_claim, self._claims.drop, self._claims.sweep),
+            Watched(EVENTS, self.put_event, self._warnings.drop, self._warnings.sweep, fields=fields),
             *self.admissions.watched(),
         ]
 
@@ -62,29 +72,17 @@ class Needs:
 
     def claim(self, namespace: str, name: str) -> Obj | None:
         """Return what is known of a claim, in the form of its object; None if none is known."""
-        return self._claims.get((namespace, name))
+        known = self._claims.newest((namespace, name))
+        return known.claim if known else None
 
     def put_claim(self, obj: Obj) -> None:
-        place, found = _place(obj), _claim(obj)
-        known = self._claims.get(place)
-        if known is None or version_of(known) < version_of(found):
-            self._claims[place] = found
-            self._store.waiting.wake((CLAIM, *place))
+        """Take over the state of a claim, unless a newer one is known."""
+        found = KnownClaim(_place(obj), obj["metadata"]["namespace"], version_of(obj), _claim(obj))
+        if self._claims.put(obj["metadata"]["uid"], found):
+            self._tell_of_claim(found)
 
-    def drop_claim(self, obj: Obj) -> None:
-        self._forget_claim(_place(obj), obj["metadata"]["uid"])
-
-    def sweep_claims(self, namespaces: list[str], uids: set[str], version: int) -> None:
-        for place, known in list(self._claims.items()):
-            uid = known["metadata"]["uid"]
-            if covers(namespaces, place[0]) and uid not in uids and version_of(known) <= version:
-                self._forget_claim(place, uid)
-
-    def _forget_claim(self, place: Place, uid: str) -> None:
-        known = self._claims.get(place)
-        if known is not None and known["metadata"]["uid"] == uid:
-            del self._claims[place]
-            self._store.waiting.wake((CLAIM, *place))
+    def _tell_of_claim(self, known: KnownClaim) -> None:
+        self._store.waiting.wake((CLAIM, *known.about))
 
     # -- events
 
@@ -130,7 +128,7 @@ class Needs:
 
     def warnings(self, about: str | Place) -> list[Obj]:
         """Return the events about an object, by its uid."""
-        return [found.event for found in self._warnings_of.get(about, {}).values()]
+        return [found.event for found in self._warnings.about(about)]
 
     def put_event(self, obj: Obj) -> None:
         about, uid, namespace = obj["involvedObject"], obj["metadata"]["uid"], obj["metadata"]["namespace"]
@@ -140,29 +138,10 @@ class Needs:
         name, object_uid = (owner.name, owner.uid) if owner else (about.get("name", ""), about.get("uid", ""))
         found = WarningEvent(object_uid or (namespace, name), namespace, version_of(obj), _event(obj))
         known = self._warnings.get(uid)
-        if known is not None and known.version >= found.version:
-            return
-        self._warnings[uid] = found
-        self._warnings_of.setdefault(found.about, {})[uid] = found
         # That it has happened once more is no news.
-        if known is None or known.event["message"] != found.event["message"]:
+        if self._warnings.put(uid, found) and (known is None or known.event["message"] != found.event["message"]):
             self._store.wake_owner(namespace, name, object_uid)
             self._store.waiting.wake((about.get("kind", ""), namespace, name))
-
-    def drop_event(self, obj: Obj) -> None:
-        self._forget_event(obj["metadata"]["uid"])
-
-    def sweep_events(self, namespaces: list[str], uids: set[str], version: int) -> None:
-        for uid, known in list(self._warnings.items()):
-            if covers(namespaces, known.namespace) and uid not in uids and known.version <= version:
-                self._forget_event(uid)
-
-    def _forget_event(self, uid: str) -> None:
-        if known := self._warnings.pop(uid, None):
-            siblings = self._warnings_of[known.about]
-            del siblings[uid]
-            if not siblings:
-                del self._warnings_of[known.about]
 
 
 def _place(obj: Obj) -> Place:
