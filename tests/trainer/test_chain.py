@@ -11,6 +11,7 @@ import pytest
 import yaml
 from trainer_kit import Warm, conversations, preference_pairs, write_jsonl
 
+from trl_contract.jobfile import JOB_UID
 from trl_trainer.errors import UserError
 from trl_trainer.local.chain import in_order
 from trl_trainer.local.cli import main
@@ -156,3 +157,43 @@ def test_all_config_maps_of_a_folder_are_there_for_all_jobs(tmp_path: Path) -> N
         json.dumps({"kind": "ConfigMap", "metadata": {"name": "rows"}, "data": {"r.jsonl": "{}"}})
     )
     assert [each.config_maps for each in read_all(folder)] == [{"rows": {"r.jsonl": b"{}"}}] * 2
+
+
+def test_a_hub_that_was_away_for_one_job_is_asked_again_for_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, offline, found = tmp_path / "claim", "HF_HUB_OFFLINE", {}
+    (claim / "base").mkdir(parents=True)
+    (claim / "conversations.jsonl").touch()
+    monkeypatch.setenv(offline, "restored after the test")
+    monkeypatch.delenv(offline)
+
+    def run(resource: Any, places: Any) -> int:
+        found[resource.name] = os.environ.get(offline)
+        os.environ[offline] = "1"
+        return 10
+
+    monkeypatch.setattr("trl_trainer.local.chain.run", run)
+    folder = write(tmp_path / "jobs", job("SFTJob", "a"), job("SFTJob", "b"))
+    assert main(["run", str(folder), "--volume", f"models={claim}", "--storage", str(tmp_path / "out")]) == 10
+    assert found == {"a": None, "b": None}
+
+
+def test_a_supervisor_does_not_take_the_job_of_another_launcher_for_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim, given = tmp_path / "claim", {}
+    (claim / "base").mkdir(parents=True)
+    (claim / "conversations.jsonl").touch()
+
+    def start(work: Path, variables: dict[str, str]) -> subprocess.Popen[bytes]:
+        given.update(variables)
+        return subprocess.Popen(["true"])
+
+    monkeypatch.setattr("trl_trainer.local.run._start", start)
+    for name in (JOB_UID, "PET_NNODES", "KUBEFLOW_TRAINER_SERVER_TOKEN"):
+        monkeypatch.setenv(name, "another's")
+    folder = write(tmp_path / "jobs", job("SFTJob", "a"))
+    assert main(["run", str(folder), "--volume", f"models={claim}", "--storage", str(tmp_path / "out")]) == 0
+    assert "TRL_TERMINATION_LOG" in given
+    assert "another's" not in given.values()

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,6 +69,21 @@ def test_crds_come_with_the_chart_are_kept_and_can_be_left_out(render_chart: Ren
     assert {crd["metadata"]["name"]: crd for crd in crds("crds.keep=false")} == {
         crd["metadata"]["name"]: crd for crd in committed.values()
     }
+
+
+def test_the_values_of_the_former_chart_say_what_they_said() -> None:
+    """Whoever has them all in a file upgrades with that: each is known, and none has come to mean something else."""
+    former = CHART.parents[2] / "tests/controlplane/controller/alone/chart-0.1.0/values.yaml"
+
+    def render(*arguments: str | Path) -> str:
+        command = [tools.binary("helm"), "template", "trl-operator", CHART, "--kube-version=1.36.0", *arguments]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert render(f"--values={former}") == render()
+    changed = ("receiver.port=9443", "scope.namespaces={a}", "image.tag=v7")
+    assert render(f"--values={former}", f"--set={','.join(changed)}") == render(f"--set={','.join(changed)}")
 
 
 def test_values_reach_the_operator(render_chart: Render) -> None:

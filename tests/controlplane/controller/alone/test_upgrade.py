@@ -67,16 +67,19 @@ def leave_as_the_old_version_did(jobs: Any, url: str, job: dict[str, Any]) -> No
 def test_a_job_that_reports_goes_on_reporting(
     helm: Helm, new_operator: Callable[..., Any], jobs: Any, node: FakeNode, dpo: Callable[..., Any]
 ) -> None:
-    helm("install", "trl-operator", OLD)
+    helm("install", "trl-operator", OLD, "--set=receiver.port=9443,podLabels.team=infra")
     operator = new_operator()
     leave_as_the_old_version_did(jobs, operator.settings["RECEIVER_URL"], dpo())
     [pod] = node.wait_for_pods(1, "tune-dpo-0")
     node.run(pod)
     trainer = Trainer(node, pod)
     before = {obj["metadata"]["name"]: obj for obj in jobs.list("deployments.apps")}
-    helm("upgrade", "trl-operator", NEW, "--set=crds.enabled=false", f"--set=scope.namespaces={{{jobs.namespace}}}")
+    own = ("--set=crds.enabled=false", f"--set=scope.namespaces={{{jobs.namespace}}}")
+    helm("upgrade", "trl-operator", NEW, "--reset-then-reuse-values", *own)
     after = {obj["metadata"]["name"]: obj for obj in jobs.list("deployments.apps")}
     assert after["trl-operator"]["metadata"]["uid"] == before["trl-operator"]["metadata"]["uid"], "not made anew"
+    template = after["trl-operator"]["spec"]["template"]
+    assert template["metadata"]["labels"]["team"] == "infra", "what was set for the former chart still is"
     operator.start()
     operator.receiver.start()
     wait_for(
