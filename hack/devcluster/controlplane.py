@@ -45,13 +45,13 @@ class ControlPlane:
     def __init__(self, crds: Sequence[Path] = (), engines: Sequence[str] = ()) -> None:
         self.keep = False
         self._crds = crds
-        self._engines = engines
+        self.engines = engines
         self._ports: dict[str, socket.socket] = {}
         self._commands: dict[str, list[str | Path]] = {}
         self._running: dict[str, subprocess.Popen[bytes]] = {}
 
     def __enter__(self) -> Self:
-        tools.ensure([*BINARIES, *self._engines])
+        tools.ensure([*BINARIES, *self.engines])
         began = time.monotonic()
         self.folder = Path(tempfile.mkdtemp(prefix="trl-controlplane-"))
         try:
@@ -59,7 +59,7 @@ class ControlPlane:
             self.start("etcd")
             self.start("kube-apiserver")
             self._install()
-            self.start("kube-controller-manager", "training-operator", *self._engines)
+            self.start("kube-controller-manager", "training-operator", *self.engines)
         except BaseException as error:
             error.add_note(f"The logs of the control plane are kept in {self.logs}")
             self.keep = True
@@ -227,7 +227,7 @@ class ControlPlane:
             pki.Subject("kube-apiserver", "kube-apiserver", hosts=("127.0.0.1", "localhost")),
             pki.Subject("admin", "admin", ("system:masters",)),
             pki.Subject("kube-controller-manager", "system:kube-controller-manager"),
-            *(pki.Subject(name, name, ("system:masters",)) for name in ("training-operator", *self._engines)),
+            *(pki.Subject(name, name, ("system:masters",)) for name in ("training-operator", *self.engines)),
         ]
         pki.ensure(self.folder / "pki", subjects)
         for subject in subjects[1:]:
@@ -244,7 +244,7 @@ class ControlPlane:
                 self._port("training-operator-health"),
             ),
         }
-        for name in self._engines:
+        for name in self.engines:
             self._configure(name)
             kubeconfig = self.folder / f"{name}.kubeconfig"
             self._commands[name] = engines.command(name, kubeconfig, self.folder / f"{name}.json")
@@ -257,7 +257,7 @@ class ControlPlane:
         """What the API server has to hold before the controllers start."""
         certificates = webhooks.certificates(self.folder)
         held = trainingoperator.objects(certificates, self._port("training-operator-webhook"))
-        for name in self._engines:
+        for name in self.engines:
             held += engines.objects_outside(name, self._port(f"{name}-webhook"), certificates)
         objects = self.folder / "objects.json"
         objects.write_text(_list_of(held))

@@ -17,7 +17,9 @@ GROUP = "trl-operator.io"
 LABEL_JOB_UID, LABEL_ATTEMPT = f"{GROUP}/job-uid", f"{GROUP}/attempt"
 KINDS = ("SFTJob", "RewardJob", "DPOJob", "GRPOJob")
 WORKLOADS = ("PyTorchJob", "TrainJob")
-OURS = ("ConfigMap", "NetworkPolicy", "PersistentVolumeClaim", "TrainingRuntime", *WORKLOADS)
+BESIDE = ("ConfigMap", "NetworkPolicy", "TrainingRuntime")
+"""Kinds of what an attempt has beside its workload."""
+OURS = ("PersistentVolumeClaim", *BESIDE, *WORKLOADS)
 """Kinds of what the operator makes for a job."""
 RESOURCES = (
     *(f"{kind.lower()}s.{GROUP}" for kind in KINDS),
@@ -170,9 +172,13 @@ def _orphans(picture: Picture) -> Iterator[Broken]:
 def _attempts(picture: Picture, job: Obj) -> Iterator[Broken]:
     status = job.get("status", {})
     last = status.get("attempt", -1)
-    for obj in picture.of(job["metadata"]["uid"], "ConfigMap", "Pod", *WORKLOADS):
+    for obj in picture.of(job["metadata"]["uid"], *BESIDE, "Pod", *WORKLOADS):
         if _attempt(obj) > last:
             yield Broken("attempts without gaps", _name(obj), f"{_name(job)} knows attempts up to {last}")
+    for obj in picture.of(job["metadata"]["uid"], *BESIDE):
+        # The one before stays as long as its pods; a run has the label of no attempt.
+        if status.get("phase") == "Running" and 0 <= _attempt(obj) < last - 1:
+            yield Broken("no orphans", _name(obj), f"{_name(job)} is at attempt {last}")
     if status.get("restarts", 0) > max(last, 0):
         yield Broken("attempts without gaps", _name(job), f"{status['restarts']} restarts made attempt {last}")
 

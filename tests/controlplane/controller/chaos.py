@@ -6,7 +6,9 @@ import re
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, Self
 
 from kubernetes import client, watch
@@ -16,12 +18,17 @@ from devcluster.controlplane import ControlPlane
 from devcluster.fakenode import FakeNode, Pod
 from devcluster.faultproxy import FaultProxy, Request, Verdict
 from devcluster.waiting import wait_for
+from trl_operator.api.job import child_name
 from trl_operator.api.kinds import KINDS
 
 Obj = dict[str, Any]
 
 QUIET_SECONDS = 1.5
+HELD_BACK = "held-back"
+"""In its nodeSelector: the node does not run the pod by itself."""
+KUEUE = ("kueue.x-k8s.io", "v1beta2")
 GROUP, VERSION = "trl-operator.io", "v1alpha1"
+TRAINER = "trainer.kubeflow.org"
 ROWS: dict[str, list[Obj]] = {
     "SFTJob": [{"prompt": "Where is it?", "completion": "I will look at once."}] * 4,
     "RewardJob": [{"chosen": "I will look at once.", "rejected": "no idea"}] * 4,
@@ -81,7 +88,10 @@ class World:
         for info in KINDS.values():
             self._record(self._api.list_namespaced_custom_object, GROUP, VERSION, self.namespace, info.plural)
         self._record(self._api.list_namespaced_custom_object, "kubeflow.org", "v1", self.namespace, "pytorchjobs")
+        if "trainer" in self.plane.engines:
+            self._record(self._api.list_namespaced_custom_object, TRAINER, "v1alpha1", self.namespace, "trainjobs")
         self._record(core.list_namespaced_pod, self.namespace)
+        self._core = core
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -92,28 +102,36 @@ class World:
             thread.join(5)
 
     def _record(self, function: Any, *arguments: str) -> None:
-        thread = threading.Thread(target=self._follow, args=(function, arguments), daemon=True)
+        self._begin(lambda: self._follow(function, arguments))
+
+    def _begin(self, what: Callable[[], None]) -> None:
+        """Do something beside the test; what goes wrong there is raised by `get`."""
+
+        def run() -> None:
+            try:
+                what()
+            except BaseException as error:
+                # Stopping shuts the socket down while it is read, which may look like anything.
+                if not self._stopped:
+                    self._error = error
+
+        thread = threading.Thread(target=run, daemon=True)
         self._threads.append(thread)
         thread.start()
 
     def _follow(self, function: Any, arguments: tuple[str, ...]) -> None:
         each = watch.Watch()
         self._watches.append(each)
-        try:
-            for event in each.stream(function, *arguments, deserialize=False):
-                obj, gone = event["object"], event["type"] == "DELETED"
-                self._events.append((int(obj["metadata"]["resourceVersion"]), gone, obj))
-                key = (obj["kind"], obj["metadata"]["name"])
-                if found := NAME.match(key[1]):
-                    self.names[obj["metadata"]["uid"]] = found.group()
-                if gone:
-                    self._now.pop(key, None)
-                else:
-                    self._now[key] = obj
-        except BaseException as error:
-            # Stopping shuts the socket down while it is read, which may look like anything.
-            if not self._stopped:
-                self._error = error
+        for event in each.stream(function, *arguments, deserialize=False):
+            obj, gone = event["object"], event["type"] == "DELETED"
+            self._events.append((int(obj["metadata"]["resourceVersion"]), gone, obj))
+            key = (obj["kind"], obj["metadata"]["name"])
+            if found := NAME.match(key[1]):
+                self.names[obj["metadata"]["uid"]] = found.group()
+            if gone:
+                self._now.pop(key, None)
+            else:
+                self._now[key] = obj
 
     # -- what is there
 
@@ -143,14 +161,14 @@ class World:
         return history
 
     def picture(self) -> invariants.Picture:
-        text = self.plane.kubectl(
-            "get", ",".join(invariants.RESOURCES), f"--namespace={self.namespace}", "--output=json"
-        )
+        more = invariants.TRAINER if "trainer" in self.plane.engines else ()
+        kinds = ",".join((*invariants.RESOURCES, *more))
+        text = self.plane.kubectl("get", kinds, f"--namespace={self.namespace}", "--output=json")
         return invariants.Picture(json.loads(text)["items"])
 
     def settle(self, picture: invariants.Picture) -> None:
-        """Wait until every job, PyTorchJob and pod of a picture has been recorded as it is there."""
-        recorded = (*KINDS, "PyTorchJob", "Pod")
+        """Wait until every job, workload and pod of a picture has been recorded as it is there."""
+        recorded = (*KINDS, *invariants.WORKLOADS, "Pod")
         wanted = {_version(obj) for obj in picture.objects.values() if obj["kind"] in recorded}
         wait_for("what is there was recorded", lambda: wanted <= set(map(_version, list(self._now.values()))), 20)
 
@@ -165,7 +183,45 @@ class World:
         self.names[made["metadata"]["uid"]] = name
 
     def patch(self, kind: str, name: str, **policy: Any) -> None:
-        self._api.patch_namespaced_custom_object(*self._place(kind), name, {"spec": {"runPolicy": policy}})
+        self.patch_spec(kind, name, {"runPolicy": policy})
+
+    def patch_spec(self, kind: str, name: str, change: Obj) -> None:
+        self._api.patch_namespaced_custom_object(*self._place(kind), name, {"spec": change})
+
+    def queue(self, name: str, stop_policy: str) -> None:
+        """Create or change a LocalQueue of the ClusterQueue that has the namespace's name."""
+        spec = {"clusterQueue": self.namespace, "stopPolicy": stop_policy}
+        obj = {"apiVersion": "/".join(KUEUE), "kind": "LocalQueue", "metadata": {"name": name}, "spec": spec}
+        place = (*KUEUE, self.namespace, "localqueues")
+        try:
+            self._api.create_namespaced_custom_object(*place, obj)
+        except client.ApiException as error:
+            if error.status != 409:
+                raise
+            self._api.patch_namespaced_custom_object(*place, name, {"spec": spec})
+
+    def lose_config_map(self, kind: str, name: str) -> None:
+        """Somebody deletes the ConfigMap of a job's first attempt, and a kubelet finds it missing."""
+        [pod], lost = self.pods(name), child_name(KINDS[kind], name, 0)
+        self._core.delete_namespaced_config_map(lost, self.namespace)
+        words = f'MountVolume.SetUp failed for volume "attempt" : configmap "{lost}" not found'
+        about = {"apiVersion": "v1", "kind": "Pod", "namespace": self.namespace}
+        about |= {field: pod["metadata"][field] for field in ("name", "uid")}
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        event = {"metadata": {"generateName": f"{name}-"}, "involvedObject": about, "reason": "FailedMount"}
+        event |= {"type": "Warning", "message": words, "lastTimestamp": now, "source": {"component": "kubelet"}}
+        self._core.create_namespaced_event(self.namespace, event)
+
+        def mount() -> None:
+            """As the kubelet, which tries it again and again."""
+            wait_for(f"ConfigMap {lost} is there again", lambda: self._finds(lost), 120, 0.1)
+            self.node.run(pod)
+
+        self._begin(mount)
+
+    def _finds(self, config_map: str) -> bool:
+        found = self._core.list_namespaced_config_map(self.namespace, field_selector=f"metadata.name={config_map}")
+        return bool(found.items)
 
     def delete(self, kind: str, name: str) -> None:
         self._api.delete_namespaced_custom_object(*self._place(kind), name)
@@ -333,15 +389,19 @@ def shape(picture: invariants.Picture, uid: str, name: str) -> Counter[str]:
     """Everything that is left of a job: kind, name, and a digest of what it says, but for the names and uids in it."""
     found: Counter[str] = Counter()
     for obj in picture.objects.values():
-        labels = obj["metadata"].get("labels", {})
-        if uid not in (obj["metadata"]["uid"], labels.get(f"{GROUP}/job-uid")):
+        metadata, labels = obj["metadata"], obj["metadata"].get("labels", {})
+        if uid not in (metadata["uid"], labels.get(f"{GROUP}/job-uid")):
             continue
         said = {key: obj.get(key) for key in ("spec", "data")}
         if obj["kind"] == "PersistentVolumeClaim":
             said = {"spec": {key: obj["spec"][key] for key in ("accessModes", "resources")}}
         if obj["kind"] == "Pod":
+            # What others write at it has names and digests of names in it.
             said = {"phase": obj["status"]["phase"]}
+            labels = {key: value for key, value in labels.items() if key.startswith(f"{GROUP}/")}
         text = json.dumps([said, labels], sort_keys=True).replace(uid, "UID").replace(name, "NAME")
         digest = hashlib.sha256(UID.sub("UID", text).encode()).hexdigest()[:12]
-        found[f"{obj['kind']} {obj['metadata']['name'].replace(name, 'NAME')} {digest}"] += 1
+        # A Job's pods have names of its choice.
+        called = metadata.get("generateName", metadata["name"]).replace(name, "NAME")
+        found[f"{obj['kind']} {called} {digest}"] += 1
     return found

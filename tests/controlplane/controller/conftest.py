@@ -21,12 +21,13 @@ import yaml
 # Test modules are imported without a package (importlib mode), so what they share needs a place on the path.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from chaos import World
+from chaos import HELD_BACK, World, through
 from zygote import Forked, Zygote
 
 from devcluster import tools
 from devcluster.controlplane import ControlPlane
 from devcluster.fakenode import FakeNode, Pod
+from devcluster.faultproxy import FaultProxy
 from devcluster.paths import REPOSITORY
 from devcluster.waiting import wait_for
 
@@ -281,6 +282,21 @@ def zygote() -> Iterator[Zygote]:
 
 
 @pytest.fixture
+def proxy(control_plane: ControlPlane) -> Iterator[FaultProxy]:
+    with FaultProxy(control_plane.url, control_plane.ca) as made:
+        yield made
+
+
+@pytest.fixture
+def quick_operator(make_operator: Callable[..., Any], proxy: FaultProxy, zygote: Zygote) -> Any:
+    """Of the test's namespace, behind the proxy, and quick to start."""
+    made = make_operator()
+    made.zygote = zygote
+    through(made, proxy)
+    return made
+
+
+@pytest.fixture
 def world(control_plane: ControlPlane, namespace: str, node: FakeNode) -> Iterator[World]:
     """Everything that happens in the test's namespace, whose pods run as soon as they are there."""
     node.policy = run_pods
@@ -289,7 +305,7 @@ def world(control_plane: ControlPlane, namespace: str, node: FakeNode) -> Iterat
 
 
 def run_pods(node: FakeNode, pod: Pod) -> None:
-    if pod["status"]["phase"] == "Pending":
+    if pod["status"]["phase"] == "Pending" and HELD_BACK not in pod["spec"].get("nodeSelector", {}):
         node.run(pod)
 
 

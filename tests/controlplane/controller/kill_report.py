@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from operations import KINDS, OPERATIONS
+from operations import ENGINES, PARTS
 
 Obj = dict[str, Any]
 
@@ -34,13 +34,13 @@ def report(known: Obj) -> str:
         "",
         f"{kills} kills of the operator at chosen calls, {faults} random kills and faults, {len(leaders)} writes of a"
         " leader that was frozen until another one led: every job came to the end that an undisturbed one has, every"
-        " attempt had one PyTorchJob, none was lost, all invariants held at every event.",
+        " attempt had one workload, none was lost, all invariants held at every event.",
         "",
         "`make kill-matrix` (`PART=kills`, `PART=DPOJob`, `PART=storm`, `PART=leaders`: a part). The API server, the"
-        " controllers and the training-operator are real, the node is a fake one; the operator is forked from a process"
-        " that has imported its modules. A part that fails is not written down.",
+        " controllers, training-operator, Trainer, JobSet and Kueue are real, the node is a fake one; the operator is"
+        " forked from a process that has imported its modules. A part that fails is not written down.",
         "",
-        f"## At every call: {len(matrix)} of {len(KINDS) * len(OPERATIONS) + 1} parts",
+        f"## At every call: {len(matrix)} of {len(PARTS) + len(ENGINES) + 1} parts",
         "An operation is first done to one job undisturbed, which shows its calls. Then it is done to another job for"
         " every call, and the operator is killed by SIGKILL just before the API server gets that call, or when it has"
         " answered and the operator does not know. A call that does not come again kills nobody. `start` is the"

@@ -1,18 +1,13 @@
-"""What is done to jobs, step by step, and what must hold of them afterwards."""
+"""What is done to jobs while the operator is killed."""
 
 import json
 import os
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from itertools import cycle
 from typing import Any
 
-from chaos import Call, Killer, Obj, Point, World, end, shape
-
-from devcluster import invariants
-from devcluster.faultproxy import FaultProxy
-from devcluster.waiting import wait_for
+from chaos import HELD_BACK, Obj, World
 
 FULL = os.environ.get("KILLS") == "full"
 """`make kill-matrix`, not `make test`."""
@@ -21,26 +16,36 @@ ARTIFACT = {"type": "model", "uri": "u", "digest": "sha256:0"}
 PROGRESS = {
     "attempt": 0, "step": 4, "totalSteps": 4, "activity": "exporting", "lastUpdateTime": "2026-11-21T11:00:00Z",
 }  # fmt: skip
-STAGGER_SECONDS = 2.5
-"""Between jobs that come to the operation's calls by themselves; a kill and a start take less."""
+
+
+Reached = Callable[[Obj | None], bool]
 
 
 @dataclass(frozen=True)
 class Operation:
     """What is done to a job, and when that is done."""
 
-    do: Callable[[World, str, str], None]
-    done: Callable[[Obj | None], bool]
-    before: tuple[str, ...] = ("Running",)
-    """Phases that the job is brought to first."""
+    do: Callable[[World, str, str], None] | None
+    """None: it is created."""
+    done: Reached
+    before: tuple["Operation", ...] = ()
+    """What is done to the job first."""
     policy: Obj = field(default_factory=dict)
-    rest: Callable[[Obj | None], bool] | None = None
+    spec: Callable[[str], Obj] = lambda _: {}
+    """More fields of its spec, by its name."""
+    ready: Callable[[World, str], None] = lambda _, __: None
+    """What its namespace needs first."""
+    upstream: str = ""
+    """Kind of the job NAME-up that it builds on, which runs before it is created."""
+    rest: Reached | None = None
     """When nothing more happens by itself, if that is later."""
     delay: float = 0
     """The operator does it by itself so long after `do`; what it does before that is another operation's."""
 
 
-def phase(name: str, attempt: int = 0) -> Callable[[Obj | None], bool]:
+def phase(name: str, attempt: int | None = 0) -> Reached:
+    """None: no attempt has begun."""
+
     def reached(job: Obj | None) -> bool:
         status = (job or {}).get("status", {})
         return (status.get("phase"), status.get("attempt")) == (name, attempt)
@@ -50,10 +55,6 @@ def phase(name: str, attempt: int = 0) -> Callable[[Obj | None], bool]:
 
 def gone(job: Obj | None) -> bool:
     return job is None
-
-
-def create(world: World, kind: str, name: str, **policy: Any) -> None:
-    world.create(kind, name, **policy)
 
 
 def patch(**policy: Any) -> Callable[[World, str, str], None]:
@@ -72,130 +73,133 @@ def record(outcome: str, **fields: Any) -> str:
     return json.dumps({"contractVersion": 1, "outcome": outcome, "time": "2026-11-21T11:00:00.000000Z", **fields})
 
 
+def restarts(job: Obj | None) -> bool:
+    """The next attempt is due, or has begun."""
+    return phase("Restarting", 1)(job) or phase("Running", 1)(job)
+
+
+CREATE = Operation(None, phase("Running"))
+SUSPEND = Operation(patch(suspend=True), phase("Suspended", 1), (CREATE,))
 OPERATIONS = {
-    "create": Operation(create, phase("Running"), before=()),
-    "succeed": Operation(succeed, phase("Succeeded")),
-    "fail": Operation(fail, phase("Failed"), policy={"maxRestarts": 0}),
-    "fail, to be tried again": Operation(
-        fail, lambda job: phase("Restarting", 1)(job) or phase("Running", 1)(job), rest=phase("Running", 1)
+    "create": CREATE,
+    "succeed": Operation(succeed, phase("Succeeded"), (CREATE,)),
+    "fail": Operation(fail, phase("Failed"), (CREATE,), {"maxRestarts": 0}),
+    "fail, to be tried again": Operation(fail, restarts, (CREATE,), rest=phase("Running", 1)),
+    "restart": Operation(fail, phase("Running", 1), (CREATE,), delay=8),
+    "suspend": SUSPEND,
+    "resume": Operation(patch(suspend=False), phase("Running", 1), (CREATE, SUSPEND)),
+    "cancel": Operation(patch(cancel=True), phase("Cancelled"), (CREATE,)),
+    "delete": Operation(lambda world, kind, name: world.delete(kind, name), gone, (CREATE,)),
+    "ttl": Operation(succeed, gone, (CREATE,), {"ttlSecondsAfterFinished": 1}),
+    "deadline": Operation(None, phase("Failed"), policy={"activeDeadlineSeconds": 15}, delay=12),
+}
+"""Of every kind."""
+
+
+# -- jobs that build on others, and attempts that differ
+
+
+def succeed_upstream(world: World, kind: str, name: str) -> None:
+    succeed(world, kind, f"{name}-up")
+
+
+def fail_upstream(world: World, kind: str, name: str) -> None:
+    saved = [{"step": 2, "path": "u/checkpoint-2", "time": PROGRESS["lastUpdateTime"]}]
+    told = {**PROGRESS, "step": 3, "activity": "training", "checkpoints": saved}
+    words = record("Failed", reason="NonFiniteLoss", message="nan", rank=0, progress=told)
+    world.end_pods(f"{name}-up", 12, words)
+
+
+def run_out_of_memory(world: World, kind: str, name: str) -> None:
+    told = {"reason": "OutOfGPUMemory", "message": "no room", "rank": 0, "activity": "training"}
+    world.end_pods(name, 1, record("Failed", **told))
+
+
+SHRINK: Obj = {"policy": {"onOutOfMemory": "ShrinkMicroBatch"}, "spec": lambda _: {"training": BATCH}}
+BATCH = {"perDeviceBatchSize": 4}
+BLOCKED = Operation(None, phase("Blocked", None))
+STARTING = Operation(None, phase("Starting"))
+OTHERS = {
+    ("DPOJob", "begin when model.fromJob has succeeded"): Operation(
+        succeed_upstream,
+        phase("Running"),
+        (BLOCKED,),
+        spec=lambda name: {"model": {"fromJob": {"kind": "SFTJob", "name": f"{name}-up"}}},
+        upstream="SFTJob",
     ),
-    "restart": Operation(fail, phase("Running", 1), delay=8),
-    "suspend": Operation(patch(suspend=True), phase("Suspended", 1)),
-    "resume": Operation(patch(suspend=False), phase("Running", 1), before=("Running", "Suspended")),
-    "cancel": Operation(patch(cancel=True), phase("Cancelled")),
-    "delete": Operation(lambda world, kind, name: world.delete(kind, name), gone),
-    "ttl": Operation(succeed, gone, policy={"ttlSecondsAfterFinished": 1}),
-    "deadline": Operation(
-        lambda world, kind, name: create(world, kind, name, activeDeadlineSeconds=15),
-        phase("Failed"),
-        before=(),
-        delay=12,
+    ("SFTJob", "begin when resumeFrom has failed"): Operation(
+        fail_upstream,
+        phase("Running"),
+        (BLOCKED,),
+        spec=lambda name: {"checkpoint": {"resumeFrom": {"job": f"{name}-up"}}},
+        upstream="SFTJob",
+    ),
+    ("GRPOJob", "out of memory, to be tried again"): Operation(
+        run_out_of_memory, restarts, (CREATE,), rest=phase("Running", 1), **SHRINK
+    ),
+    ("RewardJob", "restart with half the micro-batch"): Operation(
+        run_out_of_memory, phase("Running", 1), (CREATE,), delay=8, **SHRINK
+    ),
+    ("DPOJob", "restore a ConfigMap before it is mounted"): Operation(
+        lambda world, kind, name: world.lose_config_map(kind, name),
+        phase("Running"),
+        (STARTING,),
+        spec=lambda _: {"nodeSelector": {HELD_BACK: "true"}},
+    ),
+}
+"""Of one kind each."""
+
+
+# -- on TrainJobs, and in Kueue's queues
+
+
+def stop(policy: str) -> Callable[[World, str, str], None]:
+    """The job's own queue holds its jobs back, lets them go, or takes back what they have."""
+    return lambda world, kind, name: world.queue(name, policy)
+
+
+IN_QUEUE: Obj = {
+    "policy": {"maxRestarts": 0},
+    "spec": lambda name: {"queue": {"name": name}, "resources": {"requests": {"cpu": 1}}},
+}
+CLOSED: Obj = {**IN_QUEUE, "ready": lambda world, name: world.queue(name, "Hold")}
+OPEN: Obj = {**IN_QUEUE, "ready": lambda world, name: world.queue(name, "None")}
+QUEUE_UP = Operation(None, phase("Queued"), **CLOSED)
+EVICT = Operation(stop("HoldAndDrain"), phase("Queued", 1), (CREATE,), **OPEN)
+
+
+def both_queues(world: World, name: str) -> None:
+    world.queue(name, "Hold")
+    world.queue(f"{name}-other", "None")
+
+
+QUEUED = {
+    "create in a queue": QUEUE_UP,
+    "admitted": Operation(stop("None"), phase("Running"), (QUEUE_UP,), **CLOSED),
+    "evicted": EVICT,
+    "admitted again": Operation(stop("None"), phase("Running", 1), (CREATE, EVICT), **OPEN),
+    "move to another queue": Operation(
+        lambda world, kind, name: world.patch_spec(kind, name, {"queue": {"name": f"{name}-other"}}),
+        phase("Running", 1),
+        (QUEUE_UP,),
+        **IN_QUEUE,
+        ready=both_queues,
     ),
 }
 
 
-class Run:
-    """One operation on many jobs, each with a point at which the operator dies."""
-
-    def __init__(self, world: World, operator: Any, proxy: FaultProxy, kind: str, operation: Operation) -> None:
-        self.world = world
-        self.operator = operator
-        self.kind = kind
-        self.operation = operation
-        self.killer = Killer(operator, world)
-        self.killer.attach(proxy)
-
-    def prepare(self, names: Sequence[str]) -> None:
-        """The jobs are as the operation needs them."""
-        if not self.operation.before:
-            return
-        for name in names:
-            self.world.create(self.kind, name, **self.operation.policy)
-        self.wait("Running", names, phase("Running"))
-        if "Suspended" in self.operation.before:
-            for name in names:
-                self.world.patch(self.kind, name, suspend=True)
-            self.wait("Suspended", names, phase("Suspended", 1))
-        # Events follow the status.
-        for name in names:
-            self.killer.watch(name, 0)
-        wait_for("nothing is asked about them", lambda: all(map(self.killer.is_quiet, names)), 30, 0.05)
-
-    def wait(self, what: str, names: Sequence[str], reached: Callable[[Obj | None], bool]) -> None:
-        def all_are() -> bool:
-            self.relaunch()
-            return all(reached(self.world.get(self.kind, name)) for name in names)
-
-        wait_for(f"jobs are {what}", all_are, 120, 0.05)
-
-    def relaunch(self) -> None:
-        """Start the operator if it was killed; nothing else may have ended it."""
-        if self.operator.process.poll() is not None:
-            assert self.killer.killed.wait(5), self.operator.log.read_text()[-4000:]
-            self.killer.killed.clear()
-            self.operator.launch()
-
-    def over(self, name: str) -> bool:
-        """The operation is done, or the operator killed by it."""
-        point = self.killer.armed.get(name)
-        if point is not None and point.hit:
-            return True
-        return self.operation.done(self.world.get(self.kind, name)) and self.killer.is_quiet(name)
-
-    def reference(self, name: str) -> list[Call]:
-        """Do it undisturbed; return its calls."""
-        self.prepare([name])
-        self.killer.watch(name, self.operation.delay)
-        self.operation.do(self.world, self.kind, name)
-        wait_for(f"{name}, undisturbed, is done", lambda: self.over(name), 60, 0.05)
-        return [call for _, call in self.killer.calls[name]]
-
-    def disturbed(self, points: list[Point]) -> None:
-        """Do it to one job after the other, and kill the operator by each."""
-        self.prepare([point.job for point in points])
-        for point in points:
-            began = time.monotonic()
-            self.killer.arm(point, self.operation.delay)
-            self.operation.do(self.world, self.kind, point.job)
-
-            def next_turn(point: Point = point, began: float = began) -> bool:
-                self.relaunch()
-                if self.operation.delay:
-                    return time.monotonic() > began + STAGGER_SECONDS
-                return self.over(point.job)
-
-            wait_for(f"the operator is killed by {point}", next_turn, 60, 0.02)
-        self.wait("done", ["j0000", *(point.job for point in points)], self.operation.rest or self.operation.done)
-        for point in points:
-            wait_for(f"{point.job} has nothing more to do", lambda name=point.job: self.over(name), 30)
+def on_trainjob(operation: Operation) -> Operation:
+    return replace(operation, spec=lambda name: {**operation.spec(name), "backend": "trainjob"})
 
 
-def still(world: World, operator: Any) -> invariants.Picture:
-    """Nobody writes any more, and all invariants hold; return the picture that shows it."""
-    wait_for(
-        "what is wrong for a moment is over", lambda: not invariants.look(world.picture(), datetime.now(UTC)), 60, 1
-    )
-    before = len(world.plane.audit(operator.user))
-    first = world.picture()
-    time.sleep(3)  # nothing happens in that time: there is nothing to wait for
-    picture = world.picture()
-    written = [e for e in world.plane.audit(operator.user)[before:] if e["verb"] not in ("get", "list", "watch")]
-    assert {entry["objectRef"]["resource"] for entry in written} <= {"leases"}, written
-    broken = invariants.compare(first, picture, quiet=True) + invariants.look(picture, datetime.now(UTC))
-    assert not broken, broken
-    world.settle(picture)
-    return picture
-
-
-def hold(world: World, operator: Any, kind: str, names: Sequence[str]) -> None:
-    """What is true of j0000, which nothing had disturbed, is true of all."""
-    picture = still(world, operator)
-    history = world.history()
-    assert not history.broken, history.broken
-    uids = world.uids
-    expected = shape(picture, uids["j0000"], "j0000")
-    attempts = [attempt for attempt, _ in history.workloads[uids["j0000"]]]
-    for name in names:
-        assert end(world.status(kind, name), name) == end(world.status(kind, "j0000"), "j0000")
-        assert shape(picture, uids[name], name) == expected, name
-        assert [attempt for attempt, _ in history.workloads[uids[name]]] == attempts, name
+TRAINJOBS = ("create", "restart", "suspend", "resume", "delete", "evicted")
+ENGINES = {
+    **{(kind, name): QUEUED[name] for kind, name in zip(cycle(KINDS), QUEUED, strict=False)},
+    **{
+        (kind, f"{name} as TrainJob"): on_trainjob({**OPERATIONS, **QUEUED}[name])
+        for kind, name in zip(cycle(KINDS), TRAINJOBS, strict=False)
+    },
+}
+"""Of one kind each, where there are Kueue, Trainer and JobSet."""
+PARTS = {(kind, name): operation for kind in KINDS for name, operation in OPERATIONS.items()} | OTHERS
+"""Where there is the training-operator alone."""

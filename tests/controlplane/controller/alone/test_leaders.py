@@ -8,7 +8,8 @@ from typing import Any
 
 from chaos import World, about, through
 from kill_report import keep
-from operations import FULL, OPERATIONS, Run, still
+from killing import Run, still
+from operations import FULL, OPERATIONS
 from zygote import Zygote
 
 from devcluster.controlplane import ControlPlane
@@ -47,7 +48,7 @@ def test_a_frozen_leader_that_wakes_up_beside_another_harms_nothing(
             run.prepare([job])
             held = Held(leader, world, job, call)
             proxy.before, proxy.after = held.before, held.after
-            run.operation.do(world, kind, job)
+            run.do(job)
             wait_for(f"{job}: {call} is held", lambda held=held: held.frozen, 30, 0.02)
             wait_for("the other leads", lambda other=other: other.leads(), 40)
             wait_for(f"{job} is done", lambda run=run, job=job: run.operation.done(world.get(kind, job)), 60)

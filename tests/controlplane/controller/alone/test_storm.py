@@ -11,7 +11,8 @@ from typing import Any
 
 from chaos import World
 from kill_report import keep
-from operations import FULL, KINDS, fail, patch, phase, record, still, succeed
+from killing import still
+from operations import FULL, KINDS, fail, patch, phase, record, succeed
 
 from devcluster import tools
 from devcluster.faultproxy import Delay, FaultProxy, Request, Verdict

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from chaos import World
-from operations import record, still, succeed
+from killing import still
+from operations import record, succeed
 
 from devcluster.fakenode import Exit
 from devcluster.paths import REPOSITORY
