@@ -37,6 +37,8 @@ ROWS: dict[str, list[Obj]] = {
 }
 NAME = re.compile(r"\bj[0-9]{4}(?=\b)")
 """Names of jobs, which requests about them and their children carry."""
+KUEUES = re.compile(r"(job-NAME-[a-z]+-[0-9]+)-[0-9a-f]{5}")
+"""The name of a Workload, which Kueue writes at the pods that it lets go; its end is a digest of the other names."""
 UID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
@@ -400,7 +402,8 @@ def shape(picture: invariants.Picture, uid: str, name: str) -> Counter[str]:
             said = {"phase": obj["status"]["phase"]}
             labels = {key: value for key, value in labels.items() if key.startswith(f"{GROUP}/")}
         text = json.dumps([said, labels], sort_keys=True).replace(uid, "UID").replace(name, "NAME")
-        digest = hashlib.sha256(UID.sub("UID", text).encode()).hexdigest()[:12]
+        text = KUEUES.sub(r"\1-HASH", UID.sub("UID", text))
+        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
         # A Job's pods have names of its choice.
         called = metadata.get("generateName", metadata["name"]).replace(name, "NAME")
         found[f"{obj['kind']} {called} {digest}"] += 1

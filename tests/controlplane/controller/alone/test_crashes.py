@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from chaos import about, through
+from chaos import about
 from reporting import Trainer, report
 
 from devcluster.fakenode import FakeNode, Pod
@@ -26,7 +26,7 @@ def finish_everything(message: str) -> Callable[[FakeNode, Pod], None]:
 @pytest.mark.parametrize("fault", ["reset", 503, 429])
 def test_answers_that_get_lost_or_refused_change_nothing(
     fault: Verdict,
-    make_operator: Callable[..., Any],
+    quick_operator: Any,
     proxy: FaultProxy,
     jobs: Any,
     node: FakeNode,
@@ -35,8 +35,7 @@ def test_answers_that_get_lost_or_refused_change_nothing(
 ) -> None:
     """Every first write of a kind takes effect but its answer is lost, or is refused."""
     node.policy = finish_everything(record())
-    operator = make_operator()
-    through(operator, proxy)
+    operator = quick_operator
     hit: set[tuple[str, str]] = set()
 
     def once(request: Request) -> Verdict:
@@ -59,7 +58,7 @@ def test_answers_that_get_lost_or_refused_change_nothing(
 
 
 def test_lists_that_are_cut_short_end_no_leader(
-    make_operator: Callable[..., Any],
+    quick_operator: Any,
     proxy: FaultProxy,
     jobs: Any,
     node: FakeNode,
@@ -68,8 +67,7 @@ def test_lists_that_are_cut_short_end_no_leader(
 ) -> None:
     """The first ones that kopf asks for, when everything has been listed once, and one of those that follow."""
     node.policy = finish_everything(record())
-    operator = make_operator()
-    through(operator, proxy)
+    operator = quick_operator
     lists: Counter[str] = Counter()
     spoilt: list[str] = []
 
@@ -96,9 +94,9 @@ def test_lists_that_are_cut_short_end_no_leader(
 
 
 def test_a_success_whose_pods_went_while_nobody_looked_has_the_artifacts_of_its_last_report(
-    make_operator: Callable[..., Any], jobs: Any, node: FakeNode, dpo: Callable[..., Any], record: Callable[..., str]
+    quick_operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any], record: Callable[..., str]
 ) -> None:
-    operator = make_operator()
+    operator = quick_operator
     operator.start()
     operator.receiver.start()
     jobs.apply(dpo())

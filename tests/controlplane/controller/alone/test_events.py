@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from reporting import Trainer, report
-from zygote import Zygote
 
 from devcluster.fakenode import Exit, FakeNode
 from devcluster.waiting import wait_for
@@ -26,15 +25,13 @@ def saved(*steps: int) -> dict[str, Any]:
 
 
 def test_each_transition_is_told_once_though_operator_and_receiver_are_killed_at_each(
-    make_operator: Callable[..., Any],
-    zygote: Zygote,
+    quick_operator: Any,
     jobs: Any,
     node: FakeNode,
     dpo: Callable[..., Any],
     record: Callable[..., str],
 ) -> None:
-    operator = make_operator()
-    operator.zygote = zygote
+    operator = quick_operator
     node.sigterm = Exit(143, record("Preempted", reason="Preempted"))
     jobs.apply(dpo())
     assert jobs.status("dpojob", "tune")["observedGeneration"] == -1, "no operator has looked at it"

@@ -35,14 +35,14 @@ def reason(status: dict[str, Any], kind: str) -> str:
 
 
 def test_jobs_in_every_phase_outlive_newer_crds_and_the_way_back(
-    make_operator: Callable[..., Any],
+    quick_operator: Any,
     control_plane: ControlPlane,
     jobs: Any,
     node: FakeNode,
     dpo: Callable[..., Any],
     record: Callable[..., str],
 ) -> None:
-    operator = make_operator()
+    operator = quick_operator
     operator.start()
     rows = {"train": {"configMap": {"name": "rows", "key": "train.jsonl"}}}
     judge = {"rewards": [{"name": "judge", "rewardModel": {"fromJob": {"name": "judge"}}}]}
@@ -125,14 +125,14 @@ def older(crd: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_an_older_version_takes_a_running_job_over_and_gives_it_back(
-    make_operator: Callable[..., Any],
+    quick_operator: Any,
     control_plane: ControlPlane,
     jobs: Any,
     node: FakeNode,
     dpo: Callable[..., Any],
     record: Callable[..., str],
 ) -> None:
-    operator = make_operator()
+    operator = quick_operator
     operator.start()
     jobs.apply(dpo())
     [pod] = node.wait_for_pods(1, "tune-dpo-0")
