@@ -121,8 +121,8 @@ kill-test: $(VENV) ## Kill jobs at 200 random instants; each must end as if noth
 test-stall: $(VENV) ## Stop ranks of real jobs: who finds it, and how soon the job goes on; writes docs/stall.json (about 8 minutes)
 	@STALL_REPORT=docs/stall.json $(PYTEST) tests/e2e/test_jobs.py -k stopped
 
-kill-matrix: $(VENV) ## Kill the operator at every call of every operation, and at random; two leaders (PART=kills, storm, leaders, DPOJob)
-	@KILLS=full KILLS_REPORT=docs/kill-matrix.json $(PYTEST) -s $(addprefix tests/controlplane/controller/alone/test_,kills.py storm.py leaders.py) -k "$(PART)"
+kill-matrix: $(VENV) ## Kill the operator at every call of every operation, and at random; two leaders (PART=kills, storm, leaders, TrainJob)
+	@KILLS=full KILLS_REPORT=docs/kill-matrix.json $(PYTEST) -s $(addprefix tests/controlplane/controller/,$(addprefix alone/test_,kills.py storm.py leaders.py) kueue/test_engine_kills.py) -k "$(PART)"
 
 test-queues: $(VENV) ## 20 jobs through a Kueue quota of 2, 10 preemptions, 5 kills of the operator; writes docs/queue-test.md
 	@QUEUES=full $(PYTEST) tests/controlplane/controller/kueue/test_queues.py
