@@ -1,6 +1,6 @@
 """As alone/test_kills.py: jobs that run as TrainJobs, and jobs in the queues of a real Kueue.
 
-`make test` does it to the writes of two operations, `make kill-matrix` to all calls of all.
+`make test` does it to the writes of one operation, `make kill-matrix` to all calls of all.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from operations import ENGINES, FULL
 
 from devcluster.faultproxy import FaultProxy
 
-SHORT = [("SFTJob", "create as TrainJob"), ("RewardJob", "admitted")]
+SHORT = [("RewardJob", "admitted")]
 
 
 @pytest.mark.parametrize(("kind", "name"), ENGINES if FULL else SHORT)
