@@ -58,7 +58,13 @@ async def run(settings: Settings) -> None:
         def installation() -> Installation:
             ca = certificates.ca.decode()
             return Installation(
-                settings.trainer_image, settings.receiver_url, ca, settings.backend, settings.pod_security
+                settings.trainer_image,
+                settings.receiver_url,
+                ca,
+                settings.backend,
+                settings.pod_security,
+                tuple(filter(None, settings.copied_labels.split(","))),
+                tuple(filter(None, settings.copied_annotations.split(","))),
             )
 
         def ready() -> None:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -121,7 +120,7 @@ class Reconciler:
             message = f"spec.{unknown[0]} is not known to this version of the operator: upgrade it, or remove the field"
             await self._refuse(obj, "Unknown", "NewerOperatorNeeded", message)
             return None
-        return replace(job, security=self._installation().security)
+        return self._installation().of(job, obj["metadata"])
 
     async def _refuse(self, obj: Obj, value: Literal["False", "Unknown"], reason: str, message: str) -> None:
         """Say that a stored job is not accepted. What has ended stays as it is."""

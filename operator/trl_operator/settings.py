@@ -87,6 +87,10 @@ class Settings(Shared):
     """Pause between two looks at the lease."""
     pod_security: Json[PodSecurity] = USER
     """User, group, fsGroup and seLinuxOptions of jobs' pods, as JSON."""
+    copied_labels: str = ""
+    """Labels of jobs that all their children get, separated by commas."""
+    copied_annotations: str = ""
+    """The same of annotations."""
     kueue: bool = False
     """Read what Kueue says of workloads."""
     checkpoint_aware_preemption: bool = False

@@ -1,6 +1,7 @@
 """What a job says of its pods is found in them, whatever runs it, and so is what stands for what it does not say."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -13,7 +14,7 @@ from trl_contract import affinity, pod, podvolumes
 from trl_operator.api.job import Job
 from trl_operator.backend import BACKENDS
 from trl_operator.plan.acceptance import references
-from trl_operator.render.manifests import Installation
+from trl_operator.render.manifests import Installation, claim, network_policy
 from trl_operator.render.volumes import CA_FOLDER
 
 Make = Callable[..., Any]
@@ -169,3 +170,19 @@ def test_every_model_that_a_pod_is_made_of_is_compared() -> None:
     assert below(pod.Pod) == {*NAMES, podvolumes.PodVolume, pod.CABundle}
     own = {field.alias for field in podvolumes.PodVolume.model_fields.values()}
     assert own <= {*client.V1Volume.attribute_map.values(), *client.V1VolumeMount.attribute_map.values()}
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_the_installation_copies_is_on_everything_and_never_wins_over_ours(make_job: Make, backend: str) -> None:
+    metadata = {"labels": {"a/b": "x", "trl-operator.io/job-uid": "y", "other": "z"}, "annotations": {"c": "d"}}
+    installation = replace(
+        INSTALLATION, copied_labels=("a/b", "trl-operator.io/job-uid", "none"), copied_annotations=("c",)
+    )
+    job = installation.of(make_job(storage={"size": "1Gi"}), metadata)
+    module = BACKENDS[backend]  # type: ignore[index]
+    objects = [claim(job), network_policy(job, 0), module.manifest(job, 0, installation), template(job, backend)]
+    for obj in (*objects, *(obj for _, obj in module.beside(job, 0, installation))):
+        found = obj["metadata"]
+        assert (found["labels"]["a/b"], found["annotations"]["c"]) == ("x", "d")
+        assert found["labels"]["trl-operator.io/job-uid"] == job.uid
+        assert "other" not in found["labels"]

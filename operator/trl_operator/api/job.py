@@ -1,7 +1,8 @@
 """A stored custom resource as typed values."""
 
+from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import ValidationError
@@ -32,6 +33,10 @@ class Job:
 
     security: PodSecurity = USER
     """Who the processes of its pods are, as the installation says."""
+    copied_labels: Mapping[str, str] = field(default_factory=dict)
+    """Those of its labels that all its children get, as the installation says."""
+    copied_annotations: Mapping[str, str] = field(default_factory=dict)
+    """The same of its annotations."""
 
     @property
     def queue_name(self) -> str:

@@ -1,7 +1,7 @@
 """The objects of an attempt but for its workload: pod template, ConfigMap, NetworkPolicy and claim."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from trl_contract.cluster import BackendName
@@ -45,11 +45,26 @@ class Installation:
     """Runs jobs whose spec names none."""
     security: PodSecurity = USER
     """Who the processes of jobs' pods are."""
+    copied_labels: tuple[str, ...] = ()
+    """Labels of jobs that all their children get."""
+    copied_annotations: tuple[str, ...] = ()
+    """The same of annotations."""
+
+    def of(self, job: Job, metadata: Manifest) -> Job:
+        """Return a job, stored with this metadata, with what the installation says of its children."""
+        labels, annotations = metadata.get("labels", {}), metadata.get("annotations", {})
+        return replace(
+            job,
+            security=self.security,
+            copied_labels={name: labels[name] for name in self.copied_labels if name in labels},
+            copied_annotations={name: annotations[name] for name in self.copied_annotations if name in annotations},
+        )
 
 
 def labels(job: Job) -> dict[str, str]:
     """Return the labels of everything that belongs to a job."""
     return {
+        **job.copied_labels,
         "app.kubernetes.io/managed-by": "trl-operator",
         LABEL_JOB_UID: job.uid,
         LABEL_JOB_NAME: job.name,
@@ -140,6 +155,7 @@ def metadata_of(job: Job, name: str, attempt: int | None = None) -> Manifest:
         "name": name,
         "namespace": job.namespace,
         "labels": labels(job) | ({LABEL_ATTEMPT: str(attempt)} if attempt is not None else {}),
+        **({"annotations": dict(job.copied_annotations)} if job.copied_annotations else {}),
         "ownerReferences": [job.owner_reference],
     }
 

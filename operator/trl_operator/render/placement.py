@@ -23,7 +23,7 @@ UNDISTURBED = {
 
 def annotations(job: Job) -> dict[str, str]:
     """Return the annotations that the spec asks for, those that stand for what it does not say among them."""
-    return UNDISTURBED | (_pod(job).annotations or {})
+    return UNDISTURBED | dict(job.copied_annotations) | (_pod(job).annotations or {})
 
 
 def placement(job: Job) -> Obj:

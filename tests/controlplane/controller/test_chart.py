@@ -141,6 +141,12 @@ def test_who_processes_are_is_said_to_all_pods_or_left_to_the_cluster(render_cha
         assert from_environment(Settings, given).pod_security.to_wire() == expected
 
 
+def test_what_is_copied_from_jobs_reaches_the_operator(render_chart: Render) -> None:
+    env = environment(render_chart("trl", "copiedLabels={a/b,c}", "copiedAnnotations={d}"))
+    settings = from_environment(Settings, {name: value or "x" for name, value in env.items()})
+    assert (settings.copied_labels, settings.copied_annotations) == ("a/b,c", "d")
+
+
 def test_reports_go_to_the_receiver_which_mounts_its_certificate_and_no_ca_key(render_chart: Render) -> None:
     objects = render_chart("trl")
     selector = of(objects, "Service")["spec"]["selector"]
@@ -210,6 +216,8 @@ def test_workloads_may_be_patched_only_where_attempts_without_a_checkpoint_are_p
         "backend=mpijob",
         "otherBackends={mpijob}",
         "podSecurityContext.runAsUser=0",
+        "copiedLabels={kueue.x-k8s.io/queue-name}",
+        "copiedAnnotations={app.kubernetes.io/managed-by}",
         "podSecurityContext.fsGroup=any",
         "podSecurityContext.privileged=true",
         "limits.maxNumNodes=-1",

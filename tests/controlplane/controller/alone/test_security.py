@@ -77,7 +77,7 @@ def ranges(control_plane: ControlPlane, namespace: str) -> Iterator[None]:
         control_plane.kubectl("delete", policy["kind"], policy["metadata"]["name"], "--wait=false")
 
 
-def test_pods_take_the_user_that_the_cluster_gives_them_or_one_of_its_range(
+def test_pods_take_the_clusters_user_or_one_of_its_range_and_children_get_the_labels_that_are_copied(
     ranges: None,
     make_operator: Callable[..., Any],
     render_chart: Callable[..., list[Obj]],
@@ -97,10 +97,17 @@ def test_pods_take_the_user_that_the_cluster_gives_them_or_one_of_its_range(
     left = setting("runAsUser=none", "runAsGroup=none", "fsGroup=none")
     named = setting(f"runAsUser={LAST - 7}", "runAsGroup=0", f"fsGroup={FIRST}")
     for name, said, user in (("left", left, FIRST + 123), ("named", named, LAST - 7)):
-        operator = make_operator(name, POD_SECURITY=said)
+        operator = make_operator(name, POD_SECURITY=said, COPIED_LABELS="a/b,no", COPIED_ANNOTATIONS="c")
         operator.start()
-        jobs.apply(dpo(name))
+        labels, annotations = {"a/b": "x", "other": "y"}, {"c": "z", "other": "y"}
+        jobs.apply(dpo(name) | {"metadata": {"name": name, "labels": labels, "annotations": annotations}})
         [pod] = node.wait_for_pods(1, f"{name}-dpo-0")
         context = pod["spec"]["securityContext"]
         assert (context["runAsUser"], context["fsGroup"], context["runAsNonRoot"]) == (user, FIRST, True)
+        made = ("pytorchjob", f"{name}-dpo-0"), ("configmap", f"{name}-dpo"), ("configmap", f"{name}-dpo-0")
+        more = ("networkpolicy", f"{name}-dpo-0"), ("persistentvolumeclaim", f"{name}-dpo")
+        for child in (pod, *(jobs.get(*each) for each in (*made, *more))):
+            metadata = child["metadata"]
+            assert (metadata["labels"]["a/b"], metadata["annotations"]["c"]) == ("x", "z"), child["kind"]
+            assert "other" not in metadata["labels"] | metadata["annotations"]
         assert operator.stop() == 0
