@@ -143,6 +143,9 @@ memory-table: $(VENV) ## The memory estimate against torch's count without a GPU
 bench-trainer: $(VENV) ## Ours against plain TRL: speed, start-up, checkpoints (about 20 minutes on 2 quiet cores)
 	@PYTHONPATH=$(CURDIR)/tests/bench $(PY) tests/bench/bench_trainer.py --output docs/bench-trainer.json
 
+padding-table: $(VENV) ## Which architectures compute without padding; writes docs/padding-free.md (half a minute)
+	@$(PY) tests/bench/padding_table.py docs/padding-free.md
+
 bench-data: $(VENV) ## Rows from the file to the first step: speed, memory, restart (about 12 minutes on 2 quiet cores)
 	@PYTHONPATH=$(CURDIR)/tests/bench $(PY) tests/bench/data_size.py --output docs/bench-data.json
 

@@ -170,7 +170,16 @@ _OFFLOADING = Rule(
 class SFTJobSpec(SFTSpec, JobSpec):
     """Supervised fine-tuning with TRL's SFTTrainer."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (*JobSpec.rules, _OFFLOADING)
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *JobSpec.rules,
+        _OFFLOADING,
+        Rule(
+            "!has(self.training.paddingFree) || !self.sft.packing",
+            "training.paddingFree has no meaning with sft.packing, which leaves no padding: remove one of the two",
+            lambda self: self.training.padding_free is None or not self.sft.packing,
+            "training",
+        ),
+    )
 
 
 class RewardJobSpec(RewardSpec, JobSpec):

@@ -90,6 +90,11 @@ class TrainingSpec(Model):
             )
 
     @property
+    def is_padded(self) -> bool:
+        """Whether batches have padding that could be left out."""
+        return True
+
+    @property
     def reference(self) -> Literal["none", "base", "precompute", "explicit"]:
         """The model beside the policy that it is compared with; none: there is none, or the policy itself serves."""
         return "none"
@@ -156,6 +161,10 @@ class SFTSpec(SequenceSpec):
     """Evaluation on held-out rows."""
 
     learning_rates = (2e-5, 2e-4)
+
+    @property
+    def is_padded(self) -> bool:
+        return not self.sft.packing
 
     @property
     def cuts_rows(self) -> bool:

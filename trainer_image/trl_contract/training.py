@@ -135,6 +135,9 @@ class TrainingBase(Model):
     """Recompute activations in the backward pass. Default: with GPUs, on where the estimate of the longest rows does
     not fit without, with 15 % of the GPU to spare, and after an attempt that ran out of its memory; off without GPUs.
     status.effective says what was decided, once for all attempts."""
+    padding_free: Literal["auto", "never"] | None = None
+    """auto (if unset): compute without padding, and a pair's common prompt once, where the model is known to give the
+    same losses so; never: as TRL does. Which it is, and why not, is told before training."""
     logging_steps: Annotated[Int32, Field(ge=1)] = 10
     """Steps between two log entries."""
     torch_compile: bool = False

@@ -3,6 +3,7 @@
 import json
 import os
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +28,7 @@ from trl_trainer.launch.termination import Termination
 from trl_trainer.launch.watchdog import Watchdog
 from trl_trainer.models import arguments, base, inherited, vocabulary
 from trl_trainer.models.tokenizer import load_tokenizer
+from trl_trainer.padding_free.check import PaddingCheck
 from trl_trainer.preflight import Preflight, ends, image, steps
 from trl_trainer.preflight.clock import Clock
 from trl_trainer.reports import tracking
@@ -104,7 +106,7 @@ def train(job: JobFile, scores: Rewards, reporter: Reporter, termination: Termin
     run = replace(run, job=steps.by_epochs(preflight.decide(job, known), stage, number))
     tracking.begin(job, run.work, is_main=run.is_main)
     with watchdog.led("loading the model", leads=run.is_main):
-        trainer = build(run, stage, tokenizer, rows, scores, known.memory.sync_each_batch)
+        trainer = build(run, stage, tokenizer, rows, scores, known.memory.sync_each_batch, reporter.warn)
     stage.ready(run, trainer)
     before = evaluation.Before(run, stage, trainer, tokenizer, job.spec.sample_prompts, rows.report.conversational)
     fit(run, trainer, before, reporter, termination, writer)
@@ -174,7 +176,15 @@ def load_data(
     return data.load(folder / name), Preflight.model_validate_json(known.read_text())
 
 
-def build(run: Run, stage: Stage, tokenizer: Any, rows: data.Data, scores: Rewards, sync_each_batch: bool) -> Trainer:
+def build(
+    run: Run,
+    stage: Stage,
+    tokenizer: Any,
+    rows: data.Data,
+    scores: Rewards,
+    sync_each_batch: bool,
+    warn: Callable[[str], None] = print,
+) -> Trainer:
     """Return TRL's trainer for the job's kind, its model loaded and, with several processes, sharded."""
     found = arguments.arguments(
         run.job,
@@ -197,6 +207,8 @@ def build(run: Run, stage: Stage, tokenizer: Any, rows: data.Data, scores: Rewar
         ends.stop_there(trainer.model, tokenizer)
     vocabulary.complete_head(trainer.model)
     precision.keep_trained_in_fp32(trainer.model)
+    if run.job.spec.training.padding_free == "auto":
+        trainer.add_callback(PaddingCheck(run, trainer, stage, warn))
     if base.is_streamed(run):
         loading.shard(run, trainer)
     return trainer

@@ -50,5 +50,10 @@ class Stage:
     """Metrics that are ours: (trainer) -> value."""
 
     @property
+    def pads_both_sides(self) -> bool:
+        """Whether batches have padding before the prompts, too: where the model goes on from them itself."""
+        return not self.tokens
+
+    @property
     def is_classifier(self) -> bool:
         return self.task_type == "SEQ_CLS"

@@ -87,6 +87,12 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
         )
     ],
     ("SFTJob", {"spec.training.extraArgs": {"neftune_noise_alpha": 5}}, ("extraArgs.neftune_noise_alpha", "string")),
+    (
+        "SFTJob",
+        {"spec.sft": {"packing": True}, "spec.training.paddingFree": "auto"},
+        ("spec.training", "paddingFree has no meaning with sft.packing"),
+    ),
+    ("DPOJob", {"spec.training.paddingFree": "always"}, ("spec.training.paddingFree", '"auto", "never"')),
     ("SFTJob", {"spec.sft": {"packingStrategy": "wrapped"}}, ("spec.sft", "packingStrategy goes with packing")),
     (
         "DPOJob",
@@ -660,6 +666,8 @@ GOOD: list[tuple[str, Change]] = [
     *((kind, {"spec.training.extraArgs": {"torch_empty_cache_steps": "50"}}) for kind in ("RewardJob", "DPOJob")),
     ("GRPOJob", {"spec.grpo.stepsPerGeneration": 8}),
     ("SFTJob", {"spec.sft": {"packing": True, "packingStrategy": "wrapped", "lossType": "dft"}}),
+    ("SFTJob", {"spec.sft": {"packing": False}, "spec.training.paddingFree": "auto"}),
+    ("GRPOJob", {"spec.training.paddingFree": "never"}),
     ("GRPOJob", {"spec.grpo.rewards": None, "spec.grpo.rewardPreset": "customer-service", "spec.grpo.delta": 2}),
     ("GRPOJob", {"spec.grpo.rewards": [{"name": "x", "softOverlong": {"cache": 256}}, {**KEYWORD, "weight": -1}]}),
     ("GRPOJob", {"spec.grpo.normalizeWeights": True, "spec.grpo.rewards": [{**KEYWORD, "weight": 3}]}),

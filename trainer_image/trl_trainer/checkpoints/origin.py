@@ -32,6 +32,7 @@ MAY_DIFFER = (
     "training.gradientCheckpointing",
     "training.activationOffloading",
     "training.torchCompile",
+    "training.paddingFree",
     "evaluation",
     "checkpoint",
     "tracking",

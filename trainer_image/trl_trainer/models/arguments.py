@@ -7,6 +7,7 @@ from pydantic import TypeAdapter, ValidationError
 from trl_contract.jobfile import JobFile
 from trl_contract.training import LrSchedulerArgs, TrainingBase
 from trl_trainer.errors import UserError
+from trl_trainer.padding_free import attention
 from trl_trainer.reports import tracking
 from trl_trainer.stage import Stage
 
@@ -133,6 +134,8 @@ def model_init(job: JobFile, *, frozen: bool) -> dict[str, Any]:
     }
     if source.attn_implementation is not None:
         arguments["attn_implementation"] = source.attn_implementation
+    elif job.spec.training.padding_free == "auto":
+        arguments["attn_implementation"] = attention.NAME
     if source.revision is not None:
         arguments["revision"] = source.revision
     return arguments

@@ -17,7 +17,7 @@ from trl_trainer.errors import UserError
 from trl_trainer.launch import host_memory
 from trl_trainer.launch.host_memory import size
 from trl_trainer.models import arguments, skeleton, source
-from trl_trainer.preflight import architecture, ends, evaluations, lengths, memory, references, samples, steps
+from trl_trainer.preflight import architecture, ends, evaluations, lengths, memory, padding, references, samples, steps
 from trl_trainer.preflight.architecture import Architecture
 from trl_trainer.preflight.clock import Clock
 from trl_trainer.preflight.lengths import Lengths
@@ -49,6 +49,8 @@ class Preflight(Model):
     """What is worth a look, most important first."""
     evaluation_skipped: EvaluationSkipped | None = None
     """Why nothing is evaluated although the job asks for it."""
+    padded: str | None = None
+    """Why the run computes padding although it may do without; None if it does not, or may not."""
     too_little: tuple[FailureReason, str] | None = None
     """Reason and message if this machine has too little memory or disk; another one may have enough."""
 
@@ -107,6 +109,7 @@ def judge(
     checkpoint, free = checkpoint_bytes(job, base), shutil.disk_usage(work).free
     final = base.parameters * (2 if job.spec.peft.method != "none" and job.spec.training.precision != "fp32" else 4)
     skipped = evaluation_skipped(job, rows.report, seen)
+    padded = padding.refusal(job, stage, device) if padding.may_do_without(job) else None
     too_little = _too_little_memory(needs) or _too_little_disk(checkpoint, final, free)
     findings = [
         *rows.report.warnings(),
@@ -115,6 +118,7 @@ def judge(
         *_warmup_findings(job, total_steps),
         *evaluations.findings(job, stage, seen.kept, total_steps),
         *_expert_findings(base),
+        *([f"training.paddingFree: the run is padded: {padded}"] if padded else []),
         *_vocabulary_findings(job, base),
         *ends.findings(job, stage, tokenizer, base, rows),
         *template.unread_options(
@@ -138,16 +142,21 @@ def judge(
         free_bytes=free,
         findings=findings,
         evaluation_skipped=skipped,
+        padded=padded,
         too_little=too_little,
     )
 
 
 def decide(job: JobFile, known: Preflight) -> JobFile:
     """Return the job with what is decided here filled in: training.gradientCheckpointing by the memory estimate,
-    dpo.referenceModel.mode by the number of epochs, and peft.targetModules by the model, where `all-linear` stands
-    beside other names."""
+    training.paddingFree by the model, dpo.referenceModel.mode by the number of epochs, and peft.targetModules by the
+    model, where `all-linear` stands beside other names."""
     job = references.decided(job, known.lengths.kept)
-    training = job.spec.training.model_copy(update={"gradient_checkpointing": known.memory.gradient_checkpointing})
+    changes = {
+        "gradient_checkpointing": known.memory.gradient_checkpointing,
+        "padding_free": "auto" if padding.may_do_without(job) and known.padded is None else "never",
+    }
+    training = job.spec.training.model_copy(update=changes)
     peft = job.spec.peft.model_copy(update={"target_modules": known.target_modules})
     return job.model_copy(update={"spec": job.spec.model_copy(update={"training": training, "peft": peft})})
 

@@ -1,0 +1,171 @@
+"""The same losses and gradients without padding: what the guard lets through and what it does not, and whole runs."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from trainer_kit import TRAIN_ONLY, Warm, conversations, job_file, metrics, preference_pairs, prompts, write_jsonl
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+from trl_trainer.padding_free import guard, reduced, rows
+from trl_trainer.padding_free.attention import NAME, Refused, attention
+from trl_trainer.padding_free.hooks import PaddingFree
+
+HOLD = (
+    "qwen2", "qwen3", "llama", "mistral", "gemma", "gemma3_text", "phi3", "olmo2", "olmo3", "qwen3_moe", "mixtral",
+    "smollm3", "granite", "cohere2", "glm4",
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    number = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(number)
+
+
+def refusal(kind: str, *, pairs: bool = True, left: bool = False, drops: bool = False, **fields: Any) -> str | None:
+    return guard.refusal(CONFIG_MAPPING[kind](**fields), pairs=pairs, left=left, drops=drops)
+
+
+@pytest.mark.parametrize("kind", HOLD)
+def test_an_architecture_computes_the_same_without_padding(kind: str) -> None:
+    assert refusal(kind) is None
+    assert refusal(kind, pairs=False, left=True, drops=True) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "reason"),
+    [
+        ("gemma2", {}, "its attention is eager"),
+        ("gpt_oss", {}, "its attention is eager"),
+        ("llama4_text", {}, "cannot be tried without"),
+        ("falcon_h1", {}, "hand a state on from token to token"),
+        ("qwen3_5_text", {}, "hand a state on from token to token"),
+        ("bloom", {}, "its attention is eager"),
+        ("stablelm", {}, "would compute other hidden states"),
+        ("llama", {"attention_dropout": 0.1}, "its attention drops 0.1 of what it sees"),
+        ("mamba2", {}, "hand a state on"),
+    ],
+)
+def test_an_architecture_that_would_compute_something_else_is_refused(
+    kind: str, fields: dict[str, Any], reason: str
+) -> None:
+    assert reason in str(refusal(kind, **fields))
+
+
+def test_dropout_of_attention_counts_where_trl_leaves_it_on() -> None:
+    assert refusal("gpt2", pairs=True, drops=False) is None, "TRL switches its modules off"
+    assert "its attention drops 0.1" in str(refusal("gpt2", pairs=False, drops=True))
+
+
+def test_attention_refuses_what_it_does_not_know() -> None:
+    heads = [torch.randn(1, 2, 9, 16) for _ in range(3)]
+    mask = torch.ones(3, 3)
+    row = rows.of(torch.arange(9).view(3, 3), mask, pairs=False)
+    module = nn.Module()
+    assert attention(module, *heads, None, padding_free=row, position_ids=mask, s_aux=None)[0].shape == (1, 9, 2, 16)
+    for wrong, said in (
+        ({"s_aux": torch.ones(2)}, "takes s_aux"),
+        ({"softcap": 50.0}, "takes softcap"),
+        ({"dropout": 0.2}, "drops 0.2"),
+        ({"is_causal": False}, "not causal"),
+    ):
+        with pytest.raises(Refused, match=said):
+            attention(module, *heads, None, padding_free=row, **wrong)
+    module.is_causal = False
+    with pytest.raises(Refused, match="not causal"):
+        attention(module, *heads, None, padding_free=row)
+
+
+def test_a_row_has_each_token_once_and_a_common_prompt_once() -> None:
+    ids = torch.tensor([[5, 6, 7, 8, 0], [5, 9, 9, 0, 0], [5, 6, 1, 0, 0], [5, 9, 9, 0, 0]])
+    mask = (ids != 0).long()
+    row = rows.of(ids, mask, pairs=True)
+    assert row.pack(ids).tolist() == [[5, 6, 7, 8, 5, 9, 9, 1, 9]], "the last token of a sequence is its own"
+    assert row.positions.tolist() == [[0, 1, 2, 3, 0, 1, 2, 2, 2]]
+    assert (row.queries, row.keys) == ([4, 3, 1, 1], [4, 3, 3, 3])
+    assert torch.equal(row.pad(row.pack(ids)[0][:, None])[..., 0] * mask, ids)
+    alone = rows.of(ids, mask, pairs=False)
+    assert alone.gather is None
+    assert alone.key_starts is alone.query_starts
+
+
+def small(kind: str = "qwen3") -> Any:
+    torch.manual_seed(0)
+    config = reduced.config_of(CONFIG_MAPPING[kind]())
+    return AutoModelForCausalLM.from_config(config, attn_implementation=NAME)
+
+
+def test_what_is_no_padded_batch_of_training_is_computed_as_it_comes() -> None:
+    model = small()
+    seen: list[tuple[int, ...]] = []
+    ids = torch.arange(3, 21).view(3, 6)
+    mask = torch.tensor([[1] * 6, [1] * 4 + [0] * 2, [1] * 5 + [0]])
+    PaddingFree(model.base_model, pairs=True)
+    model.base_model.layers[0].register_forward_pre_hook(lambda _, args: seen.append(tuple(args[0].shape[:2])))
+    decoder = model.base_model
+    decoder(input_ids=ids, attention_mask=mask, use_cache=False)
+    decoder(input_ids=ids[:2], attention_mask=mask[:2], position_ids=torch.arange(6)[None])
+    decoder(input_ids=ids[:2], attention_mask=mask[:2], use_cache=True)
+    decoder(input_ids=ids[:2], attention_mask=torch.ones(2, 6))
+    assert seen == [(3, 6), (2, 6), (2, 6), (2, 6)], "odd, with positions, generating, nothing to save"
+    seen.clear()
+    decoder(input_ids=ids[:2], attention_mask=mask[:2], use_cache=False)
+    assert seen == [(1, 10)]
+
+
+def test_router_logits_are_padded_again() -> None:
+    model = small("qwen3_moe").train()
+    ids, mask = guard._batch(left=False)
+    given = {"input_ids": ids, "attention_mask": mask, "output_router_logits": True, "use_cache": False}
+    hooks = PaddingFree(model.base_model, pairs=True)
+    free = model(**given, labels=ids.masked_fill(mask == 0, -100))
+    hooks.is_on = False
+    own = model(**given, labels=ids.masked_fill(mask == 0, -100))
+    assert torch.allclose(free.aux_loss, own.aux_loss, rtol=1e-5)
+    assert torch.allclose(free.loss, own.loss, rtol=1e-5)
+
+
+def test_a_written_config_does_not_name_the_attention(tmp_path: Path) -> None:
+    small().save_pretrained(tmp_path)
+    assert NAME not in (tmp_path / "config.json").read_text()
+
+
+RUNS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "DPOJob": (preference_pairs, {"training": {"gradientCheckpointing": True}}),
+    "RewardJob": (preference_pairs, {"peft": {"method": "lora"}}),
+    "SFTJob": (conversations, {}),
+    "GRPOJob": (prompts, {"grpo": {"generation": {"maxCompletionLength": 8},
+                                   "rewards": [{"name": "l", "length": {"target": 4}}]}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_run_without_padding_has_the_losses_of_a_padded_one(
+    kind: str, warm: Warm, model_folder: Path, tmp_path: Path
+) -> None:
+    make, sections = RUNS[kind]
+    found = {}
+    for choice in ("auto", "never"):
+        folder = tmp_path / choice
+        folder.mkdir()
+        write_jsonl(folder / "train.jsonl", make(32))
+        spec = {**sections, "evaluation": {"enabled": False}}
+        spec["training"] = {"maxSteps": 4, "paddingFree": choice, **sections.get("training", {})}
+        job = job_file(folder, model_folder, kind, spec=spec, numProcPerNode=1)
+        ended = warm.run(job, world=1, prelude=[TRAIN_ONLY])
+        assert ended.codes == [0], ended.logs
+        decided = json.loads((folder / "storage/uid-1/resolved.json").read_text())
+        assert decided["spec"]["training"]["paddingFree"] == choice, ended.logs
+        assert "the run is padded" not in ended.logs[0]
+        found[choice] = [line for line in metrics(folder) if "loss" in line]
+    assert len(found["auto"]) == 4
+    for free, padded in zip(found["auto"], found["never"], strict=True):
+        for name in ("loss", "grad_norm"):
+            assert free[name] == pytest.approx(padded[name], rel=5e-5, abs=1e-5), name

@@ -1,0 +1,122 @@
+"""A trainer whose models compute without padding, and the last look at that: one small batch of the whole model, on its
+device, in its precision, with its adapter and its checkpointing, before the first step."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import nn
+from torch.distributed.tensor import DTensor
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from trl_trainer.distributed.world import Run, gather
+from trl_trainer.padding_free.guard import FLOORS, difference
+from trl_trainer.padding_free.hooks import PaddingFree
+from trl_trainer.stage import Stage
+
+BOUNDS = {torch.float32: 1e-4}
+"""By so much of their greatest value results and gradients may differ, by the precision of the arithmetic; or by
+FLOORS times what they differ by with more padding."""
+HALF_BOUND = 5e-2
+COMPARED = 2**16
+"""Gradients of so many values at most, of one process, are compared: norms, biases, adapters. To keep the others twice
+would be memory that training has no use for."""
+
+
+class PaddingCheck(TrainerCallback):
+    """Makes the models of a trainer, which have the attention of attention.py, compute without padding: the policy,
+    below its adapter, and the reference beside it. To be made before the policy is sharded or prepared.
+
+    When training begins both ways are compared. Where they agree the hooks are turned on, on all ranks; else `warn`
+    is told. Weights, gradients and the random state are left as they were.
+    """
+
+    def __init__(self, run: Run, trainer: Trainer, stage: Stage, warn: Callable[[str], None]) -> None:
+        self._run = run
+        self._trainer = trainer
+        self._is_classifier = stage.is_classifier
+        self._left = stage.pads_both_sides
+        self._warn = warn
+        models = [trainer.model, getattr(trainer, "ref_model", None)]
+        plain = [model.get_base_model() if isinstance(model, PeftModel) else model for model in models if model]
+        pairs = run.job.spec.sequences_per_row == 2
+        self.hooks = [PaddingFree(model.base_model, pairs=pairs) for model in plain]
+        # Until it is known that they may: a reference is asked before training begins, and its answers are kept.
+        self._turn(on=False)
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        own = self._found(0, is_on=False)
+        floor = _differ(self._found(8, is_on=False), own)
+        found = max(gather(self._run, _differ(self._found(0, is_on=True), own)))
+        bound = max(BOUNDS.get(_arithmetic(args), HALF_BOUND), FLOORS * max(gather(self._run, floor)))
+        if found <= bound:
+            self._turn(on=True)
+            return
+        said = f"training.paddingFree: the run is padded: without, a batch differs by {found:.1e} of its size"
+        print(f"rank {self._run.rank}: {said}, and may by {bound:.1e}", flush=True)
+        self._warn(said)
+
+    def _turn(self, *, on: bool) -> None:
+        for hook in self.hooks:
+            hook.is_on = on
+
+    def _found(self, more: int, *, is_on: bool) -> list[torch.Tensor]:
+        """Return what the model returns for each token, or sequence, and the gradients that are compared."""
+        model = self._trainer.model
+        dropouts = [(module, module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
+        was_training = model.training
+        model.train()
+        self._turn(on=is_on)
+        for module, _ in dropouts:
+            module.p = 0.0
+        try:
+            return self._passes(model, more)
+        finally:
+            model.zero_grad()
+            model.train(was_training)
+            for module, share in dropouts:
+                module.p = share
+            self._turn(on=False)
+
+    def _passes(self, model: Any, more: int) -> list[torch.Tensor]:
+        ids, mask = _batch(model.config.get_text_config(), left=self._left)
+        ids, mask = (nn.functional.pad(part, (0, more)).to(self._trainer.args.device) for part in (ids, mask))
+        if self._is_classifier:
+            result = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+        else:
+            # The first token of a sequence is nobody's next one.
+            labels = ids.masked_fill((mask == 0) | (nn.functional.pad(mask, (1, 0))[:, :-1] == 0), -100)
+            result = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True).log_probs
+            result = result[:, : result.shape[1] - more]
+        weights = torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).to(result.device)
+        (result.float() * weights).sum().backward()
+        values = [value.grad for value in model.parameters() if value.grad is not None]
+        local = [value.to_local() if isinstance(value, DTensor) else value for value in values]
+        return [result.detach().float(), *(part.float().clone() for part in local if 0 < part.numel() <= COMPARED)]
+
+
+def _batch(config: Any, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return ids and mask of two pairs of odd lengths with common prompts; the same on each rank."""
+    columns, generator = torch.arange(19), torch.Generator().manual_seed(2)
+    ids = torch.randint(0, config.vocab_size - 1, (4, 19), generator=generator)
+    pad = config.pad_token_id
+    if pad is not None:
+        # None of a sequence is padding: a classifier looks for its end so.
+        ids += ids >= pad
+    ids[2, :9], ids[3, :5] = ids[0, :9], ids[1, :5]
+    mask = columns < torch.tensor([19, 11, 13, 17])[:, None]
+    if left:
+        mask &= columns >= torch.tensor([0, 3, 1, 4])[:, None]
+    return torch.where(mask, ids, pad or 0), mask.long()
+
+
+def _differ(found: list[torch.Tensor], other: list[torch.Tensor]) -> float:
+    # Some gradients are 0 but for rounding, and would differ by all that they are.
+    least = 1e-3 * max([float(value.abs().max()) for value in other[1:]], default=0.0)
+    pairs = zip(found[1:], other[1:], strict=True)
+    return max([difference(found[0], other[0]), *(difference(a, b, least) for a, b in pairs)])
+
+
+def _arithmetic(args: TrainingArguments) -> torch.dtype:
+    return torch.bfloat16 if args.bf16 else torch.float16 if args.fp16 else torch.float32

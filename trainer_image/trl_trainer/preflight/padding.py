@@ -1,0 +1,39 @@
+"""Whether a job computes without padding (padding_free/), as far as that is known before weights are loaded."""
+
+from trl_contract.jobfile import JobFile
+from trl_trainer.models import source
+from trl_trainer.padding_free import guard
+from trl_trainer.stage import Stage
+
+DROPS = ("SFTJob", "GRPOJob")
+"""In the others TRL switches dropout off."""
+
+
+def may_do_without(job: JobFile) -> bool:
+    """Return whether the job has padding to leave out and allows it."""
+    return job.spec.is_padded and job.spec.training.padding_free != "never"
+
+
+def refusal(job: JobFile, stage: Stage, device: str) -> str | None:
+    """Return why a job that may do without padding is padded all the same; None if it is not."""
+    spec = job.spec
+    if spec.model.attn_implementation is not None:
+        return f"model.attnImplementation is {spec.model.attn_implementation}"
+    if spec.training.torch_compile:
+        return "training.torchCompile would compile each length anew"
+    if "neftune_noise_alpha" in (spec.training.extra_args or {}):
+        return "neftune_noise_alpha is scaled by the padded length"
+    if device == "cuda" and spec.training.precision == "fp32":
+        return "no kernel for a GPU computes so in training.precision fp32"
+    asked = [(source.path(job), spec.model.revision)]
+    if spec.explicit_reference is not None:
+        given = spec.explicit_reference
+        asked.append((source.explicit_reference(job, given), given.revision))
+    for where, revision in asked:
+        config = source.read_config(where, revision, "model")
+        found = guard.refusal(
+            config, pairs=spec.sequences_per_row == 2, left=stage.pads_both_sides, drops=job.kind in DROPS
+        )
+        if found is not None:
+            return found
+    return None
