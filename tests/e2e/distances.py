@@ -6,18 +6,14 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-VOLATILE = {"time", "num_tokens", "step_time", "runtime", "samples_per_second", "steps_per_second"}
+VOLATILE = {"time", "num_tokens", "step_time"}
 
 
 def curve(run: Path) -> dict[tuple[int, str], float]:
-    """Every value that was logged of a step."""
-    found = {}
-    for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()):
-        numbers = {name: value for name, value in line.items() if isinstance(value, int | float)}
-        found |= {
-            (line["step"], name): value for name, value in numbers.items() if name.removeprefix("eval_") not in VOLATILE
-        }
-    return found
+    """Every value that was logged of a step of training, each once."""
+    lines = [line for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines()) if "loss" in line]
+    assert len({line["step"] for line in lines}) == len(lines), f"{run}: steps are logged twice"
+    return {(line["step"], name): value for line in lines for name, value in line.items() if name not in VOLATILE}
 
 
 def distance(run: Path, other: Path) -> float:
