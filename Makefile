@@ -66,9 +66,10 @@ test-trainer: $(VENV) ## Stages, FSDP2, checkpoints, signals on CPU with two ran
 test-controlplane: $(VENV) ## The operator against a real API server and training-operator, without nodes
 	@$(PYTEST) tests/controlplane
 
-test-backends: $(VENV) ## All tests of jobs that hold of every backend, on TrainJobs
+test-backends: $(VENV) ## All tests of jobs that hold of every backend, on TrainJobs and on PyTorchJobs; which starts sooner
 	@$(PYTEST) tests/controlplane/controller/trainjob tests/controlplane/controller/trainjob/rest_of_suite.py
-	@BACKEND=trainjob $(PYTEST) tests/e2e/test_jobs.py
+	@BACKEND=trainjob $(PYTEST) tests/e2e/test_jobs.py tests/e2e/test_queues.py
+	@BACKEND=pytorchjob $(PYTEST) -s tests/e2e/test_jobs.py tests/e2e/test_queues.py tests/e2e/starting_pairs.py
 
 test-e2e: $(VENV) ## Real pods on the dev cluster: apply to Succeeded, kills, the demo
 	@$(PYTEST) tests/e2e
