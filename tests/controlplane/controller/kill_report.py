@@ -49,7 +49,7 @@ def report(known: Obj) -> str:
         "| kind | operation | calls | of which writes | kills | calls that did not come again | seconds |",
         "|---|---|---|---|---|---|---|",
     ]
-    for name, part in matrix.items():
+    for name, part in sorted(matrix.items()):
         kind, _, operation = name.partition(" ")
         missed = ", ".join(part["missed"]) or "none"
         lines.append(
