@@ -128,6 +128,9 @@ kill-matrix: $(VENV) ## Kill the operator at every call of every operation, and 
 test-queues: $(VENV) ## 20 jobs through a Kueue quota of 2, 10 preemptions, 5 kills of the operator; writes docs/queue-test.md
 	@QUEUES=full $(PYTEST) tests/controlplane/controller/kueue/test_queues.py
 
+bench-preemption: $(VENV) ## Training lost by 50 preemptions with and without checkpoint-aware preemption; writes docs/preemption.md (5 minutes)
+	@$(PYTEST) tests/controlplane/controller/kueue/preemption_table.py
+
 # Each part on a control plane of its own, a few minutes long on two quiet cores.
 BENCH = PYTHONPATH=hack:tests/bench:tests/controlplane/controller $(PY) tests/bench/controlplane.py --output docs/bench-controlplane.json
 bench-controlplane: $(VENV) ## The operator beside a floor client (PART="burst --jobs 300": one part; about 40 minutes)

@@ -225,6 +225,9 @@ class World:
         found = self._core.list_namespaced_config_map(self.namespace, field_selector=f"metadata.name={config_map}")
         return bool(found.items)
 
+    def patch_status(self, kind: str, name: str, **status: Any) -> None:
+        self._api.patch_namespaced_custom_object_status(*self._place(kind), name, {"status": status})
+
     def delete(self, kind: str, name: str) -> None:
         self._api.delete_namespaced_custom_object(*self._place(kind), name)
 

@@ -76,5 +76,11 @@ def managing_all(engines_control_plane: ControlPlane) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(name="kueue_object")
+def give_kueue_object() -> Callable[..., Obj]:
+    """`kueue_object(kind, name, **fields)`."""
+    return kueue_object
+
+
 def kueue_object(kind: str, name: str, **fields: Any) -> Obj:
     return {"apiVersion": API, "kind": kind, "metadata": {"name": name}, **fields}
