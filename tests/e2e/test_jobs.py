@@ -125,10 +125,13 @@ def test_a_job_of_two_nodes_succeeds_and_leaves_a_model(
     assert found["progress"]["display"] == "6/6"
     assert found["workload"]["kind"].lower() == backend
     if backend == "trainjob":
-        [pod, _] = kubectl.get(f"--namespace={team}", "pods", "--selector=trl-operator.io/job-name=reward")["items"]
+        name = kind.removesuffix("Job").lower()
+        [pod, _] = kubectl.get(f"--namespace={team}", "pods", f"--selector=trl-operator.io/job-name={name}")["items"]
         [container] = pod["spec"]["containers"]
         [url] = [each["value"] for each in container["env"] if each["name"] == "KUBEFLOW_TRAINER_SERVER_URL"]
-        assert "/rewardjobs/reward/" in url, "Trainer, which has a server of its own, has sent the reports elsewhere"
+        assert f"/{kind.lower()}s/{name}/" in url, (
+            "Trainer, which has a server of its own, has sent the reports elsewhere"
+        )
         gate = "/var/run/secrets/kubeflow/trainer" in str(container["volumeMounts"])
         assert gate or os.environ.get("CLUSTER"), "Trainer's status server is not on"
     assert found["restarts"] == 0
