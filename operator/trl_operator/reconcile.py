@@ -8,7 +8,7 @@ from typing import Any, Literal
 from pydantic import ValidationError
 
 from trl_contract.jobfile import AttemptFile
-from trl_operator.api.job import Job, parse_known
+from trl_operator.api.job import Job, parse_known, why_refused
 from trl_operator.api.stored import read_status, written
 from trl_operator.attempts import Attempts
 from trl_operator.constants import API_VERSION, MANAGER_PROGRESS, MANAGER_STATUS
@@ -112,9 +112,7 @@ class Reconciler:
         try:
             job, unknown = parse_known(obj)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            message = f"spec.{'.'.join(str(part) for part in first['loc'])}: {first['msg']}: create a new job"
-            await self._refuse(obj, "False", "InvalidSpec", message)
+            await self._refuse(obj, "False", "InvalidSpec", f"{why_refused(error)}; create a new job")
             return None
         if unknown and "attempt" not in obj.get("status", {}):
             message = f"spec.{unknown[0]} is not known to this version of the operator: upgrade it, or remove the field"

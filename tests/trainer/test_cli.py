@@ -520,7 +520,7 @@ def test_groups_must_fit_the_processes_of_this_machine(tmp_path: Path) -> None:
     training = {"perDeviceBatchSize": 3, "gradientAccumulationSteps": 1}
     spec = {**GRPO_SPEC, "training": training, "resources": {"limits": {"nvidia.com/gpu": 4}}}
     resource = read(write(tmp_path, {**JOB, "kind": "GRPOJob", "spec": spec}))
-    with pytest.raises(UserError, match=r"3 x 1 processes x gradientAccumulationSteps 1 = 3 must be a multiple of"):
+    with pytest.raises(UserError, match=r"numProcPerNode = 3, x training.gradientAccumulationSteps = 3, must be"):
         local.here(resource, Places(tmp_path), gpus=0)
     assert local.here(resource, Places(tmp_path), gpus=4).num_proc_per_node == 4
 

@@ -82,6 +82,11 @@ def for_cel(pattern: str) -> str:
     return pattern.replace("\\", "\\\\")
 
 
+RESOLVED = Field(json_schema_extra={"x-resolved": True})
+"""Of a field whose default is none of the schema's: a profile or the admin may set another. The API server stores what
+the user wrote; the default is named in the description, and is in the run's ConfigMap from attempt 0 on. Rules of the
+API server's that read such a field hold where it is given; where it is not, the operator says the same in Accepted."""
+
 Int32 = Annotated[int, Field(le=2**31 - 1)]
 Name = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
 Key = Annotated[str, Field(min_length=1, max_length=253, pattern=r"^[-._a-zA-Z0-9]+$")]

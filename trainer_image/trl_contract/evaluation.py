@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
-from trl_contract.base import Int32, Model, Rule
+from trl_contract.base import RESOLVED, Int32, Model, Rule
 
 MAX_ANSWER_TOKENS = 128
 """Length of the answers to sample prompts."""
@@ -48,7 +48,7 @@ class EvaluationBase(Model):
     """Evaluate also every so many epochs, such as 0.25: rounded to steps."""
     per_device_batch_size: Annotated[Int32, Field(ge=1, le=4096)] | None = None
     """Rows per process; as training's if unset."""
-    max_examples: Annotated[Int32, Field(ge=1)] = 512
+    max_examples: Annotated[Int32, Field(ge=1), RESOLVED] = 512
     """At most so many held-out rows."""
     early_stopping: EarlyStopping | None = None
     """End training when the evaluations do not get better."""
@@ -69,5 +69,5 @@ class Evaluation(EvaluationBase):
 
 
 class GrpoEvaluation(Evaluation):
-    max_examples: Annotated[Int32, Field(ge=1)] = 64
+    max_examples: Annotated[Int32, Field(ge=1), RESOLVED] = 64
     """At most so many held-out prompts."""

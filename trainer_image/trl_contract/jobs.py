@@ -92,7 +92,7 @@ class JobSpec(TrainingSpec, ClusterSpec):
             "peft",
         ),
         Rule(
-            f"!(self.training.optimizer in {sorted(BITSANDBYTES_OPTIMIZERS)})"
+            f"!has(self.training.optimizer) || !(self.training.optimizer in {sorted(BITSANDBYTES_OPTIMIZERS)})"
             f" || {_GPU_KEYS}.size() == 1 && self.numNodes * {PROCESSES} == 1",
             "training.optimizer: adamw_bnb_8bit and paged_adamw_8bit need one GPU and one process: use"
             " adamw_torch_fused, whose state is sharded, or adafactor",
@@ -120,7 +120,8 @@ class JobSpec(TrainingSpec, ClusterSpec):
             "fsdp",
         ),
         Rule(
-            "self.runPolicy.onOutOfMemory != 'ShrinkMicroBatch' || self.training.perDeviceBatchSize % 2 == 0",
+            "self.runPolicy.onOutOfMemory != 'ShrinkMicroBatch' || !has(self.training.perDeviceBatchSize)"
+            " || self.training.perDeviceBatchSize % 2 == 0",
             "runPolicy.onOutOfMemory ShrinkMicroBatch halves training.perDeviceBatchSize, which is odd: make it even,"
             " or use Fail",
             lambda self: (
@@ -200,7 +201,7 @@ class GRPOJobSpec(GRPOSpec, JobSpec):
     rules: ClassVar[tuple[Rule, ...]] = (
         *JobSpec.rules,
         Rule(
-            "!has(self.grpo.stepsPerGeneration)"
+            "!has(self.grpo.stepsPerGeneration) || !has(self.training.gradientAccumulationSteps)"
             " || self.grpo.stepsPerGeneration % self.training.gradientAccumulationSteps == 0",
             "grpo.stepsPerGeneration must be a multiple of training.gradientAccumulationSteps: remove it, or change"
             " one of the two",

@@ -24,6 +24,9 @@ from trl_contract.training import (
     TrainingBase,
 )
 
+STEPS = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
+"""Values of training.gradientAccumulationSteps that are named where another does not fit."""
+
 
 class TrainingSpec(Model):
     """What all kinds have in common, and what every kind says of itself without torch."""
@@ -256,14 +259,16 @@ class GRPOSpec(TrainingSpec):
         batch = training.per_device_batch_size * world * training.gradient_accumulation_steps
         if batch % groups:
             raise ValueError(
-                f"training: perDeviceBatchSize {training.per_device_batch_size} x {world} processes x"
-                f" gradientAccumulationSteps {training.gradient_accumulation_steps} = {batch} must be a multiple of"
-                f" grpo.numGenerations {groups}: change one of them"
+                f"training: training.perDeviceBatchSize x numNodes x numProcPerNode ="
+                f" {training.per_device_batch_size * world}, x training.gradientAccumulationSteps = {batch}, must be a"
+                f" multiple of grpo.numGenerations = {groups}: training.gradientAccumulationSteps may be"
+                f" {[steps for steps in STEPS if training.per_device_batch_size * world * steps % groups == 0]} or"
+                f" {groups}"
             )
         if size is not None and size * world % groups:
             raise ValueError(
-                f"evaluation.perDeviceBatchSize: {size} x {world} processes must be a multiple of grpo.numGenerations"
-                f" {groups}: remove it, or use {groups}"
+                f"evaluation: evaluation.perDeviceBatchSize = {size}, x numNodes x numProcPerNode = {world}, must be a"
+                f" multiple of grpo.numGenerations = {groups}: remove it, or use {groups}"
             )
 
     @property

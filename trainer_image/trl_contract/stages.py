@@ -4,7 +4,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from trl_contract.base import Int32, Model, Rule, cel
+from trl_contract.base import RESOLVED, Int32, Model, Rule, cel
 from trl_contract.rewards import PRESETS, RewardFunction, RewardPreset
 from trl_contract.sources import ModelSource
 
@@ -104,7 +104,7 @@ class Dpo(Model):
         ),
     )
 
-    beta: Annotated[float, Field(gt=0, le=100)] = 0.1
+    beta: Annotated[float, Field(gt=0, le=100), RESOLVED] = 0.1
     """Strength of the tie to the reference model."""
     loss_type: Annotated[list[DpoLoss], Field(min_length=1, max_length=8)] = ["sigmoid"]
     """Losses that are added up."""
@@ -153,11 +153,11 @@ class Reward(Model):
 
 
 class Generation(Model):
-    max_completion_length: Annotated[Int32, Field(ge=1, le=131072)] = 256
+    max_completion_length: Annotated[Int32, Field(ge=1, le=131072), RESOLVED] = 256
     """Longest completion in tokens."""
-    temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
+    temperature: Annotated[float, Field(gt=0, le=10), RESOLVED] = 1.0
     """Sampling temperature."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_p: Annotated[float, Field(gt=0, le=1), RESOLVED] = 1.0
     """Nucleus sampling."""
     top_k: Annotated[Int32, Field(ge=0)] | None = None
     """Sample only from the k likeliest tokens."""
@@ -234,7 +234,8 @@ class Grpo(Model):
             ),
         ),
         Rule(
-            _of_each("!has(r.softOverlong) || r.softOverlong.cache <= self.generation.maxCompletionLength"),
+            "!has(self.generation.maxCompletionLength) || "
+            + _of_each("!has(r.softOverlong) || r.softOverlong.cache <= self.generation.maxCompletionLength"),
             "rewards: softOverlong.cache must not be above generation.maxCompletionLength",
             lambda self: all(
                 reward.soft_overlong is None or reward.soft_overlong.cache <= self.generation.max_completion_length
@@ -248,11 +249,11 @@ class Grpo(Model):
         ),
     )
 
-    beta: Annotated[float, Field(ge=0, le=100)] = 0.01
+    beta: Annotated[float, Field(ge=0, le=100), RESOLVED] = 0.01
     """Strength of the tie to the reference model; 0 switches it off and raises the condition KLPenaltyDisabled."""
-    num_generations: Annotated[Int32, Field(ge=2, le=1024)] = 4
+    num_generations: Annotated[Int32, Field(ge=2, le=1024), RESOLVED] = 4
     """Completions per prompt. perDeviceBatchSize x processes x gradientAccumulationSteps must be a multiple of it."""
-    num_iterations: Annotated[Int32, Field(ge=1, le=64)] = 1
+    num_iterations: Annotated[Int32, Field(ge=1, le=64), RESOLVED] = 1
     """Optimizer passes over each batch of completions."""
     steps_per_generation: Annotated[Int32, Field(ge=1, le=65536)] | None = None
     """Micro-steps for which completions are sampled at once: a multiple of gradientAccumulationSteps, and once that if
@@ -261,7 +262,7 @@ class Grpo(Model):
     """How the loss is normalized."""
     scale_rewards: Literal["group", "batch", "none"] = "group"
     """What rewards are divided by: the standard deviation of their group or of the batch, or nothing."""
-    epsilon: Annotated[float, Field(gt=0, le=10)] = 0.2
+    epsilon: Annotated[float, Field(gt=0, le=10), RESOLVED] = 0.2
     """Clipping of the ratio from below (and above, unless epsilonHigh)."""
     epsilon_high: Annotated[float, Field(gt=0, le=10)] | None = None
     """Clipping of the ratio from above."""

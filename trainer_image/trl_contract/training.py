@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from trl_contract.base import Int32, Model, Name, RelativePath, Rule
+from trl_contract.base import RESOLVED, Int32, Model, Name, RelativePath, Rule
 from trl_contract.sources import SecretKeyRef, Volume
 
 LrScheduler = Literal[
@@ -59,24 +59,27 @@ class TrainingBase(Model):
             lambda self: self.warmup_steps is None or self.warmup_ratio is None,
         ),
         Rule(
-            "self.lrScheduler != 'constant' || !(has(self.warmupSteps) && self.warmupSteps > 0)"
+            "!has(self.lrScheduler) || self.lrScheduler != 'constant'"
+            " || !(has(self.warmupSteps) && self.warmupSteps > 0)"
             " && !(has(self.warmupRatio) && self.warmupRatio > 0.0)",
             "lrScheduler constant does not warm up: use constant_with_warmup, or remove warmupSteps and warmupRatio",
             lambda self: self.lr_scheduler != "constant" or not (self.warmup_steps or self.warmup_ratio),
         ),
         Rule(
-            "self.lrScheduler != 'polynomial' || !has(self.learningRate) || self.learningRate > 0.0000001",
+            "!has(self.lrScheduler) || self.lrScheduler != 'polynomial' || !has(self.learningRate)"
+            " || self.learningRate > 0.0000001",
             "lrScheduler polynomial ends at learning rate 1e-7: raise learningRate above it, or use linear",
             lambda self: self.lr_scheduler != "polynomial" or self.learning_rate is None or self.learning_rate > 1e-7,
         ),
         Rule(
-            f"!has(self.lrSchedulerArgs) || self.lrScheduler in {sorted(SCHEDULERS_WITH_ARGS)}",
+            "!has(self.lrSchedulerArgs) || !has(self.lrScheduler)"
+            f" || self.lrScheduler in {sorted(SCHEDULERS_WITH_ARGS)}",
             "lrSchedulerArgs are for lrScheduler cosine_with_min_lr and warmup_stable_decay: remove them, or use one"
             " of these",
             lambda self: self.lr_scheduler_args is None or self.lr_scheduler in SCHEDULERS_WITH_ARGS,
         ),
         Rule(
-            "!has(self.lrSchedulerArgs) || self.lrScheduler != 'cosine_with_min_lr'"
+            "!has(self.lrSchedulerArgs) || !has(self.lrScheduler) || self.lrScheduler != 'cosine_with_min_lr'"
             " || !(has(self.lrSchedulerArgs.decayRatio) || has(self.lrSchedulerArgs.decayType))",
             "lrSchedulerArgs: decayRatio and decayType are for lrScheduler warmup_stable_decay: remove them",
             lambda self: (
@@ -87,7 +90,7 @@ class TrainingBase(Model):
         ),
         Rule(
             "!(has(self.adamBeta1) || has(self.adamBeta2) || has(self.adamEpsilon))"
-            f" || !(self.optimizer in {sorted(WITHOUT_ADAM)})",
+            f" || !has(self.optimizer) || !(self.optimizer in {sorted(WITHOUT_ADAM)})",
             "adamBeta1, adamBeta2 and adamEpsilon have no meaning for optimizer adafactor and sgd: remove them",
             lambda self: (
                 self.adam_beta1 is self.adam_beta2 is self.adam_epsilon is None or self.optimizer not in WITHOUT_ADAM
@@ -99,13 +102,13 @@ class TrainingBase(Model):
     """Passes over the training rows; 1 if neither epochs nor maxSteps is given."""
     max_steps: Annotated[Int32, Field(ge=1)] | None = None
     """Optimizer steps to train, instead of epochs."""
-    per_device_batch_size: Annotated[Int32, Field(ge=1, le=4096)] = 4
+    per_device_batch_size: Annotated[Int32, Field(ge=1, le=4096), RESOLVED] = 4
     """Rows (dpo, reward: pairs; grpo: completions) per process and micro-step."""
-    gradient_accumulation_steps: Annotated[Int32, Field(ge=1, le=4096)] = 4
+    gradient_accumulation_steps: Annotated[Int32, Field(ge=1, le=4096), RESOLVED] = 4
     """Micro-steps per optimizer step."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
     """Peak learning rate. Default: sft 2e-5, reward 1e-5, dpo and grpo 1e-6; ten times that with lora and qlora."""
-    lr_scheduler: LrScheduler = "cosine"
+    lr_scheduler: Annotated[LrScheduler, RESOLVED] = "cosine"
     """Shape of the learning rate over the run."""
     lr_scheduler_args: LrSchedulerArgs | None = None
     """Arguments of cosine_with_min_lr and warmup_stable_decay."""
@@ -114,11 +117,11 @@ class TrainingBase(Model):
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Share of the steps that warm up, but never all of them; if neither is given 0.1, and 0 for lrScheduler
     constant, which has no warm-up."""
-    weight_decay: Annotated[float, Field(ge=0, le=1)] = 0.01
+    weight_decay: Annotated[float, Field(ge=0, le=1), RESOLVED] = 0.01
     """Weight decay of the optimizer."""
-    max_grad_norm: Annotated[float, Field(gt=0, le=1000)] = 1.0
+    max_grad_norm: Annotated[float, Field(gt=0, le=1000), RESOLVED] = 1.0
     """Gradients are clipped to this norm."""
-    optimizer: Optimizer = "adamw_torch_fused"
+    optimizer: Annotated[Optimizer, RESOLVED] = "adamw_torch_fused"
     """Optimizer, by transformers' name. The 8-bit ones need a GPU, and a job of one process."""
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Adam's decay of the mean of the gradients; 0.9 if unset."""
@@ -138,7 +141,7 @@ class TrainingBase(Model):
     padding_free: Literal["auto", "never"] | None = None
     """auto (if unset): compute without padding, and a pair's common prompt once, where the model is known to give the
     same losses so; never: as TRL does. Which it is, and why not, is told before training."""
-    logging_steps: Annotated[Int32, Field(ge=1)] = 10
+    logging_steps: Annotated[Int32, Field(ge=1), RESOLVED] = 10
     """Steps between two log entries."""
     torch_compile: bool = False
     """Compile the model with torch.compile."""
@@ -177,7 +180,7 @@ class Training(TrainingBase):
 
     rules: ClassVar[tuple[Rule, ...]] = (*TrainingBase.rules, _only_named(TrainingBase.extra_arg_types))
 
-    max_length: Annotated[Int32, Field(ge=8)] = 1024
+    max_length: Annotated[Int32, Field(ge=8), RESOLVED] = 1024
     """Longest sequence in tokens; what happens to longer rows is counted in the report."""
     activation_offloading: bool = False
     """Keep what the backward pass needs of a forward pass in the host's memory: less memory of the GPU, slower."""
@@ -211,9 +214,9 @@ class Peft(Model):
 
     method: Literal["lora", "qlora", "none"] = "lora"
     """lora and qlora train an adapter, none trains all weights. qlora needs a GPU."""
-    r: Annotated[Int32, Field(ge=1, le=1024)] = 16
+    r: Annotated[Int32, Field(ge=1, le=1024), RESOLVED] = 16
     """Rank of the adapter."""
-    alpha: Annotated[Int32, Field(ge=1, le=4096)] = 32
+    alpha: Annotated[Int32, Field(ge=1, le=4096), RESOLVED] = 32
     """Scale of the adapter."""
     target_modules: (
         Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(min_length=1, max_length=64)] | None

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from trl_contract.base import Broken
 from trl_contract.cluster import ClusterSpec
 from trl_contract.spec import TrainingSpec
 from trl_contract.upstreams import Upstream
@@ -104,6 +105,18 @@ def parse_known(obj: dict[str, Any]) -> tuple[Job, list[str]]:
             section = section[part]
         del section[last]
     return parse_job(obj), [".".join(str(part) for part in path) for path in unknown]
+
+
+def why_refused(error: ValidationError) -> str:
+    """Return the first thing that is wrong with a stored spec: its field, and what the API server would say of it."""
+    first = error.errors(include_url=False)[0]
+    said, place = first["msg"].removeprefix("Value error, "), ".".join(str(part) for part in first["loc"])
+    broken = first.get("ctx", {}).get("error")
+    if isinstance(broken, Broken):
+        rule = broken.rules[0]
+        place, said = ".".join(part for part in (place, rule.field) if part), rule.message
+    # What is wrong between sections begins with the field.
+    return f"spec.{place}: {said}" if place else f"spec.{said}"
 
 
 def parse_job(obj: dict[str, Any]) -> Job:

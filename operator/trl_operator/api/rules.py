@@ -4,6 +4,7 @@ from pydantic import JsonValue
 
 from trl_contract.base import Kind, cel
 from trl_contract.jobs import NAME_MESSAGE, NAME_RULE, PROCESSES, JobSpec
+from trl_contract.spec import STEPS
 from trl_contract.training import PeftWithDropout
 
 Entry = dict[str, JsonValue]
@@ -63,19 +64,22 @@ def _whole_groups() -> list[Entry]:
     evaluation = "self.evaluation.perDeviceBatchSize"
     return [
         _bound(
+            "!has(self.training.perDeviceBatchSize) || !has(self.training.gradientAccumulationSteps)"
+            " || !has(self.grpo.numGenerations)",
             "self.training.perDeviceBatchSize * self.numNodes * " + PROCESSES,
             rule="b * self.training.gradientAccumulationSteps % self.grpo.numGenerations == 0",
             message="'training.perDeviceBatchSize x numNodes x numProcPerNode = %d, x"
             " training.gradientAccumulationSteps = %d, must be a multiple of grpo.numGenerations = %d:"
             " training.gradientAccumulationSteps may be %s or %d'.format([b,"
             " b * self.training.gradientAccumulationSteps, self.grpo.numGenerations,"
-            " [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64].filter(s, b * s % self.grpo.numGenerations == 0),"
+            f" {STEPS}.filter(s, b * s % self.grpo.numGenerations == 0),"
             " self.grpo.numGenerations])",
             field=".training",
         ),
         _bound(
+            f"!has({evaluation}) || !has(self.grpo.numGenerations)",
             "self.numNodes * " + PROCESSES,
-            rule=f"!has({evaluation}) || {evaluation} * b % self.grpo.numGenerations == 0",
+            rule=f"{evaluation} * b % self.grpo.numGenerations == 0",
             message=f"'evaluation.perDeviceBatchSize = %d, x numNodes x numProcPerNode = %d, must be a multiple of"
             f" grpo.numGenerations = %d: remove it, or use %d'.format([{evaluation}, b, self.grpo.numGenerations,"
             " self.grpo.numGenerations])",
@@ -84,10 +88,11 @@ def _whole_groups() -> list[Entry]:
     ]
 
 
-def _bound(value: str, rule: str, message: str, field: str) -> Entry:
-    """Return a rule over `b`, which is computed once: the API server counts the cost of every mention."""
+def _bound(unless: str, value: str, rule: str, message: str, field: str) -> Entry:
+    """Return a rule over `b`, which holds in any case `unless`; the value is computed once: the API server counts the
+    cost of every mention."""
     return {
-        "rule": f"[{value}].all(b, {rule})",
+        "rule": f"{unless} || [{value}].all(b, {rule})",
         "messageExpression": f"[{value}].map(b, {message})[0]",
         "message": f"{field[1:]}: the batch must hold whole groups of grpo.numGenerations",
         "fieldPath": field,

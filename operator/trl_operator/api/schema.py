@@ -91,13 +91,24 @@ def _convert_children(node: Schema, result: Schema, definitions: dict[str, Schem
 
 
 def _convert_default(node: Schema, result: Schema) -> None:
-    """Defaults of sections are written out: the rules of a section see its default before those of its fields."""
-    if "default" in node:
+    """Defaults of sections are written out: the rules of a section see its default before those of its fields. What is
+    resolved later has none here, and names it in its description."""
+    if result.pop("x-resolved", False):
+        if "description" in result:
+            result["description"] += f" Default {_said(result.pop('default'))}."
+    elif "properties" in result and "default" in node:
+        fields = result["properties"]
+        result["default"] = {name: fields[name]["default"] for name in fields if "default" in fields[name]}
+    elif "default" in node:
         default = _without_nothing(node["default"])
         if default in (None, []):
             del result["default"]
         else:
             result["default"] = default
+
+
+def _said(default: Any) -> str:
+    return f"{default:g}" if isinstance(default, float) else str(default)
 
 
 def _without_nothing(value: Any) -> Any:

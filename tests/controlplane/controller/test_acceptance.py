@@ -52,6 +52,12 @@ def test_a_missing_config_map_is_told_and_heals(
     assert node.files(pod, "/mnt/train") == {"train.jsonl": "{}"}
 
 
+def test_what_does_not_go_with_a_default_is_told(operator: Any, jobs: Any, dpo: Callable[..., Any]) -> None:
+    jobs.apply(dpo(training={"lrSchedulerArgs": {"minLrRate": 0.1}}))
+    message = "spec.training: lrSchedulerArgs are for lrScheduler cosine_with_min_lr and warmup_stable_decay: remove"
+    assert refused(jobs, "tune", "InvalidSpec").startswith(message)
+
+
 def test_a_claim_that_several_nodes_cannot_share_is_told(
     operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any]
 ) -> None:

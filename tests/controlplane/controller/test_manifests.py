@@ -11,10 +11,12 @@ import chaos
 import pytest
 import yaml
 from kubernetes import client, config
+from pydantic import ValidationError
 from test_upstream import grpo_job, reward_job
 
 from devcluster.controlplane import ControlPlane
 from devcluster.paths import REPOSITORY
+from trl_operator.api.job import parse_job, why_refused
 from trl_operator.api.kinds import KINDS as INFOS
 from trl_operator.api.schema import structural_schema
 from trl_trainer.errors import UserError
@@ -69,7 +71,6 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ("DPOJob", {"spec.storage.sise": "1Gi"}, ('unknown field "spec.storage.sise"',)),
     ("DPOJob", {"spec.runPolicy.backoffLimit": 1}, ('unknown field "spec.runPolicy.backoffLimit"',)),
     # fields that go with values of others
-    ("DPOJob", {"spec.training.lrSchedulerArgs": {"minLrRate": 0.1}}, ("spec.training", "lrSchedulerArgs are for")),
     (
         "SFTJob",
         {"spec.training": {"lrScheduler": "cosine_with_min_lr", "lrSchedulerArgs": {"decayRatio": 0.1}}},
@@ -105,7 +106,6 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
         {"spec.dpo": {"lossType": ["aot"], "useWeighting": True}},
         ("spec.dpo", "useWeighting does not go with lossType aot"),
     ),
-    ("GRPOJob", {"spec.grpo.stepsPerGeneration": 6}, ("spec.grpo", "multiple of training.gradientAccumulationSteps")),
     ("GRPOJob", {"spec.grpo.delta": 2, "spec.grpo.lossType": "cispo"}, ("spec.grpo", "delta works only with lossType")),
     # fields of other kinds
     ("SFTJob", {"spec.dpo": {}}, ('unknown field "spec.dpo"',)),
@@ -316,11 +316,6 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ),
     (
         "GRPOJob",
-        {"spec.grpo.rewards": [{"name": "x", "softOverlong": {"cache": 257}}]},
-        ("spec.grpo", "softOverlong.cache must not be above generation.maxCompletionLength"),
-    ),
-    (
-        "GRPOJob",
         {"spec.grpo.rewards": [{"name": "x", "keyword": {"words": ["a"], "mode": "all", "enough": 2}}]},
         ("spec.grpo.rewards[0].keyword", "enough goes with mode any"),
     ),
@@ -379,16 +374,6 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ("GRPOJob", {"spec.grpo.numGenerations": 1}, ("spec.grpo.numGenerations",)),
     ("GRPOJob", {"spec.grpo.generation": {"temperature": 0}}, ("spec.grpo.generation.temperature",)),
     ("GRPOJob", {"spec.grpo.lossType": "ppo"}, ("spec.grpo.lossType", "Unsupported value")),
-    (
-        "GRPOJob",
-        {"spec.training": {"perDeviceBatchSize": 1, "gradientAccumulationSteps": 3}, "spec.resources": GPUS},
-        ("spec.training", "numProcPerNode = 2", "gradientAccumulationSteps = 6", "numGenerations = 4", "[2, 4, 6, 8"),
-    ),
-    (
-        "GRPOJob",
-        {"spec.evaluation.perDeviceBatchSize": 3},
-        ("spec.evaluation", "perDeviceBatchSize = 3", "numGenerations = 4", "use 4"),
-    ),
     # evaluation, checkpoint
     ("DPOJob", {"spec.evaluation.everySteps": 0}, ("spec.evaluation.everySteps",)),
     ("DPOJob", {"spec.evaluation.samplePrompts": [""]}, ("spec.evaluation.samplePrompts[0]",)),
@@ -635,6 +620,51 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ("DPOJob", {"spec.tracking": {"tensorboard": {"path": "/abs"}}}, ("spec.tracking.tensorboard.path",)),
 ]  # fmt: skip
 
+# kind, change, the default that it does not go with, the field and what is said of it
+RESOLVED: list[tuple[str, Change, Change, str, str]] = [
+    (
+        "DPOJob",
+        {"spec.training.lrSchedulerArgs": {"minLrRate": 0.1}},
+        {"spec.training.lrScheduler": "cosine"},
+        "spec.training",
+        "lrSchedulerArgs are for lrScheduler cosine_with_min_lr and warmup_stable_decay: remove them, or use one of"
+        " these",
+    ),
+    (
+        "GRPOJob",
+        {"spec.grpo.stepsPerGeneration": 6},
+        {"spec.training.gradientAccumulationSteps": 4},
+        "spec.grpo",
+        "grpo.stepsPerGeneration must be a multiple of training.gradientAccumulationSteps: remove it, or change one of"
+        " the two",
+    ),
+    (
+        "GRPOJob",
+        {"spec.grpo.rewards": [{"name": "x", "softOverlong": {"cache": 257}}]},
+        {"spec.grpo.generation": {"maxCompletionLength": 256}},
+        "spec.grpo",
+        "rewards: softOverlong.cache must not be above generation.maxCompletionLength",
+    ),
+    (
+        "GRPOJob",
+        {"spec.training": {"perDeviceBatchSize": 1, "gradientAccumulationSteps": 3}, "spec.resources": GPUS},
+        {"spec.grpo.numGenerations": 4},
+        "spec.training",
+        "training.perDeviceBatchSize x numNodes x numProcPerNode = 2, x training.gradientAccumulationSteps = 6, must be"
+        " a multiple of grpo.numGenerations = 4: training.gradientAccumulationSteps may be [2, 4, 6, 8, 12, 16, 24, 32,"
+        " 48, 64] or 4",
+    ),
+    (
+        "GRPOJob",
+        {"spec.evaluation.perDeviceBatchSize": 3},
+        {"spec.grpo.numGenerations": 4},
+        "spec.evaluation",
+        "evaluation.perDeviceBatchSize = 3, x numNodes x numProcPerNode = 1, must be a multiple of grpo.numGenerations"
+        " = 4: remove it, or use 4",
+    ),
+]
+"""What the API server refuses where the user has written the default, and the operator where nobody has."""
+
 GOOD: list[tuple[str, Change]] = [
     *((kind, {}) for kind in PLURALS),
     ("DPOJob", {"metadata.name": "a"}),
@@ -838,6 +868,35 @@ def test_a_bad_manifest_is_refused_and_the_field_named(
         assert part in answer
 
 
+@pytest.mark.parametrize(("kind", "change", "default", "field", "says"), RESOLVED)
+def test_a_rule_about_a_default_is_the_api_servers_where_it_is_written_and_else_the_operators(
+    create: Apply, kind: str, change: Change, default: Change, field: str, says: str, tmp_path: Path
+) -> None:
+    written, left_out = manifest(kind, change | default), manifest(kind, change)
+    answer = create(written)
+    assert f"{field}: Invalid value" in answer
+    assert says in answer
+    assert create(left_out) == ""
+    stored = {**left_out, "metadata": {"name": "job", "namespace": "default", "uid": "u"}}
+    with pytest.raises(ValidationError) as caught:
+        parse_job(stored)
+    assert why_refused(caught.value).startswith(field)
+    assert why_refused(caught.value).endswith(f": {says}")
+    assert says in refusal(left_out, tmp_path)
+
+
+def test_the_api_server_stores_of_resolved_fields_what_the_user_wrote(
+    control_plane: ControlPlane, namespace: str
+) -> None:
+    control_plane.apply(manifest("GRPOJob", {"spec.training.loggingSteps": 10, "metadata.namespace": namespace}))
+    found = json.loads(control_plane.kubectl("get", "grpojob", "job", f"--namespace={namespace}", "--output=json"))
+    assert found["spec"]["training"] == {"loggingSteps": 10, "seed": 42, "torchCompile": False}
+    assert found["spec"]["grpo"].keys().isdisjoint({"beta", "numGenerations", "numIterations", "epsilon"})
+    assert found["spec"]["peft"].keys().isdisjoint({"r", "alpha"})
+    found["metadata"] |= {"uid": "u"}
+    assert parse_job(found).training.training.gradient_accumulation_steps == 4
+
+
 def refusal(obj: dict[str, Any], folder: Path) -> str:
     """Why `run` and `explain` refuse an object; "" if they take it."""
     (folder / "job.yaml").write_text(json.dumps(obj))
@@ -940,6 +999,15 @@ NUMBERS = {"spec.grpo.rewards": [KEYWORD], "spec.dataset.mixture": [{"inline": [
 """Lists of objects with numbers."""
 
 
+WRITTEN_OUT: Change = {
+    "spec.training.perDeviceBatchSize": 4,
+    "spec.training.gradientAccumulationSteps": 4,
+    "spec.grpo.numGenerations": 4,
+    "spec.grpo.generation.maxCompletionLength": 256,
+}
+"""Defaults that rules compare other numbers with: the API server does where they are given."""
+
+
 def numbers(schema: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """Every field of a schema that takes a number, whole or not, with its path; of a list or map, of all its items."""
     for name, field in schema.get("properties", {}).items():
@@ -960,7 +1028,9 @@ def with_number(kind: str, path: str, value: Any) -> dict[str, Any]:
         change = {section: [{**NUMBERS.get(section, [{}])[0], field[1:]: value}]}
     else:
         change = {section: {"cpu": value} if section.startswith("spec.resources") else [value]}
-    return manifest(kind, change | ({"spec.dataset.train": None} if "mixture" in path else {}))
+    beside = {"lrSchedulerArgs": {"spec.training.lrScheduler": "linear"}, "mixture": {"spec.dataset.train": None}}
+    change |= next((more for part, more in beside.items() if part in path), {})
+    return manifest(kind, (WRITTEN_OUT if kind == "GRPOJob" else {}) | change)
 
 
 def test_whole_numbers_meet_the_same_bounds_as_others(create: Apply, tmp_path: Path) -> None:
