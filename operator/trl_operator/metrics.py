@@ -36,7 +36,7 @@ class ControllerMetrics(Metrics):
         super().__init__()
         self.reconcile_errors = Counter(
             "trl_operator_reconcile_errors",
-            "Looks at a job that failed, by HTTP status or bug.",
+            "Looks at a job that failed, or could not boost its priority, by HTTP status or bug.",
             ["status"],
             registry=self.registry,
         )

@@ -43,6 +43,8 @@ logger = logging.getLogger(__name__)
 Obj = dict[str, Any]
 
 INVALID = 422
+REFUSED_BOOST_SECONDS = 30.0
+"""Until a boost that was refused is tried again."""
 
 
 def utc_now() -> datetime:
@@ -207,7 +209,13 @@ class Reconciler:
         if not self._boosts or view.child is None or view.child.deleting or not view.admission.known:
             return requeue
         wanted, left = boost(job, read_status(obj["status"]), view.admission, self._now())
-        await self._attempts.boost(view.child, view.admission, wanted)
+        try:
+            await self._attempts.boost(view.child, view.admission, wanted)
+        except ApiError as error:
+            # A wish only: what is against it, like a webhook that is down, must not keep the job from being looked at.
+            self._metrics.reconcile_errors.labels(str(error.status)).inc()
+            logger.warning("%s/%s/%s: priority boost: %s", job.info.kind, job.namespace, job.name, error)
+            left = min(left, max(error.retry_after, REFUSED_BOOST_SECONDS))
         return finite(sooner(requeue, left))
 
     async def _start(self, pinned: Pinned, obj: Obj, attempt: AttemptFile) -> Child | Blocker:

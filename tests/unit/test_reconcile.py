@@ -23,17 +23,21 @@ Objects = Callable[..., dict[str, Any]]
 
 
 class Lease:
+    held = True
+
     def check(self) -> None:
-        """The lease is held."""
+        if not self.held:
+            raise LeaseLost
 
 
 class World:
     """A job `tune` whose attempt 0 runs, and a reconciler; the store knows the job only."""
 
-    def __init__(self, job: dict[str, Any], now: datetime) -> None:
+    def __init__(self, job: dict[str, Any], now: datetime, *, boosts: bool = False) -> None:
         self.kube = FakeKube()
         self.store = Store()
-        self.needs = Needs(self.store)
+        self.needs = Needs(self.store, kueue=boosts, boosts=boosts)
+        self.lease = Lease()
         self.metrics = ControllerMetrics()
         self.now = now
         self.installation = Installation("trainer:1", "https://op:10443", "CA")
@@ -41,7 +45,7 @@ class World:
             self.kube,  # type: ignore[arg-type]
             self.store,
             self.needs,
-            Lease(),  # type: ignore[arg-type]
+            self.lease,  # type: ignore[arg-type]
             lambda: self.installation,
             "test",
             lambda _: True,
@@ -69,7 +73,10 @@ class World:
 
 @pytest.fixture
 def world(job_object: Objects, child_object: Objects, pod_object: Objects, now: datetime) -> World:
-    world = World(job_object(), now)
+    return runs(World(job_object(), now), child_object, pod_object)
+
+
+def runs(world: World, child_object: Objects, pod_object: Objects) -> World:
     running = {"attempt": 0, "restarts": 0, "workload": WORKLOAD}
     job = world.kube.objects["dpojobs", "team", "tune"]
     world.store.put_job(world.kube.put("dpojobs", {**job, "status": running}))
@@ -728,3 +735,29 @@ def test_the_leader_remembers_since_when_the_reports_of_an_attempt_say_the_same(
         assert (world.status["phase"] == "Running") == (minutes < 30)
     assert next(c for c in world.status["conditions"] if c["type"] == "Running")["reason"] == "Stalled"
     assert ("pytorchjobs", "team", "tune-dpo-0") not in world.kube.objects
+
+
+def test_a_boost_that_is_refused_neither_keeps_a_job_from_being_looked_at_nor_is_forgotten(
+    job_object: Objects, child_object: Objects, pod_object: Objects, now: datetime
+) -> None:
+    world = runs(World(job_object(), now, boosts=True), child_object, pod_object)
+    owner = {"kind": "PyTorchJob", "name": "tune-dpo-0", "uid": "child-0", "controller": True}
+    metadata = {"namespace": "team", "name": "w", "uid": "w-uid", "resourceVersion": "1", "ownerReferences": [owner]}
+    admitted = {"type": "Admitted", "status": "True"}
+    world.needs.admissions.put({"metadata": metadata, "status": {"conditions": [admitted]}})
+
+    def refuse(obj: dict[str, Any]) -> None:
+        if obj["kind"] == "Workload":
+            raise ApiError(500, "failed calling webhook")
+
+    world.kube.refuse_object = refuse
+    assert [world.reconcile(), world.reconcile()] == [30, 30]
+    assert 'trl_operator_reconcile_errors_total{status="500"} 2' in world.metrics.render()
+    world.kube.refuse_object = lambda _: None
+    left = world.reconcile()
+    assert left is not None
+    assert left > 30
+    assert ("trl-operator-boost", "workloads") in world.kube.writes
+    world.lease.held = False
+    with pytest.raises(LeaseLost):
+        world.reconcile()
