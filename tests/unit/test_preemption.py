@@ -16,6 +16,7 @@ from trl_operator.store.objects import news
 Make = Callable[..., Any]
 NEVER = float("inf")
 ADMITTED = Admission(known=True, admitted=True)
+BOOSTED = replace(ADMITTED, boost="1", boost_is_ours=True)
 
 
 def status(since: datetime, *published: datetime, running: str = "True") -> JobStatus:
@@ -34,9 +35,9 @@ def test_an_attempt_without_a_checkpoint_is_preferred_for_twice_the_time_between
 ) -> None:
     job, since = make_job(checkpoint=checkpoint), now - timedelta(seconds=60)
     assert boost(job, status(since), ADMITTED, now) == ("1", limit - 60)
-    assert boost(job, status(since), replace(ADMITTED, boost="1"), now) == ("1", limit - 60)
+    assert boost(job, status(since), BOOSTED, now) == ("1", limit - 60)
     over = since + timedelta(seconds=limit)
-    assert boost(job, status(since), replace(ADMITTED, boost="1"), over) == ("", NEVER)
+    assert boost(job, status(since), BOOSTED, over) == ("", NEVER)
 
 
 def test_it_no_longer_is_once_it_has_one_and_one_of_an_earlier_attempt_is_none(make_job: Make, now: datetime) -> None:
@@ -58,8 +59,11 @@ def test_what_does_not_run_is_not_preferred(make_job: Make, now: datetime, runni
     assert boost(make_job(), status(now, running=running), admission, now) == ("", NEVER)
 
 
-def test_the_boost_of_somebody_else_stays(make_job: Make, now: datetime) -> None:
-    assert boost(make_job(), status(now), replace(ADMITTED, boost="-60"), now) == ("-60", NEVER)
+@pytest.mark.parametrize("value", ["1", "-60"])
+@pytest.mark.parametrize("running", ["True", "False"])
+def test_the_boost_of_somebody_else_stays(make_job: Make, now: datetime, value: str, running: str) -> None:
+    theirs = replace(ADMITTED, boost=value)
+    assert boost(make_job(), status(now, running=running), theirs, now) == (value, NEVER)
 
 
 def test_the_first_checkpoint_of_an_attempt_is_news_and_no_other_one(job_object: Make, now: datetime) -> None:
@@ -71,7 +75,11 @@ def test_the_first_checkpoint_of_an_attempt_is_news_and_no_other_one(job_object:
     assert told() == told(earlier) != told(earlier, first) == told(earlier, first, second)
 
 
-def test_a_workload_says_its_boost() -> None:
-    metadata: dict[str, Any] = {"name": "w", "uid": "u", "annotations": {"kueue.x-k8s.io/priority-boost": "1"}}
-    found = admission_from({"metadata": metadata})
-    assert (found.name, found.uid, found.boost) == ("w", "u", "1")
+@pytest.mark.parametrize(("manager", "ours"), [("trl-operator-boost", True), ("kubectl-annotate", False)])
+def test_a_workload_says_its_boost_and_whose_it_is(manager: str, ours: bool) -> None:
+    name = "kueue.x-k8s.io/priority-boost"
+    written = {"manager": manager, "fieldsV1": {"f:metadata": {"f:annotations": {f"f:{name}": {}}}}}
+    others = {"manager": "kueue", "fieldsV1": {"f:metadata": {"f:annotations": {".": {}}}}}
+    metadata: dict[str, Any] = {"name": "w", "uid": "u", "annotations": {name: "1"}}
+    found = admission_from({"metadata": {**metadata, "managedFields": [others, written]}})
+    assert (found.name, found.uid, found.boost, found.boost_is_ours) == ("w", "u", "1", ours)

@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
-from trl_operator.constants import ANNOTATION_BOOST
+from trl_operator.constants import ANNOTATION_BOOST, MANAGER_BOOST
+from trl_operator.plan.observation import writer
 
 Why = tuple[str, str]
 """Reason and message."""
@@ -45,6 +46,8 @@ class Admission:
     """Its uid."""
     boost: str = ""
     """What is added to its priority; empty: nothing."""
+    boost_is_ours: bool = False
+    """It is the operator that has written that."""
 
 
 NOTHING_SAID = Admission()
@@ -66,6 +69,7 @@ def admission_from(obj: dict[str, Any]) -> Admission:
         name=metadata["name"],
         uid=metadata["uid"],
         boost=(metadata.get("annotations") or {}).get(ANNOTATION_BOOST, ""),
+        boost_is_ours=writer(obj, "metadata", "annotations", ANNOTATION_BOOST) == MANAGER_BOOST,
     )
 
 

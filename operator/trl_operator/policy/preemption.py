@@ -20,10 +20,10 @@ def boost(job: Job, status: JobStatus, admission: Admission, now: datetime) -> t
     itself.
 
     The attempt is preferred while it runs and has yet to publish a checkpoint, for twice the time between two of them
-    at most: one that never publishes any must not keep its place for ever. Who has written another boost has the word.
+    at most: one that never publishes any must not keep its place for ever. Who else has written one has the word.
     """
     running = status.condition("Running")
-    if admission.boost not in ("", BOOST):
+    if admission.boost and not admission.boost_is_ours:
         return admission.boost, float("inf")
     if running is None or running.status != "True" or admission.evicted or not admission.admitted:
         return "", float("inf")

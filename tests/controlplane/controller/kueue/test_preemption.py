@@ -57,8 +57,11 @@ def test_kueue_preempts_what_has_a_checkpoint_before_what_would_lose_all(
 
     start("never", "trainjob", minutes=0.05)
     wait_for("one that publishes no checkpoint is so for a while only", lambda: boosts()["never"] == "", 20, 0.1)
+    [never] = jobs.list("workloads")
+    jobs.plane.kubectl("annotate", "workload", never["metadata"]["name"], f"{BOOST}=1", f"--namespace={jobs.namespace}")
     node.succeed(node.pods("never-dpo-0")[0], record())
     jobs.wait_for_phase("never", "Succeeded")
+    assert boosts()["never"] == "1", "somebody else's boost stays"
     start("older", "pytorchjob")
     start("newer", "trainjob")
     publish(jobs, "older")
