@@ -40,13 +40,29 @@ def test_a_duration_is_told_in_its_two_largest_units(seconds: int, text: str) ->
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (0.123456789, "0.1235"), (12345.6, "12346"), (-0.69314, "-0.6931"), (1000, "1000"),
+        (0.123456789, "0.123457"), (12345.6, "12345.6"), (-0.69314, "-0.69314"), (1000, "1000"),
         ("1e-06", "1e-06"), ("3", "3"), (None, None), ("NaN", None), ("inf", None),
         ("-Infinity", None), ("1e400", None), ("x", None), ("", None),
     ],
 )  # fmt: skip
-def test_a_number_is_a_short_decimal_or_nothing(value: float | str | None, text: str | None) -> None:
+def test_a_number_is_a_decimal_of_six_digits_or_nothing(value: float | str | None, text: str | None) -> None:
     assert decimal(value) == text
+
+
+def test_numbers_are_short_where_people_look_and_exact_where_programs_compare() -> None:
+    metrics = [{"name": "loss", "value": "0.65625"}, {"name": "learning_rate", "value": "1.23456e-05"}]
+    metrics += [{"name": "grad_norm", "value": "12345.6"}]
+    saved = [{"step": 5, "path": "c", "time": TIME, "metrics": [{"name": "eval_loss", "value": "0.59996"}]}]
+    before, after = ([{"name": "accuracy", "value": value}] for value in ("0.59996", "0.65625"))
+    said = {"metrics": metrics, "checkpoints": saved, "evaluation": {"before": before, "after": after}}
+    found = progress_fields(progress(tokensPerSecond=1234.56, gpus=1, elapsedSeconds=1000, **said), None, {})
+    assert found["progress"]["metrics"] == metrics
+    assert found["checkpoints"] == saved
+    assert (found["evaluation"]["before"], found["evaluation"]["after"]) == (before, after)
+    assert found["evaluation"]["display"] == "accuracy 0.6 → 0.6562"
+    names = ("loss", "learningRate", "gradNorm", "tokensPerSecond")
+    assert [found["progress"][name] for name in names] == ["0.6562", "1.235e-05", "12346", "1235"]
+    assert found["usage"]["gpuHours"] == "0.2778"
 
 
 def test_a_step_is_shown_of_all_steps_with_the_time_that_is_left() -> None:

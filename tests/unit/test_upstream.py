@@ -8,6 +8,7 @@ import pytest
 from shown import checkpoint, condition
 
 from trl_contract.jobfile import JobFile
+from trl_contract.report import Progress
 from trl_contract.upstreams import Upstream
 from trl_operator.api.job import Job
 from trl_operator.api.status import UpstreamRef
@@ -26,6 +27,7 @@ from trl_operator.plan.view import View
 from trl_operator.render.manifests import job_file
 from trl_operator.render.run import pin
 from trl_operator.status.lifecycle import decide
+from trl_operator.status.progress import progress_fields
 from trl_operator.store.store import Store
 
 Make = Callable[..., Any]
@@ -58,7 +60,9 @@ def judge(job_object: Make) -> Callable[..., dict[str, Any]]:
         known = {"phase": phase, "conditions": conditions, "artifacts": [MODEL]}
         obj["status"] = {**known, **status} if phase else {}
         if accuracy is not None:
-            obj["status"]["evaluation"] = {"after": [{"name": "accuracy", "value": accuracy}]}
+            after = {"after": [{"name": "accuracy", "value": accuracy}]}
+            report = Progress.model_validate({"lastUpdateTime": "2026-11-21T12:00:00Z", "evaluation": after})
+            obj["status"]["evaluation"] = progress_fields(report, None, {})["evaluation"]
         return dict(obj)
 
     return make
@@ -74,6 +78,13 @@ def judge(job_object: Make) -> Callable[..., dict[str, Any]]:
         ("Failed", None, {}, ("UpstreamFailed", True, "has ended as Failed")),
         ("Cancelled", None, {}, ("UpstreamFailed", True, "has ended as Cancelled")),
         ("Succeeded", "0.59", {}, ("RewardModelNotValidated", True, "accuracy 0.59 on its held-out pairs, below 0.6")),
+        (
+            "Succeeded",
+            "0.59996",
+            {},
+            ("RewardModelNotValidated", True, "accuracy 0.59996 on its held-out pairs"),
+        ),
+        ("Succeeded", "0.65625", {"minAccuracy": 0.65625}, None),
         ("Succeeded", "0.8", {"minAccuracy": 0.9}, ("RewardModelNotValidated", True, "below 0.9")),
         ("Succeeded", None, {}, ("RewardModelNotValidated", True, "was not evaluated")),
         ("Succeeded", None, {"acknowledgeUnvalidated": True}, None),

@@ -7,6 +7,11 @@ from pydantic import Field
 from trl_operator.api.parts import Count, Decimal, Int64, Part, Text63, Text256, Text1024, Time, list_map
 
 
+def short(number: float) -> str:
+    """Return a number as people read it: with four significant digits, more only of whole thousands."""
+    return f"{number:.0f}" if 1e3 <= abs(number) < 1e15 else f"{number:.4g}"
+
+
 class Metric(Part):
     name: Annotated[str, Field(max_length=64)]
     """Exactly as TRL logs it."""
@@ -95,7 +100,9 @@ class EvaluationStatus(Part):
         """Return what training has changed: the first metric that was measured before and after; else empty."""
         before = {metric.name: metric.value for metric in self.before}
         after = next((metric for metric in self.after if metric.name in before), None)
-        return f"{after.name} {before[after.name]} → {after.value}" if after else ""
+        if after is None:
+            return ""
+        return f"{after.name} {short(float(before[after.name]))} → {short(float(after.value))}"
 
 
 class UsageStatus(Part):

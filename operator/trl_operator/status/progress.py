@@ -6,7 +6,7 @@ from math import isfinite
 from typing import Any
 
 from trl_contract.report import CheckpointReport, ExitRecord, Metric, Progress, ProgressReport
-from trl_operator.api.reported import EvaluationStatus
+from trl_operator.api.reported import EvaluationStatus, short
 from trl_operator.api.status import workload
 from trl_operator.api.stored import owned
 from trl_operator.constants import MANAGER_PROGRESS
@@ -147,8 +147,8 @@ def _progress(progress: Progress, percentage: int | None) -> Status:
         "totalSteps": total,
         "percentage": percentage,
         "epoch": decimal(progress.epoch),
-        **{field: values.get(metric) for metric, field in _NAMED.items()},
-        "tokensPerSecond": decimal(progress.tokens_per_second),
+        **{field: _shown(values.get(metric)) for metric, field in _NAMED.items()},
+        "tokensPerSecond": _shown(progress.tokens_per_second),
         "lastUpdateTime": progress.last_update_time,
         "metrics": metrics,
         "warnings": [clean(warning, 300) for warning in progress.warnings],
@@ -164,7 +164,7 @@ def _usage(progress: Progress, elapsed: int, before: Status) -> Status:
     # What a new attempt has trained is known when it has loaded its checkpoint.
     trained = progress.training_seconds if progress.training_seconds is not None else before.get("trainingSeconds", 0)
     total = earlier + elapsed
-    hours = decimal(total * progress.gpus / 3600) if progress.gpus else None
+    hours = _shown(total * progress.gpus / 3600) if progress.gpus else None
     return {
         "attempt": progress.attempt,
         "attemptSeconds": elapsed,
@@ -172,7 +172,7 @@ def _usage(progress: Progress, elapsed: int, before: Status) -> Status:
         "trainingSeconds": trained,
         "gpus": progress.gpus,
         **({"gpuHours": hours} if hours else {}),
-        "goodput": decimal(min(trained / max(total, 1), 1.0)),
+        "goodput": _shown(min(trained / max(total, 1), 1.0)),
     }
 
 
@@ -221,12 +221,16 @@ def _checkpoint(checkpoint: CheckpointReport) -> Status:
 
 
 def decimal(value: float | str | None) -> str | None:
-    """Return a number as a decimal string of four significant digits, more only of whole thousands; None for what is
-    no finite number."""
+    """Return a number as a decimal string of six significant digits, for programs to compare; None for what is no
+    finite number."""
     number = _finite(value)
-    if number is None:
-        return None
-    return f"{number:.0f}" if 1e3 <= abs(number) < 1e15 else f"{number:.4g}"
+    return None if number is None else f"{number:.6g}"
+
+
+def _shown(value: float | str | None) -> str | None:
+    """Return a number as people read it; None for what is no finite number."""
+    number = _finite(value)
+    return None if number is None else short(number)
 
 
 def _when(text: str) -> datetime:
