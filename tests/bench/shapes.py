@@ -12,7 +12,8 @@ WORDS = 1000
 
 @dataclass(frozen=True)
 class Shape:
-    """A model, and the medians of its rows' lengths in tokens (log-normal: real prompts spread more than answers)."""
+    """A model, and the medians of its rows' lengths in tokens (log-normal: real prompts spread more than answers; not
+    `even`: all equal)."""
 
     hidden: int
     intermediate: int
@@ -23,6 +24,7 @@ class Shape:
     completion: int
     batch: int
     max_length: int
+    even: bool = False
 
 
 SHAPES = {
@@ -31,6 +33,8 @@ SHAPES = {
     "checkpoint": Shape(384, 1536, 6, 6, 2048, 8, 12, 2, 64),
     # About 400 MB in fp32.
     "host": Shape(1024, 4096, 6, 8, 4096, 8, 12, 1, 64),
+    # UltraFeedback's lengths halved.
+    "speed": Shape(256, 1024, 4, 4, 2048, 55, 130, 8, 512),
     # The shapes of Qwen2.5, lengths as in UltraFeedback.
     "0.5b": Shape(896, 4864, 24, 14, 151936, 110, 260, 8, 1024),
     "1.5b": Shape(1536, 8960, 28, 12, 151936, 110, 260, 8, 1024),
@@ -60,28 +64,35 @@ def make_model(folder: Path, shape: Shape) -> Path:
     return folder
 
 
-def make_rows(path: Path, shape: Shape, count: int) -> Path:
-    """Write `count` preference pairs of random words."""
+def make_rows(path: Path, shape: Shape, count: int, kind: str = "DPOJob", twice: int = 0) -> Path:
+    """Write `count` rows of random words, without prompts where their median is 0; `twice`: each so many of them come
+    two times in turn."""
     rng = random.Random(SEED)
 
     def text(median: int, sigma: float) -> str:
-        length = max(2, min(shape.max_length // 2, round(median * rng.lognormvariate(0, sigma))))
+        spread = 1.0 if shape.even else rng.lognormvariate(0, sigma)
+        length = max(2, min(shape.max_length // 2, round(median * spread)))
         return " ".join(f"w{rng.randrange(WORDS)}" for _ in range(length))
 
-    def answer() -> str:
-        return " " + text(shape.completion, 0.6)
+    def row() -> dict[str, str]:
+        prompt = {"prompt": text(shape.prompt, 1.0)} if shape.prompt else {}
+        answers = ("completion",) if kind == "SFTJob" else ("chosen", "rejected")
+        return prompt | {name: " " + text(shape.completion, 0.6) for name in answers}
 
-    rows = ({"prompt": text(shape.prompt, 1.0), "chosen": answer(), "rejected": answer()} for _ in range(count))
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [json.dumps(row()) + "\n" for _ in range(count)]
+    if twice:
+        rows = [line for start in range(0, count, twice) for line in 2 * rows[start : start + twice]]
+    path.write_text("".join(rows))
     return path
 
 
 def make_job(
-    folder: Path, shape: Shape, *, world: int, gpus: bool, steps: int, rows: int, accumulate: int = 1, **sections: Any
-) -> Path:
+    folder: Path, shape: Shape, *, world: int, gpus: bool, steps: int, rows: int, accumulate: int = 1,
+    kind: str = "DPOJob", twice: int = 0, **sections: Any,
+) -> Path:  # fmt: skip
     """Write model, rows and a job file for full fine-tuning into `folder` and return the job file's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    model, train = make_model(folder / "model", shape), make_rows(folder / "train.jsonl", shape, rows)
+    model, train = make_model(folder / "model", shape), make_rows(folder / "train.jsonl", shape, rows, kind, twice)
     spec = {
         "model": {"volume": {"claimName": "models", "path": "model"}},
         "dataset": {"train": {"volume": {"claimName": "data", "path": "train.jsonl"}}, "evalSplit": 0,
@@ -95,7 +106,7 @@ def make_job(
         **sections,
     }  # fmt: skip
     job = {
-        "contractVersion": 1, "kind": "DPOJob", "namespace": "bench", "name": "bench", "uid": "bench",
+        "contractVersion": 1, "kind": kind, "namespace": "bench", "name": "bench", "uid": "bench",
         "numNodes": 1, "numProcPerNode": world, "hasGpus": gpus, "spec": spec,
         "paths": {"storage": str(folder / "storage"), "model": str(model), "train": str(train)},
     }  # fmt: skip
