@@ -118,6 +118,15 @@ def test_metrics_that_cannot_be_written_do_not_end_training(tmp_path: Path, caps
     assert capsys.readouterr().out.count("cannot be written") == 1
 
 
+def test_what_was_lost_with_an_attempt_does_not_count_from_the_beginning_of_the_next_one(tmp_path: Path) -> None:
+    reporter = Reporter(1, tmp_path / "metrics.jsonl", Sender({}))
+    assert reporter.state.training_seconds is None, "which checkpoint it goes on from is not known yet"
+    reporter.trained = 40.4
+    state, model = SimpleNamespace(global_step=4, max_steps=8), SimpleNamespace(parameters=list)
+    reporter.on_train_begin(None, state, None, model=model)  # type: ignore[arg-type]
+    assert (reporter.state.step, reporter.state.training_seconds) == (4, 40)
+
+
 def test_a_tracker_that_hangs_does_not_hold_a_finished_job(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "FINISH_SECONDS", 0.2)
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(finish=lambda: time.sleep(30)))

@@ -191,6 +191,8 @@ class Reporter(TrainerCallback):
             activity="training",
             step=state.global_step,
             total_steps=state.max_steps,
+            # From now on, what was lost with the attempt before does not count.
+            training_seconds=round(self.trained),
             trainable_parameters=trainable,
             resumed_from_step=resumed,
         )
