@@ -324,6 +324,10 @@ def test_a_job_without_a_queue_that_is_held_back_at_its_creation_says_what_is_mi
     assert "manageJobsWithoutQueueName): set queue.name to a LocalQueue of namespace team" in said["message"]
     named = decide(make_job(queue={"name": "team"}), waits.status, View(child, admission=admission), now)
     assert (named.delete, reason(named)) == ([child], ("False", "QueueChanged"))
+    freed = decide(make_job(), waits.status, View(make_child(0), pods=(make_pod(0),), admission=Admission()), now)
+    assert freed.status["phase"] == "Running"
+    assert {found["type"] for found in freed.status["conditions"]}.isdisjoint({"Queued"}), "it is let go by hand"
+    assert "waiting" not in freed.status
 
 
 # -- another queue

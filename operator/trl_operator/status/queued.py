@@ -30,10 +30,15 @@ def wait(job: Job, status: JobStatus, view: View, now: datetime) -> None:
 
 def show(job: Job, status: JobStatus, view: View, now: datetime) -> None:
     """Say of an attempt that starts or runs that Kueue has let it go; where there is none, say nothing of a queue."""
-    if status.phase in ("Starting", "Running") and view.child is not None and is_queued(job, view):
+    decides = is_queued(job, view)
+    if status.phase in ("Starting", "Running") and view.child is not None and decides:
         place, change = view.admission.place, moved(job, view.child)
         message = f"admitted by {place}" if place else "Kueue has let the attempt go"
         message += f"; {change}: the next attempt goes there" if change else ""
         set_condition(status, QUEUED, "False", "Admitted", message, generation=job.generation, now=now)
-    elif status.completion_time is not None or (status.workload is None and status.phase != "Queued"):
+        return
+    # One that waited, and was let go by hand.
+    waits_no_more = view.child is not None and not decides and status.is_true(QUEUED)
+    has_none = status.workload is None and status.phase != "Queued"
+    if status.completion_time is not None or has_none or waits_no_more:
         status.conditions = [found for found in status.conditions if found.type != QUEUED]
