@@ -30,6 +30,16 @@ def test_it_starts_without_torch() -> None:
     assert out == "False\n"
 
 
+def test_only_its_arguments_say_which_job_it_runs() -> None:
+    code = "import sys; sys.argv = ['x', '--help']; from trl_trainer import supervisor; supervisor.main()"
+    run = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "TRL_JOB_FILE": "/data/job.json"},
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert launch_job.JOB_FILE in run.stdout
+    assert "/data/job.json" not in run.stdout
+
+
 def test_a_sigterm_while_it_is_being_imported_is_obeyed(tmp_path: Path) -> None:
     # Python runs it before anything else; it sends the signal when the first slow import begins.
     (tmp_path / "sitecustomize.py").write_text("""

@@ -11,6 +11,7 @@ from kubernetes import client
 from pydantic import BaseModel
 
 from trl_contract import affinity, pod, podvolumes
+from trl_contract.cluster import EnvVar
 from trl_operator.api.job import Job
 from trl_operator.backend import BACKENDS
 from trl_operator.plan.acceptance import references
@@ -105,6 +106,22 @@ def test_nothing_is_mounted_over_what_the_operator_mounts(path: str) -> None:
         volume = {"name": "a", "mountPath": taken, "emptyDir": {}}
         with pytest.raises(ValueError, match="mountPath"):
             podvolumes.PodVolume.model_validate(volume)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "LD_PRELOAD", "PYTHONPATH", "KUBERNETES_SERVICE_HOST", "KUBEFLOW_TRAINER_SERVER_URL", "TRL_JOB_FILE",
+        "MASTER_ADDR", "PET_NNODES", "TORCHELASTIC_RUN_ID", "PATH", "RANK", "LOCAL_RANK", "WORLD_SIZE",
+        "CUDA_VISIBLE_DEVICES", "HOME", "DISABLE_KUBEFLOW_INTEGRATION",
+    ],
+)  # fmt: skip
+def test_no_prefix_and_key_of_env_from_give_a_variable_that_env_may_not_set(name: str) -> None:
+    with pytest.raises(ValueError, match="operator"):
+        EnvVar.model_validate({"name": name, "value": "x"})
+    for end in range(len(name) + 1):
+        with pytest.raises(ValueError, match="prefix"):
+            pod.EnvFrom.model_validate({"prefix": name[:end], "configMapRef": {"name": "c"}})
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -15,11 +15,12 @@ OURS = (
 )
 """Labels and annotations by which controllers know pods: the operator's own, and those that run its attempts."""
 MAX_LABELS = 32
-RESERVED_ENV = (
-    r"^(LD_.*|PYTHON.*|PATH|KUBERNETES_.*|KUBEFLOW_.*|TRL_.*|RANK|LOCAL_RANK|WORLD_SIZE|MASTER_.*|PET_.*"
-    r"|TORCHELASTIC_.*|CUDA_VISIBLE_DEVICES|HOME|DISABLE_KUBEFLOW_INTEGRATION)$"
-)
+_RESERVED_FAMILIES = "LD_|PYTHON|KUBERNETES_|KUBEFLOW_|TRL_|MASTER_|PET_|TORCHELASTIC_"
+_RESERVED_NAMES = "PATH|RANK|LOCAL_RANK|WORLD_SIZE|CUDA_VISIBLE_DEVICES|HOME|DISABLE_KUBEFLOW_INTEGRATION"
+RESERVED_ENV = rf"^(({_RESERVED_FAMILIES}).*|{_RESERVED_NAMES})$"
 """Variables that are the operator's, or change how the trainer starts."""
+RESERVED_PREFIX = rf"^(({_RESERVED_FAMILIES}).*|LOCAL_|WORLD_|CUDA_|CUDA_VISIBLE_|DISABLE_|DISABLE_KUBEFLOW_)$"
+"""What reserved variables begin with, of all that ends in an underscore: keys behind it might give such a variable."""
 
 
 def _keys(field: str, attribute: str) -> tuple[Rule, Rule]:
@@ -94,21 +95,17 @@ class EnvFrom(Model):
             lambda self: (self.config_map_ref is None) != (self.secret_ref is None),
         ),
         Rule(
-            "!has(self.secretRef) || has(self.prefix)",
-            "secretRef needs a prefix, by which logs and records are cleaned of what its variables hold; or name single"
-            " keys in env, by valueFrom.secretKeyRef",
-            lambda self: self.secret_ref is None or self.prefix is not None,
-        ),
-        Rule(
-            f"!has(self.prefix) || !(self.prefix + 'X').matches('{RESERVED_ENV}')",
+            f"!self.prefix.matches('{RESERVED_PREFIX}')",
             "variables that begin so are set by the operator or change how the trainer starts: choose another one",
-            lambda self: self.prefix is None or re.fullmatch(RESERVED_ENV, self.prefix + "X") is None,
+            lambda self: re.fullmatch(RESERVED_PREFIX, self.prefix) is None,
             "prefix",
         ),
     )
 
-    prefix: Annotated[str, Field(min_length=2, max_length=64, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None = None
-    """Begins the name of each variable, before the key."""
+    prefix: Annotated[str, Field(min_length=2, max_length=64, pattern=r"^[A-Z][A-Z0-9_]*_$")]
+    """Begins the name of each variable, before the key, and ends with an underscore: no key can give a variable that
+    is the operator's, and logs and records are cleaned of what a Secret's variables hold. env has
+    variables of any other name."""
     config_map_ref: ConfigMapEnv | None = None
     """A ConfigMap."""
     secret_ref: SecretEnv | None = None

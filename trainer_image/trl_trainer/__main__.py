@@ -20,9 +20,7 @@ def main() -> None:
     if sys.argv[1:2] and sys.argv[1] in (*cli.COMMANDS, "-h", "--help"):
         sys.exit(cli.main(sys.argv[1:]))
     parser = argparse.ArgumentParser(prog="python -m trl_trainer", description=__doc__)
-    parser.add_argument(
-        "--job", default=os.environ.get("TRL_JOB_FILE", JOB_FILE), help="job file (default %(default)s)"
-    )
+    parser.add_argument("--job", default=JOB_FILE, help="job file (default %(default)s)")
     arguments = parser.parse_args()
     termination = Termination()
     # The last words of a rank that crashes in native code.

@@ -79,9 +79,7 @@ def main() -> int:
     """Run the job of `--job` to its end on this node and return the container's exit code."""
     os.environ[records.BEGAN] = str(time.time())
     parser = argparse.ArgumentParser(prog="python -m trl_trainer.supervisor", description=__doc__)
-    parser.add_argument(
-        "--job", default=os.environ.get("TRL_JOB_FILE", JOB_FILE), help="job file (default %(default)s)"
-    )
+    parser.add_argument("--job", default=JOB_FILE, help="job file (default %(default)s)")
     job_file = parser.parse_args().job
     stop = Stop(grace_seconds=300)
     attempt = 0

@@ -555,15 +555,19 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
         for source in ("hostPath", "nfs", "projected", "ephemeral")
     ],
     ("DPOJob", {"spec.pod.envFrom": [{"prefix": "A_"}]}, ("spec.pod.envFrom[0]", "one of configMapRef, secretRef")),
-    (
-        "DPOJob",
-        {"spec.pod.envFrom": [{"secretRef": {"name": "s"}}]},
-        ("spec.pod.envFrom[0]", "secretRef needs a prefix"),
-    ),
+    *[
+        ("DPOJob", {"spec.pod.envFrom": [{source: {"name": "s"}}]}, ("spec.pod.envFrom[0].prefix", "Required"))
+        for source in ("configMapRef", "secretRef")
+    ],
+    *[
+        ("DPOJob", {"spec.pod.envFrom": [{"prefix": prefix, "configMapRef": {"name": "c"}}]},
+         ("spec.pod.envFrom[0].prefix", "should match"))
+        for prefix in ("PY", "LD", "TR", "PYTHON", "team_", "T.EAM_")
+    ],
     *[
         ("DPOJob", {"spec.pod.envFrom": [{"prefix": prefix, "configMapRef": {"name": "c"}}]},
          ("spec.pod.envFrom[0].prefix", "choose another one"))
-        for prefix in ("LD_", "PYTHON", "PET_", "TRL_X", "MASTER_")
+        for prefix in ("LD_", "PYTHON_", "PET_", "TRL_X_", "MASTER_", "CUDA_", "DISABLE_KUBEFLOW_")
     ],
     ("DPOJob", {"spec.pod.caBundle": {"key": "ca.crt"}}, ("spec.pod.caBundle.name", "Required")),
     (
@@ -760,7 +764,8 @@ GOOD: list[tuple[str, Change]] = [
     ("DPOJob", {"spec.schedulerName": "binpacking"}),
     ("DPOJob", {"spec.tolerations": [{"operator": "Exists"}, {"key": "gpu", "value": "yes", "effect": "NoSchedule"}]}),
     ("DPOJob", {"spec.pod": {}, "spec.onePodPerNode": True}),
-    ("DPOJob", {"spec.pod.envFrom": [{"configMapRef": {"name": "c"}}], "spec.pod.caBundle": {"name": "ca"}}),
+    ("DPOJob", {"spec.pod.envFrom": [{"prefix": "A_", "configMapRef": {"name": "c"}}]}),
+    ("DPOJob", {"spec.pod.caBundle": {"name": "ca"}}),
     *[
         ("DPOJob", {"spec.pod.volumes": [VOLUME, VOLUME | {"name": "b", "mountPath": path}]})
         for path in ("/data/.hidden/a..b", "/mnt2", "/etc/pki/ca-trust", "/usr/share/dict", "/home/other")
