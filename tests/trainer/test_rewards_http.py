@@ -69,6 +69,15 @@ def service(monkeypatch):
     server.server_close()
 
 
+def test_no_proxy_of_the_environment_gets_the_rows_or_the_token(service, monkeypatch):
+    service.plan = [(200, {"rewards": [1, 2]})]
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    assert scorer(service, token="t")(BATCH) == [1, 2]
+
+
 def scorer(service, seconds=10, token=None):
     # Only https and addresses inside the cluster pass the schema; this server is neither.
     url = f"http://127.0.0.1:{service.server_port}/score"

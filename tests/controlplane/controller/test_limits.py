@@ -56,6 +56,13 @@ BEYOND: list[tuple[str, Obj, tuple[str, ...]]] = [
     ),
     ("GRPOJob", reward("https://score.example.org/"), ("http.url names score.example.org", "ask only: score.team.svc")),
     ("GRPOJob", reward("https://badexample.com/"), ("http.url names badexample.com",)),
+    *[
+        ("GRPOJob", {"pod": pod, **reward("http://score.team.svc/")}, (f"spec.pod.{field} would say", "score.team.svc"))
+        for field, pod in (
+            ("hostAliases", {"hostAliases": [{"ip": "192.0.2.1", "hostnames": ["score.team.svc"]}]}),
+            ("dnsConfig", {"dnsConfig": {"nameservers": ["192.0.2.1"]}}),
+        )
+    ],
 ]
 WITHIN: list[tuple[str, Obj]] = [
     *((kind, {}) for kind in ("SFTJob", "RewardJob", "DPOJob")),

@@ -28,6 +28,9 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 class HttpScorer:
     """Posts {prompts, completions, columns} and expects {rewards: [one number, or null, per completion]}.
 
+    It asks the host of the url itself: a proxy of the environment would get the rows and the token, whatever hosts the
+    admin allows.
+
     Without a connection it waits for the network. What else may pass (a time-out, 429, 5xx) is tried three times, then
     TrainerError(RewardUnavailable); anything else the service answers is raised at once.
     """
@@ -38,7 +41,7 @@ class HttpScorer:
         self._headers = {"Content-Type": "application/json"}
         if token is not None:
             self._headers["Authorization"] = f"Bearer {token}"
-        self._opener = urllib.request.build_opener(_NoRedirect)
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
 
     def __call__(self, batch: Batch) -> list[Score]:
         body = json.dumps(
