@@ -29,6 +29,8 @@ ASKED = {
 }
 HELPS_NOT = " preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling."
 POD = "pod tune-dpo-0-worker-0"
+NOWHERE = "0/3 nodes are available"
+MOUNT = 'MountVolume.SetUp failed for volume "pod-2" : '
 
 
 def unscheduled(message: str) -> dict[str, Any]:
@@ -65,6 +67,10 @@ def unscheduled(message: str) -> dict[str, Any]:
             f"{POD} needs a node without a pod of this job (onePodPerNode):"
             " 0/3 nodes are available: 3 node(s) didn't match pod anti-affinity rules",
         ),
+        (
+            f"{NOWHERE}: 3 node(s) didn't satisfy existing pods anti-affinity rules.{HELPS_NOT}",
+            f"{POD}: {NOWHERE}: 3 node(s) didn't satisfy existing pods anti-affinity rules",
+        ),
         ("no nodes available to schedule pods", f"{POD}: no nodes available to schedule pods"),
     ],
 )
@@ -80,7 +86,6 @@ def test_what_the_scheduler_finds_no_node_for_is_told_with_what_was_asked(
 
 PENDING = "PersistentVolumeClaim data (1Gi, storageClassName: fast) is Pending"
 WAITS, FAILS = Unbound(PENDING), Unbound(PENDING, "no such class")
-NOWHERE = "0/3 nodes are available"
 IMMEDIATE = unscheduled(f"{NOWHERE}: pod has unbound immediate PersistentVolumeClaims.{HELPS_NOT}")
 UNTOLD = unscheduled("")
 GONE = unscheduled(f'{NOWHERE}: persistentvolumeclaim "data" not found.{HELPS_NOT}')
@@ -112,6 +117,14 @@ def test_a_claim_without_a_volume_is_told_when_it_keeps_the_pod_from_a_node(
     ("pod", "warning", "expected"),
     [
         ({}, ("FailedMount", "exit status 32"), ("VolumeMountFailed", f"{POD}: exit status 32")),
+        *[
+            (
+                {},
+                ("FailedMount", f'{MOUNT}{kind} "a" not found'),
+                (f"{what}NotFound", f'{POD}: {MOUNT}{kind} "a" not found'),
+            )
+            for kind, what in (("secret", "Secret"), ("secrets", "Secret"), ("configmap", "ConfigMap"))
+        ],
         ({}, ("FailedAttachVolume", "Multi-Attach error"), ("VolumeMountFailed", f"{POD}: Multi-Attach error")),
         ({}, ("FailedCreatePodSandBox", "no address left"), ("PodSandboxFailed", f"{POD}: no address left")),
         # It stays for an hour after the volume is mounted, and an image may take as long.

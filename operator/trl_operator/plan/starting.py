@@ -1,5 +1,6 @@
 """Why an attempt does not run yet."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 from trl_contract.cluster import ClusterSpec
@@ -26,6 +27,8 @@ _WARNINGS = {
     "FailedAttachVolume": "VolumeMountFailed",
     "FailedCreatePodSandBox": "PodSandboxFailed",
 }
+_NOT_FOUND = re.compile(r'\b(secrets?|configmap) "[^"]*" not found')
+"""How the kubelet says in a FailedMount which object a volume is made of and is not there."""
 POD_WARNINGS = frozenset({_PULL_SECRETS, *_WARNINGS})
 """Reasons of the events about a pod that tell what its status does not."""
 CLAIM_WARNINGS = frozenset({"ProvisioningFailed", "FailedBinding"})
@@ -41,6 +44,7 @@ WAITING_REASONS = (
         "Unschedulable",
         "VolumeNotBound",
         "PersistentVolumeClaimNotFound",
+        "ConfigMapNotFound",
         "ImagePullFailed",
         "SecretNotFound",
         "SecretKeyNotFound",
@@ -93,6 +97,8 @@ def _preparation(pod: Pod, view: View) -> Why | None:
     reason, message = view.told.pods.get(pod.name, ("", ""))
     if pod.prepared or reason not in _WARNINGS:
         return None
+    if reason == "FailedMount" and (lacks := _NOT_FOUND.search(message)):
+        return "ConfigMapNotFound" if lacks[1] == "configmap" else "SecretNotFound", f"pod {pod.name}: {message}"
     return _WARNINGS[reason], f"pod {pod.name}: {message}"
 
 
@@ -129,7 +135,8 @@ def _needs(cluster: ClusterSpec, words: str) -> Iterable[str]:
         yield from (f"{label}={value} (nodeSelector)" for label, value in (cluster.node_selector or {}).items())
         if cluster.pod and cluster.pod.affinity and cluster.pod.affinity.node_affinity:
             yield "what pod.affinity.nodeAffinity asks for"
-    if "anti-affinity" in words and cluster.one_pod_per_node:
+    # Of "existing pods anti-affinity rules" the scheduler speaks too: those are the rules of others.
+    if "match pod anti-affinity rules" in words and cluster.one_pod_per_node:
         yield "a node without a pod of this job (onePodPerNode)"
     if "untolerated taint" in words:
         has = ", ".join(toleration.key or "any key" for toleration in cluster.tolerations or ())
