@@ -29,22 +29,27 @@ def report(known: Obj) -> str:
     random: Obj = known.get("random", {})
     leaders: Obj = known.get("two leaders", {})
     faults = sum(sum(part["faults"].values()) for part in random.values())
+    parts = ["DPOJob start", *(" ".join(part) for part in (*PARTS, *ENGINES))]
+    missing = sorted(set(parts) - matrix.keys())
+    among = f" ({len(matrix)} of {len(parts)} parts)" if missing else ""
+    which = "in the parts that were run and passed, " if missing else ""
     lines = [
         "# Kill matrix",
         "",
-        f"{kills} kills of the operator at chosen calls, {faults} random kills and faults, {len(leaders)} writes of a"
-        " leader that was frozen until another one led: every job came to the end that an undisturbed one has, every"
-        " attempt had one workload, none was lost, all invariants held at every event.",
+        f"{kills} kills of the operator at chosen calls{among}, {faults} random kills and faults, {len(leaders)} writes"
+        f" of a leader that was frozen until another one led: {which}every job came to the end that an undisturbed one"
+        " has, every attempt had one workload, none was lost, all invariants held at every event.",
         "",
         "`make kill-matrix` (`PART=kills`, `PART=DPOJob`, `PART=storm`, `PART=leaders`: a part). The API server, the"
         " controllers, training-operator, Trainer, JobSet and Kueue are real, the node is a fake one; the operator is"
         " forked from a process that has imported its modules. A part that fails is not written down.",
         "",
-        f"## At every call: {len(matrix)} of {len(PARTS) + len(ENGINES) + 1} parts",
+        f"## At every call: {len(matrix)} of {len(parts)} parts",
         "An operation is first done to one job undisturbed, which shows its calls. Then it is done to another job for"
         " every call, and the operator is killed by SIGKILL just before the API server gets that call, or when it has"
         " answered and the operator does not know. A call that does not come again kills nobody. `start` is the"
         " operator's own, beside a job that runs.",
+        *(["", f"**Not run, or not passed: {'; '.join(missing)}.**"] if missing else []),
         "",
         "| kind | operation | calls | of which writes | kills | calls that did not come again | seconds |",
         "|---|---|---|---|---|---|---|",
