@@ -188,13 +188,15 @@ def test_secrets_are_masked_and_other_text_is_kept() -> None:
         "HF_TOKEN": "hunter2hunter2", "WANDB_API_KEY": "0123456789abcdef", "MY_PASSWORD": "swordfish", "HOME": "/home",
         "KUBEFLOW_TRAINER_SERVER_TOKEN": "/var/run/secrets/trl/token", "REWARD_URL": "https://score.example/k3y",
         "EMPTY": "", "TEAM_LOGIN": "opensesame", "TRL_SECRET_VARIABLES": "REWARD_URL EMPTY TEAM_*",
+        "TEAM_OFFLINE": "1", "TEAM_HOME": "/usr/bin",
     }  # fmt: skip
-    text = "https://score.example/k3y opensesame "
+    text = "1 of 10 in /usr/bin: https://score.example/k3y opensesame "
     text += "hunter2hunter2 0123456789abcdef swordfish hf_abcdefghijklmnop Bearer abc.def-123 https://u:pw@host /home"
     masked = records.mask(text, environment)
     for secret in ("hunter2", "0123456789", "swordfish", "hf_abc", "abc.def", "u:pw", "k3y", "sesame"):
         assert secret not in masked
     assert "/home" in masked
+    assert "1 of 10 in /usr/bin: " in masked
     assert "https://***@host" in masked
 
 

@@ -152,13 +152,17 @@ def failure(
 
 
 def mask(text: str, environment: Mapping[str, str]) -> str:
-    """Return `text` without the values of variables that came from Secrets or look so, hub tokens and bearer tokens."""
+    """Return `text` without the values of variables that came from Secrets or look so, hub tokens and bearer tokens.
+
+    Others too may begin with the prefix of a Secret's variables, like HF_HUB_OFFLINE=1 and HF_HOME: short values, and
+    paths that exist, are kept.
+    """
     secret = environment.get(SECRET_VARIABLES, "").split()
     prefixes = tuple(name[:-1] for name in secret if name.endswith("*"))
     for name, value in environment.items():
         if (
             name in secret
-            or name.startswith(prefixes)
+            or (name.startswith(prefixes) and len(value) >= 6 and not (os.path.isabs(value) and os.path.exists(value)))
             or (_SECRET_NAME.search(name) and len(value) >= 6 and not os.path.isabs(value))
         ):
             text = text.replace(value, "***") if value else text
