@@ -1,6 +1,7 @@
 """What a job's pods need of the cluster beside nodes and resources."""
 
 import re
+from ipaddress import ip_address
 from typing import Annotated, ClassVar
 
 from pydantic import Field
@@ -11,9 +12,12 @@ from trl_contract.podvolumes import PodVolume
 
 OURS = (
     r"^(([a-z0-9.-]+\.)?(trl-operator\.io|training\.kubeflow\.org|trainer\.kubeflow\.org|kueue\.x-k8s\.io"
-    r"|jobset\.sigs\.k8s\.io|batch\.kubernetes\.io)/.*|app\.kubernetes\.io/managed-by|controller-uid|job-name)$"
+    r"|jobset\.sigs\.k8s\.io|batch\.kubernetes\.io|scheduling\.(x-k8s\.io|k8s\.io|volcano\.sh)|iam\.amazonaws\.com"
+    r"|(apparmor\.security\.beta|seccomp\.security\.alpha)\.kubernetes\.io)/.*"
+    r"|app\.kubernetes\.io/(managed-by|name|instance)|controller-uid|job-name)$"
 )
-"""Labels and annotations by which controllers know pods: the operator's own, and those that run its attempts."""
+"""Labels and annotations by which controllers and Services know pods: the operator's own, and those of what runs its
+attempts; and those that give a pod another security profile or a cloud's role."""
 MAX_LABELS = 32
 _RESERVED_FAMILIES = "LD_|PYTHON|KUBERNETES_|KUBEFLOW_|TRL_|MASTER_|PET_|TORCHELASTIC_"
 _RESERVED_NAMES = "PATH|RANK|LOCAL_RANK|WORLD_SIZE|CUDA_VISIBLE_DEVICES|HOME|DISABLE_KUBEFLOW_INTEGRATION"
@@ -36,7 +40,9 @@ def _keys(field: str, attribute: str) -> tuple[Rule, Rule]:
             f"!has(self.{field}) || !self.{field}.exists(k, k.matches('{for_cel(OURS)}'))",
             "the operator and what runs its jobs know pods by trl-operator.io/, training.kubeflow.org/,"
             " trainer.kubeflow.org/, kueue.x-k8s.io/, jobset.sigs.k8s.io/, batch.kubernetes.io/ (job-name,"
-            " controller-uid) and app.kubernetes.io/managed-by: remove it",
+            " controller-uid), scheduling.x-k8s.io/, scheduling.k8s.io/, scheduling.volcano.sh/ and"
+            " app.kubernetes.io/managed-by, name, instance; iam.amazonaws.com/, apparmor.security.beta.kubernetes.io/"
+            " and seccomp.security.alpha.kubernetes.io/ give rights: remove it",
             lambda self: not any(re.fullmatch(OURS, key) for key in getattr(self, attribute) or {}),
             field,
         ),
@@ -59,7 +65,24 @@ class DNSConfigOption(Model):
     """Its value, if it has one."""
 
 
+def _is_ip(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
 class DNSConfig(Model):
+    rules: ClassVar = (
+        Rule(
+            "!has(self.nameservers) || self.nameservers.all(a, isIP(a))",
+            "each is an IP address, like 10.0.0.9",
+            lambda self: all(_is_ip(address) for address in self.nameservers or ()),
+            "nameservers",
+        ),
+    )
+
     nameservers: Annotated[list[Annotated[str, Field(min_length=1, max_length=45)]], Field(max_length=3)] | None = None
     """Addresses of name servers, asked after the cluster's own."""
     searches: Annotated[list[Annotated[str, Field(min_length=1, max_length=253)]], Field(max_length=32)] | None = None

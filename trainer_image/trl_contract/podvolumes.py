@@ -12,8 +12,8 @@ _PART = r"([^/\x00-\x1f.:][^/\x00-\x1f:]*|\.[^/\x00-\x1f.:][^/\x00-\x1f:]*)"
 MountPath = Annotated[str, Field(min_length=2, max_length=512, pattern=rf"^(/{_PART})+$")]
 """An absolute path: no `..`, no empty part, no colon, no control character."""
 TAKEN = (
-    r"^/((bin|etc|home|lib|lib32|lib64|libx32|opt|root|run|sbin|usr|var|var/run)"
-    r"|(dev|etc/trl(-ca)?|home/trainer|mnt|opt/trl|opt/venv|proc|run/secrets|sys|tmp|var/run/secrets)(/.*)?)$"
+    r"^/((home|opt|var)|(bin|dev|etc|home/trainer|lib|lib32|lib64|libx32|mnt|opt/trl|opt/venv|proc|root|run|sbin|sys"
+    r"|tmp|usr|var/run)(/.*)?)$"
 )
 """What the operator mounts itself or the trainer's image needs, and what is above or below that."""
 VolumeName = Annotated[str, Field(min_length=1, max_length=40, pattern=r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$")]
@@ -48,7 +48,7 @@ class LocalObjectName(Model):
 
 
 class CsiSource(Model):
-    driver: Name
+    driver: Annotated[str, Field(min_length=1, max_length=63, pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")]
     """A driver that the cluster has, like secrets-store.csi.k8s.io."""
     fs_type: Annotated[str, Field(min_length=1, max_length=63)] | None = None
     """File system; the driver's default if unset."""
@@ -86,8 +86,8 @@ class PodVolume(Model):
     name: VolumeName
     """Its name, each another one."""
     mount_path: MountPath
-    """Where it is in the trainer's container, like /data; not where the operator mounts volumes itself: /mnt, /tmp,
-    /dev/shm, /home/trainer, /etc/trl."""
+    """Where it is in the trainer's container, like /data; not where the operator mounts volumes itself or the image
+    has its files: /mnt, /tmp, /dev, /home/trainer, /etc, /run, /usr, /lib, /bin."""
     read_only: bool | None = None
     """Nothing is written there."""
     sub_path: RelativePath | None = None

@@ -467,6 +467,10 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
         ("DPOJob", {f"spec.pod.{field}": {key: "x"}}, (f"spec.pod.{field}", "know pods by", "remove it"))
         for field in ("labels", "annotations")
         for key in (
+            "scheduling.x-k8s.io/pod-group", "scheduling.k8s.io/group-name", "scheduling.volcano.sh/queue-name",
+            "container.apparmor.security.beta.kubernetes.io/trainer", "seccomp.security.alpha.kubernetes.io/pod",
+            "container.seccomp.security.alpha.kubernetes.io/trainer", "iam.amazonaws.com/role",
+            "app.kubernetes.io/name", "app.kubernetes.io/instance",
             "trl-operator.io/attempt", "training.kubeflow.org/job-name", "trainer.kubeflow.org/trainjob-ancestor-step",
             "kueue.x-k8s.io/queue-name", "jobset.sigs.k8s.io/jobset-name", "batch.kubernetes.io/job-name",
             "app.kubernetes.io/managed-by", "provreq.kueue.x-k8s.io/x", "job-name", "controller-uid",
@@ -485,6 +489,12 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ("DPOJob", {"spec.pod.hostAliases": [{"ip": "here", "hostnames": ["a"]}]}, ("spec.pod.hostAliases[0].ip",)),
     ("DPOJob", {"spec.pod.hostAliases": [{"ip": "::1"}]}, ("spec.pod.hostAliases[0].hostnames", "Required")),
     ("DPOJob", {"spec.pod.dnsConfig": {"nameservers": ["1.1.1.1"] * 4}}, ("spec.pod.dnsConfig.nameservers", "most 3")),
+    ("DPOJob", {"spec.pod.dnsConfig": {"nameservers": ["ns.team"]}}, ("dnsConfig.nameservers", "an IP address")),
+    (
+        "DPOJob",
+        {"spec.pod.volumes": [{"name": "a", "mountPath": "/a", "csi": {"driver": "d" * 64}}]},
+        ("spec.pod.volumes[0].csi.driver", "63"),
+    ),
     ("DPOJob", {"spec.pod.dnsConfig": {"options": [{"value": "2"}]}}, ("spec.pod.dnsConfig.options[0].name",)),
     (
         "DPOJob",
@@ -532,7 +542,8 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
         ("DPOJob", {"spec.pod.volumes": [{"name": "a", "mountPath": path, "emptyDir": {}}]},
          ("spec.pod.volumes[0].mountPath", "choose another path, like /data"))
         for path in ("/mnt", "/mnt/storage", "/etc", "/etc/trl", "/etc/trl-ca/x", "/tmp", "/dev/shm", "/home/trainer/x",
-                     "/var/run", "/var/run/secrets/trl", "/run/secrets", "/usr", "/opt/venv/lib", "/proc/self")
+                     "/var/run", "/var/run/secrets/trl", "/run/secrets", "/usr/share", "/opt/venv/lib", "/proc/self",
+                     "/etc/pki/ca-trust", "/lib/x", "/lib64/x", "/bin/x", "/sbin/x", "/run/x")
     ],
     *[
         ("DPOJob", {"spec.pod.volumes": [{"name": "a", "mountPath": path, "emptyDir": {}}]},
@@ -768,7 +779,7 @@ GOOD: list[tuple[str, Change]] = [
     ("DPOJob", {"spec.pod.caBundle": {"name": "ca"}}),
     *[
         ("DPOJob", {"spec.pod.volumes": [VOLUME, VOLUME | {"name": "b", "mountPath": path}]})
-        for path in ("/data/.hidden/a..b", "/mnt2", "/etc/pki/ca-trust", "/usr/share/dict", "/home/other")
+        for path in ("/data/.hidden/a..b", "/mnt2", "/home/other", "/opt/team", "/etcetera", "/library")
     ],
     *[
         ("DPOJob", {"spec.env": [{"name": "A", "valueFrom": {"fieldRef": {"fieldPath": path}}}]})
