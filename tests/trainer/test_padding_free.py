@@ -1,6 +1,7 @@
 """The same losses and gradients without padding: what the guard lets through and what it does not, and whole runs."""
 
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from torch import nn
 from trainer_kit import TRAIN_ONLY, Warm, conversations, job_file, metrics, preference_pairs, prompts, write_jsonl
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from trl_trainer.padding_free import guard, reduced, rows
+from trl_trainer.padding_free import check, guard, reduced, rows
 from trl_trainer.padding_free.attention import NAME, Refused, attention
 from trl_trainer.padding_free.hooks import PaddingFree
 
@@ -51,12 +52,51 @@ def test_an_architecture_computes_the_same_without_padding(kind: str) -> None:
         ("stablelm", {}, "would compute other hidden states"),
         ("llama", {"attention_dropout": 0.1}, "its attention drops 0.1 of what it sees"),
         ("mamba2", {}, "hand a state on"),
+        ("opt", {}, "it is random while it trains"),
+        ("opt", {"dropout": 0.0, "layerdrop": 0.1}, "it is random while it trains"),
+        ("opt", {"dropout": 0.0, "left": True, "pairs": False}, "would compute other hidden states"),
+        ("opt", {"left": True, "pairs": False}, "it is random while it trains"),
+        ("phimoe", {}, "it is random while it trains"),
+        ("mixtral", {"router_jitter_noise": 0.1}, "it is random while it trains"),
     ],
 )
 def test_an_architecture_that_would_compute_something_else_is_refused(
     kind: str, fields: dict[str, Any], reason: str
 ) -> None:
     assert reason in str(refusal(kind, **fields))
+
+
+def test_a_model_whose_own_passes_differ_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guard, "_wider", lambda ids, mask: (ids.roll(1, 0), mask))
+    assert "its own hidden states differ by" in str(refusal("qwen3"))
+
+
+def test_a_difference_that_is_not_finite_is_never_lost() -> None:
+    one, nan = torch.ones(2), torch.tensor([1.0, math.nan])
+    for found, other in ((one, nan), (nan, one), (nan, nan), (one * math.inf, one), (one * math.inf, one * math.inf)):
+        assert guard.difference(found, other) == math.inf
+        assert guard.gradient_difference([one, found], [one, other]) == math.inf
+    assert guard.gradient_difference([one * 3, one], [one, one]) == 2.0
+    assert guard.gradient_difference([], []) == 0.0
+
+
+def test_ranks_compute_without_padding_only_where_all_of_them_may() -> None:
+    alike = (1e-6, 1e-6, None)
+    for arithmetic, found, floor, said in (
+        (torch.float32, 9e-5, 1e-6, None),
+        (torch.float32, 2e-4, 1e-6, "a batch differs by 2.0e-04 of its size, and may by 1.0e-04"),
+        (torch.float32, 2e-4, 1e-4, None),
+        (torch.float32, 2e-4, 2e-3, "random while it trains"),
+        (torch.bfloat16, 4e-2, 1e-2, None),
+        (torch.bfloat16, 0.2, 1e-2, "a batch differs by 2.0e-01"),
+        (torch.float16, 0.7, 0.9, "random while it trains"),
+        (torch.bfloat16, math.inf, 1e-2, "a batch differs by inf"),
+        (torch.bfloat16, math.inf, math.inf, "random while it trains"),
+    ):
+        for ranks in ([(found, floor, None), alike], [alike, (found, floor, None)]):
+            why = check.refusal(ranks, arithmetic)
+            assert why is None if said is None else said in str(why), (arithmetic, found, floor)
+    assert check.refusal([alike, (0.0, 0.0, "OSError: x")], torch.float32) == "without, a batch fails: OSError: x"
 
 
 def test_dropout_of_attention_counts_where_trl_leaves_it_on() -> None:

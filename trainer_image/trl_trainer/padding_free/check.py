@@ -1,7 +1,7 @@
 """A trainer whose models compute without padding, and the last look at that: one small batch of the whole model, on its
 device, in its precision, with its adapter and its checkpointing, before the first step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,14 +11,15 @@ from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trl_trainer.distributed.world import Run, gather
-from trl_trainer.padding_free.guard import FLOORS, difference
+from trl_trainer.padding_free.guard import FLOORS, difference, gradient_difference
 from trl_trainer.padding_free.hooks import PaddingFree
 from trl_trainer.stage import Stage
 
-BOUNDS = {torch.float32: 1e-4}
+BOUNDS = {torch.float32: (1e-4, 1e-3)}
 """By so much of their greatest value results and gradients may differ, by the precision of the arithmetic; or by
-FLOORS times what they differ by with more padding."""
-HALF_BOUND = 5e-2
+FLOORS times what they differ by with more padding alone, which may be the second number: of a model that differs by
+more from itself it cannot be said what is equal."""
+HALF_BOUND = 5e-2, 0.3
 COMPARED = 2**16
 """Gradients of so many values at most, of one process, are compared: norms, biases, adapters. To keep the others twice
 would be memory that training has no use for."""
@@ -28,8 +29,8 @@ class PaddingCheck(TrainerCallback):
     """Makes the models of a trainer, which have the attention of attention.py, compute without padding: the policy,
     below its adapter, and the reference beside it. To be made before the policy is sharded or prepared.
 
-    When training begins both ways are compared. Where they agree the hooks are turned on, on all ranks; else `warn`
-    is told. Weights, gradients and the random state are left as they were.
+    When training begins both ways are compared. Where they agree the hooks are turned on, on all ranks; else,
+    also where one fails, `warn` is told. Weights, gradients and the random state are left as they were.
     """
 
     def __init__(self, run: Run, trainer: Trainer, stage: Stage, warn: Callable[[str], None]) -> None:
@@ -48,13 +49,19 @@ class PaddingCheck(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         own = self._found(0, is_on=False)
         floor = _differ(self._found(8, is_on=False), own)
-        found = max(gather(self._run, _differ(self._found(0, is_on=True), own)))
-        bound = max(BOUNDS.get(_arithmetic(args), HALF_BOUND), FLOORS * max(gather(self._run, floor)))
-        if found <= bound:
+        found, failed = 0.0, None
+        try:
+            found = _differ(self._found(0, is_on=True), own)
+        except Exception as error:
+            # A kernel that does not take this device, or these heads. Where ranks are sharded they all meet it, in the
+            # same layer: what they share is a model and a kind of device.
+            failed = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+        why = refusal(gather(self._run, (found, floor, failed)), _arithmetic(args))
+        if why is None:
             self._turn(on=True)
             return
-        said = f"training.paddingFree: the run is padded: without, a batch differs by {found:.1e} of its size"
-        print(f"rank {self._run.rank}: {said}, and may by {bound:.1e}", flush=True)
+        said = f"training.paddingFree: the run is padded: {why}"
+        print(f"rank {self._run.rank}: {said}", flush=True)
         self._warn(said)
 
     def _turn(self, *, on: bool) -> None:
@@ -96,6 +103,22 @@ class PaddingCheck(TrainerCallback):
         return [result.detach().float(), *(part.float().clone() for part in local if 0 < part.numel() <= COMPARED)]
 
 
+def refusal(ranks: Sequence[tuple[float, float, str | None]], arithmetic: torch.dtype) -> str | None:
+    """Return why not to compute without padding; None if the ranks agree that they may.
+
+    ranks: of each by how much it differs without padding, and with more of it, and how it failed without.
+    """
+    bound, most = BOUNDS.get(arithmetic, HALF_BOUND)
+    failed = [failure for _, _, failure in ranks if failure is not None]
+    if failed:
+        return f"without, a batch fails: {failed[0]}"
+    floor = max(floor for _, floor, _ in ranks)
+    if floor > most:
+        return f"with more padding a batch differs by {floor:.1e} of its size: is the model random while it trains?"
+    found, bound = max(found for found, _, _ in ranks), max(bound, FLOORS * floor)
+    return f"without, a batch differs by {found:.1e} of its size, and may by {bound:.1e}" if found > bound else None
+
+
 def _batch(config: Any, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ids and mask of two pairs of odd lengths with common prompts; the same on each rank."""
     columns, generator = torch.arange(19), torch.Generator().manual_seed(2)
@@ -112,10 +135,7 @@ def _batch(config: Any, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _differ(found: list[torch.Tensor], other: list[torch.Tensor]) -> float:
-    # Some gradients are 0 but for rounding, and would differ by all that they are.
-    least = 1e-3 * max([float(value.abs().max()) for value in other[1:]], default=0.0)
-    pairs = zip(found[1:], other[1:], strict=True)
-    return max([difference(found[0], other[0]), *(difference(a, b, least) for a, b in pairs)])
+    return max(difference(found[0], other[0]), gradient_difference(found[1:], other[1:]))
 
 
 def _arithmetic(args: TrainingArguments) -> torch.dtype:

@@ -2,7 +2,8 @@
 loaded. What a small batch of the whole model in bf16 would not show (a narrow window, a soft cap) shows here."""
 
 import copy
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +19,8 @@ HIDDEN, GRADIENT = 1e-5, 5e-5
 """By so much of its greatest value a hidden state or a gradient may differ; or by FLOORS times what it differs by with
 more padding, if that is more."""
 FLOORS = 3
+RANDOM = 1e-3
+"""A model of which a state or a gradient differs by more, with more padding alone, says nothing of what is equal."""
 SPREAD = 0.5
 """Of what norms, biases and sinks are changed by: at their first values some would do nothing."""
 
@@ -78,15 +81,20 @@ def _compare(model: Any, name: str, *, pairs: bool, left: bool, drops: bool) -> 
             module.p = 0.0
     hooks.is_on = False
     model.set_attn_implementation(OWN)
+    random = torch.get_rng_state()
     own = [(_pass(decoder, ids, mask), _pass(decoder, *_wider(ids, mask))) for ids, mask in batches]
     model.set_attn_implementation(NAME)
     hooks.is_on = True
-    for (ids, mask), (first, again) in zip(batches, own, strict=True):
-        free = _pass(decoder, ids, mask)
+    without = [_pass(decoder, ids, mask) for ids, mask in batches]
+    if not torch.equal(random, torch.get_rng_state()):
+        # Dropout that is no module, jitter of a router, layers left out: passes may agree by chance, or all differ.
+        raise Refused("it is random while it trains")
+    for free, (first, again) in zip(without, own, strict=True):
         for what, bound, of in (("hidden states", HIDDEN, _hidden), ("gradients", GRADIENT, _gradients)):
             differs, floor = of(free, first), of(again, first)
-            # Not `differs > bound`: a NaN is no agreement.
-            if not differs <= max(bound, FLOORS * floor):
+            if floor > RANDOM:
+                raise Refused(f"its own {what} differ by {floor:.1e} of their size with more padding")
+            if differs > max(bound, FLOORS * floor):
                 return f"{name} would compute other {what} without, by {differs:.1e} of their size"
     return None
 
@@ -126,15 +134,24 @@ def _hidden(found: Found, other: Found) -> float:
 
 
 def _gradients(found: Found, other: Found) -> float:
+    return gradient_difference(found[1], other[1])
+
+
+def gradient_difference(found: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
+    """Return the greatest `difference` of two models' gradients, parameter by parameter; 0 of none."""
     # Some are 0 but for rounding, and would differ by all that they are.
-    least = 1e-3 * max(float(value.abs().max()) for value in other[1])
-    return max(difference(a, b, least) for a, b in zip(found[1], other[1], strict=True))
+    least = 1e-3 * max([float(value.abs().max()) for value in other], default=0.0)
+    return max([difference(a, b, least) for a, b in zip(found, other, strict=True)], default=0.0)
 
 
 def difference(found: torch.Tensor, other: torch.Tensor, least: float = 0.0) -> float:
-    """Return the greatest difference as a share of the greatest value of `other`, or of `least` if that is more."""
+    """Return the greatest difference as a share of the greatest value of `other`, or of `least` if that is more.
+
+    Infinite where any value of either is not finite: `max` and `>` would lose a NaN.
+    """
     scale = max(float(other.abs().max()), least, torch.finfo(other.dtype).tiny)
-    return float((found - other).abs().max()) / scale
+    share = float((found - other).abs().max()) / scale
+    return share if math.isfinite(share) else math.inf
 
 
 @contextmanager
