@@ -92,7 +92,8 @@ def measure(part: Part, pairs: int, steps: int) -> Obj:
     blocks = num_blocks(pairs)
     chunk = steps * part.shape.batch * part.world
     training = {
-        "maxSteps": steps * blocks, "perDeviceBatchSize": part.shape.batch, "learningRate": 1e-5, "loggingSteps": 1,
+        "maxSteps": steps * blocks, "perDeviceBatchSize": part.shape.batch, "gradientAccumulationSteps": 1,
+        "learningRate": 1e-5, "loggingSteps": 1,
         "maxLength": part.shape.max_length, "gradientCheckpointing": False, "paddingFree": "auto",
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="bench-speed-") as name:

@@ -7,6 +7,7 @@ percent before anything is compared, from where their weights happen to lie in m
 """
 
 import argparse
+import itertools
 import json
 import os
 import socket
@@ -203,6 +204,7 @@ def compare(job: Any, modes: list[str], steps: int) -> dict[str, Any]:
     differs, floor = difference(bare, losses[: len(bare)]), None
     allowed = [1e-6 + TOLERANCE[run.device] * abs(loss) for loss in bare]
     if is_free:
+        same_rows(trainer.state.log_history, steps)
         assert len(bare) == len(losses), f"of {len(losses)} steps the bare trainer has logged {len(bare)}"
         if differs > FREE_TOLERANCE:
             floor = difference(bare, bare_losses(run, tokenizer, len(bare), pad_to_multiple_of=MORE_PADDING))
@@ -234,6 +236,15 @@ def sync_of(device: str) -> Callable[[], None]:
 
 def difference(some: list[float], others: list[float]) -> float:
     return max(abs(a - b) for a, b in zip(some, others, strict=True))
+
+
+def same_rows(history: list[dict[str, float]], steps: int) -> None:
+    """Make sure, by the numbers of tokens of each step, that both blocks of a pair had the same rows."""
+    seen = [0.0, *(entry["num_tokens"] for entry in history if "loss" in entry)]
+    each = [after - before for before, after in itertools.pairwise(seen)]
+    for start in range(0, len(each) - 2 * steps + 1, 2 * steps):
+        first, second = each[start : start + steps], each[start + steps : start + 2 * steps]
+        assert first == second, f"a pair of blocks has other rows in one than in the other: {first}, {second} tokens"
 
 
 def over_ranks(run: Any, samples: list[tuple[str, float, float]]) -> list[tuple[str, float, float]]:
