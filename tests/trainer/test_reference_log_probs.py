@@ -2,6 +2,7 @@
 and test_stages.py has two ranks and full fine-tuning."""
 
 import json
+import math
 from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
@@ -9,7 +10,8 @@ from typing import Any
 
 import numpy
 import pytest
-from trainer_kit import Warm, job_file, metrics, preference_pairs, write_jsonl
+from safetensors.numpy import load_file
+from trainer_kit import TRAIN_ONLY, Warm, job_file, metrics, preference_pairs, write_jsonl
 from trl import DPOConfig
 
 from trl_contract.jobfile import JobFile
@@ -34,6 +36,7 @@ def asked(*given):
     raise AssertionError("the reference was asked")
 DPOTrainer.compute_ref_log_probs = asked
 """
+IN_EACH_STEP = "from trl_trainer.preflight import references; references.EPOCHS = 99"
 
 
 def resolved(path: Path) -> JobFile:
@@ -86,6 +89,30 @@ def test_asked_once_it_says_what_it_says_in_each_step_also_after_a_kill_and_to_o
     assert ended.codes == [0, 0], ended.logs
     chosen = json.loads((folder / "storage" / "uid-2" / "resolved.json").read_text())
     assert chosen["spec"]["dpo"]["referenceModel"]["mode"] == "precompute", "two epochs ask each pair twice"
+
+
+def test_an_adapter_trains_sharded_after_its_model_was_asked(warm: Warm, model_folder: Path, tmp_path: Path) -> None:
+    """Two ranks, and all stays whole after a forward pass: the optimizer is made of shards nevertheless."""
+    curves = []
+    for mode in ("auto", "precompute"):
+        folder = tmp_path / mode
+        folder.mkdir()
+        write_jsonl(folder / "train.jsonl", preference_pairs(16))
+        spec = {
+            "peft": {"method": "lora", "r": 4}, "evaluation": {"enabled": False}, "dataset": {"evalSplit": 0},
+            "fsdp": {"reshardAfterForward": False}, "training": {"epochs": 2, "maxSteps": None},
+            "dpo": {"referenceModel": {"mode": mode}},
+        }  # fmt: skip
+        prelude = [IN_EACH_STEP, TRAIN_ONLY] if mode == "auto" else []
+        ended = warm.run(job_file(folder, model_folder, spec=spec), prelude=prelude)
+        assert ended.codes == [0, 0], ended.logs
+        curves.append([line["loss"] for line in metrics(folder) if "loss" in line])
+    auto, precomputed = curves
+    assert len(precomputed) == 4
+    assert precomputed == pytest.approx(auto, abs=1e-5)
+    assert precomputed[3] < precomputed[0] == pytest.approx(math.log(2), abs=1e-4)
+    adapter = load_file(tmp_path / "precompute/storage/uid-1/final/adapter/adapter_model.safetensors")
+    assert all(value.any() for name, value in adapter.items() if "lora_B" in name), "they begin as zeros"
 
 
 @pytest.mark.parametrize(

@@ -108,6 +108,9 @@ def train(job: JobFile, scores: Rewards, reporter: Reporter, termination: Termin
     with watchdog.led("loading the model", leads=run.is_main):
         trainer = build(run, stage, tokenizer, rows, scores, known.memory.sync_each_batch, reporter.warn)
     stage.ready(run, trainer)
+    if base.is_streamed(run):
+        # transformers makes the optimizer of the parameters as they are now.
+        sharding.check(trainer, run.world)
     before = evaluation.Before(run, stage, trainer, tokenizer, job.spec.sample_prompts, rows.report.conversational)
     fit(run, trainer, before, reporter, termination, writer)
 

@@ -1,6 +1,8 @@
 """FSDP2 as we want it, the proof that it is on (accelerate can fall back to DDP, train replicas and exit 0), and what
 is gathered."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -8,6 +10,7 @@ import torch.distributed as dist
 from accelerate.parallelism_config import ParallelismConfig
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -66,6 +69,23 @@ def check(trainer: Trainer, world: int) -> None:
             f"{world} processes, but the model is not sharded: FSDP is {'on' if trainer.is_fsdp_enabled else 'off'}, "
             f"{len(plain)} parameters are no DTensor ({', '.join(plain[:3])}); check the versions of accelerate, torch",
         )
+
+
+@contextmanager
+def only_asked(model: torch.nn.Module) -> Iterator[None]:
+    """Leave a model, sharded or not, as it was before forward passes that no backward pass follows.
+
+    What FSDP2 does not reshard after a forward (fsdp.reshardAfterForward false; embedding and head of an adapter with
+    new tokens) would stay whole, and an optimizer that is made then would train copies. Gradients are dropped.
+    """
+    trained = [name for name, value in model.named_parameters() if value.requires_grad]
+    yield
+    if isinstance(model, FSDPModule):
+        # Not `FSDPModule.reshard` of each module: it leaves what it takes to be in the middle of a forward pass.
+        model.reset_iter_state()
+    # peft turns an adapter off and on in what is there: shards before the pass, whole parameters after it.
+    for name in trained:
+        model.get_parameter(name).requires_grad_(True)
 
 
 class ShardingCheck(TrainerCallback):

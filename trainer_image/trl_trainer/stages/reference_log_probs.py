@@ -17,6 +17,7 @@ import torch
 
 from trl_contract.jobfile import JobFile
 from trl_trainer import files
+from trl_trainer.distributed import sharding
 from trl_trainer.distributed.world import Run, broadcast
 from trl_trainer.errors import TrainerError
 from trl_trainer.launch import watchdog
@@ -48,7 +49,8 @@ def _answered(run: Run, trainer: Any, model: str, rows: Any) -> Any:
         name, found = broadcast(run, lambda: _known(folder, key(run.job, model, _digest(rows), run.device)))
     if found is None:
         watchdog.enter("computing the reference's log-probabilities", together=True)
-        with same_random_state():
+        # With an adapter it is the policy, of whose shards transformers makes the optimizer next.
+        with same_random_state(), sharding.only_asked(trainer.ref_model or trainer.model):
             found = _ask(trainer, rows)
         if not numpy.isfinite(found).all():
             raise TrainerError("NonFiniteLoss", "dpo.referenceModel: a log-probability of the reference is not finite")
