@@ -50,6 +50,8 @@ def measure(
     folder.mkdir()
     write_jsonl(folder / "train.jsonl", ROWS[kind](40))
     spec = {"evaluation": {"enabled": False}, **({"grpo": GRPO} if kind == "GRPOJob" else {}), **spec}
+    # Its check would train on a batch before the end.
+    spec["training"] = {"paddingFree": "never", **spec.get("training", {})}
     ended = warm.run(job_file(folder, model, kind, spec=spec, numProcPerNode=world), world, prelude=[*prelude, MEASURE])
     path = folder / "storage/uid-1/measured.json"
     assert path.exists(), ended.logs

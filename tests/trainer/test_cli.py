@@ -317,7 +317,7 @@ def test_a_config_map_is_read_as_the_api_server_reads_it(tmp_path: Path) -> None
 
 
 def test_all_errors_of_a_file_are_shown_at_once(tmp_path: Path) -> None:
-    limits = {"limits": {"nvidia.com/gpu": 1}, "requests": {"nvidia.com/gpu": 1}}
+    limits = {"limits": {"gpu.intel.com/i915": 1}}
     job = changed(training={"lerningRate": 1, "maxSteps": 0}, dpo={"beta": "x"}, resources=limits, storage={})
     job["metadata"] = {"name": "Polite", "lables": {}}
     with pytest.raises(UserError) as caught:

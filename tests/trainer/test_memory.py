@@ -15,7 +15,7 @@ from trl_trainer.preflight.memory import FITS, KEPT, Sizes, estimate, host, smal
 
 M = 1_000_000
 BIG = 10**15
-KEPT_ROWS = {"lengths": SimpleNamespace(kept=100)}
+KEPT_ROWS = {"lengths": SimpleNamespace(kept=100), "padded": None}
 SIZES = Sizes(
     parameters=100 * M, linear=70 * M, adapter=2 * M, embedding=10 * M, head=10 * M, tied=False, hidden=500, layers=10,
     vocabulary=20_000, queries=500, keys=100, wide=2000, norms=1000, length=100, stored=200 * M, largest=5 * M,
