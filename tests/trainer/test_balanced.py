@@ -4,13 +4,15 @@ the same after a kill in the second epoch, and test_loading.py the losses of one
 import random
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate.data_loader import SeedableRandomSampler
+from datasets import Dataset
 from trainer_kit import TRAIN_ONLY, Warm, job_file, preference_pairs, write_jsonl
 
-from trl_trainer.stages.balanced import Balanced
+from trl_trainer.stages.balanced import Balanced, BalancesRanks
 
 BATCH, RANKS, MICRO_STEPS = 4, 3, 5
 STEP = BATCH * RANKS * MICRO_STEPS
@@ -19,11 +21,11 @@ LENGTHS = [int(_RNG.lognormvariate(5, 1)) + 1 for _ in range(7 * STEP + 11)]
 TOKENS = [length + _RNG.randint(1, length) for length in LENGTHS]
 
 
-def order(epoch: int = 0, seed: int | None = 5) -> list[int]:
+def order(epoch: int = 0, seed: int | None = 5, *, sort: bool = True) -> list[int]:
     return list(
         Balanced(
             lengths=LENGTHS, tokens=TOKENS, batch=BATCH, ranks=RANKS, micro_steps=MICRO_STEPS, seed=seed,
-            epoch=lambda: epoch,
+            epoch=lambda: epoch, sort=sort,
         )
     )  # fmt: skip
 
@@ -39,6 +41,46 @@ def test_each_optimizer_step_has_the_rows_that_one_process_would_take(epoch: int
         assert sorted(found[start : start + STEP]) == sorted(expected[start : start + STEP])
     assert found[7 * STEP :] == expected[7 * STEP :], "the last rows, too few for a step, as they come"
     assert sorted(order(seed=None)[:STEP]) == list(range(STEP)), "not shuffled"
+
+
+def test_unsorted_each_micro_step_has_the_rows_that_fall_into_it_and_ranks_alike_tokens() -> None:
+    slot, found = BATCH * RANKS, order(seed=None, sort=False)
+    starts = range(0, 7 * STEP, slot)
+    assert [sorted(found[start : start + slot]) for start in starts] == [
+        list(range(start, start + slot)) for start in starts
+    ]
+
+    def longest(rows: list[int]) -> int:
+        """Tokens of the ranks on which the others wait."""
+        shares = [sum(TOKENS[row] for row in rows[start : start + BATCH]) for start in range(0, 7 * STEP, BATCH)]
+        return sum(max(shares[start : start + RANKS]) for start in range(0, len(shares), RANKS))
+
+    assert longest(found) < 0.9 * longest(list(range(7 * STEP)))
+
+
+@pytest.mark.parametrize(
+    ("losses", "sorted_"),
+    [
+        (["sigmoid"], True),
+        (["bco_pair"], True),
+        (["sigmoid", "sft"], False),
+        (["aot"], False),
+        (["aot_unpaired"], False),
+    ],
+)
+def test_losses_of_a_whole_micro_batch_get_rows_of_any_length(losses: list[str], sorted_: bool) -> None:
+    class Trainer(BalancesRanks):
+        args = SimpleNamespace(
+            world_size=2, per_device_train_batch_size=2, gradient_accumulation_steps=3, data_seed=5,
+            train_sampling_strategy="sequential", dataloader_num_workers=0, dataloader_pin_memory=False,
+        )  # fmt: skip
+        accelerator = SimpleNamespace(prepare=lambda loader: loader)
+        train_dataset = Dataset.from_list([{"input_ids": [0] * (n + 1), "length": n + 1} for n in range(12)])
+        data_collator = None
+        loss_types = losses
+
+    found = list(Trainer().get_train_dataloader().sampler)
+    assert sorted(found[:4]) == ([8, 9, 10, 11] if sorted_ else [0, 1, 2, 3])
 
 
 def test_ranks_get_alike_tokens_and_micro_batches_alike_lengths() -> None:

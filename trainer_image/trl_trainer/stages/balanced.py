@@ -3,7 +3,9 @@
 A process that has longer rows than the others keeps all of them waiting, in every block of the model: FSDP2 gathers its
 weights together. The rows of an optimizer step are those that one process would take (a seeded shuffle, another one in
 each epoch, or the order of the rows); only who takes which of them, and in which micro-step, is decided here. So the
-gradient of the step is what it is in any other order, but for rounding.
+gradient of the step is what it is in any other order, but for rounding, where the loss is a mean over rows or over the
+tokens of the step. A loss that is one micro-batch's (`TOGETHER`) would depend on the lengths that come together: with
+one of these each row stays in the micro-step that it falls into, and only who takes it there is decided.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +15,9 @@ import numpy
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+TOGETHER = {"sft", "aot", "aot_unpaired"}
+"""TRL's losses of dpo in which the rows of a micro-batch depend on each other: a mean over its tokens, and two that
+sort its pairs."""
 TOKENS = ("input_ids", "prompt_ids", "chosen_ids", "rejected_ids")
 
 
@@ -38,6 +43,7 @@ class BalancesRanks:
             batch=args.per_device_train_batch_size,
             ranks=args.world_size,
             micro_steps=args.gradient_accumulation_steps,
+            sort=TOGETHER.isdisjoint(getattr(self, "loss_types", ())),
             seed=args.data_seed if args.train_sampling_strategy == "random" else None,
             # Not by set_epoch: accelerate does not pass it on to a sampler whose first batches a resume skips.
             epoch=lambda: int(self.state.epoch or 0),
@@ -67,7 +73,8 @@ class Balanced(Sampler[int]):
 
     Of each optimizer step the longest rows come first (`lengths`: of a row's longest sequence, to which the others of a
     micro-batch are padded), so that each micro-step has rows that are alike; within a micro-step each rank gets `batch`
-    rows and about as many `tokens`. The last rows of an epoch, too few for a step, are taken as they come.
+    rows and about as many `tokens`. Without `sort` each micro-step has the rows that fall into it. The last rows of an
+    epoch, too few for a step, are taken as they come.
     """
 
     def __init__(
@@ -78,6 +85,7 @@ class Balanced(Sampler[int]):
         batch: int,
         ranks: int,
         micro_steps: int,
+        sort: bool,
         seed: int | None,
         epoch: Callable[[], int],
     ) -> None:
@@ -87,6 +95,7 @@ class Balanced(Sampler[int]):
         self._batch = batch
         self._ranks = ranks
         self._micro_steps = micro_steps
+        self._sort = sort
         self._seed = seed
         self._epoch = epoch
 
@@ -102,7 +111,8 @@ class Balanced(Sampler[int]):
             if len(rows) < step:
                 yield from rows
                 return
-            rows = sorted(rows, key=lambda row: -self._lengths[row])
+            if self._sort:
+                rows = sorted(rows, key=lambda row: -self._lengths[row])
             for first in range(0, step, slot):
                 yield from self._dealt(rows[first : first + slot])
 
