@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy
 import pytest
+from datasets import Dataset
 from safetensors.numpy import load_file
 from trainer_kit import TRAIN_ONLY, Warm, job_file, metrics, preference_pairs, write_jsonl
 from trl import DPOConfig
@@ -157,12 +158,33 @@ def test_jobs_that_keep_the_same_at_once_never_show_a_part_of_it(tmp_path: Path)
         job.start()
     seen = 0
     while any(job.is_alive() for job in jobs):
-        found = reference_log_probs._known(tmp_path, "name")[1]
+        found = reference_log_probs._known(tmp_path, "name", 50_000)[1]
         if found is not None:
             assert numpy.array_equal(found, values)
             seen += 1
     assert seen
     assert [path.name for path in tmp_path.iterdir()] == ["name.npy"]
+
+
+@pytest.mark.parametrize("kept", [b"", b"half of it", numpy.zeros((2, 4))], ids=["empty", "torn", "other-rows"])
+def test_what_cannot_be_these_rows_is_asked_again_and_each_attempt_writes_a_file_of_its_own(
+    kept: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = resolved(job_file(tmp_path, tmp_path, spec=LORA, numProcPerNode=1, attempt=3))
+    rows = Dataset.from_list([{"n": 0}] * 3)
+    monkeypatch.setattr(reference_log_probs, "_digest", lambda rows: "rows")
+    monkeypatch.setattr(reference_log_probs, "_ask", lambda *_: numpy.ones((2, 3), dtype=numpy.float32))
+    folder = tmp_path / "storage" / reference_log_probs.FOLDER
+    folder.mkdir()
+    path = folder / f"{reference_log_probs.key(job, 'model', 'rows', 'cpu')}.npy"
+    numpy.save(path, kept) if isinstance(kept, numpy.ndarray) else path.write_bytes(kept)
+    earlier = folder / f"{path.stem}.{job.uid}-2.part"
+    earlier.write_text("an earlier attempt is writing this")
+    run: Any = SimpleNamespace(job=job, world=1, is_main=True, device="cpu")
+    found = reference_log_probs._answered(run, None, "model", rows)
+    assert found["ref_chosen_logps"][:] == [1, 1, 1]
+    assert numpy.load(path).shape == (2, 3)
+    assert earlier.exists()
 
 
 def test_a_volume_that_cannot_keep_them_costs_no_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -173,8 +195,8 @@ def test_a_volume_that_cannot_keep_them_costs_no_job(tmp_path: Path, capsys: pyt
 
 def test_an_answer_that_is_no_number_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job = resolved(job_file(tmp_path, tmp_path, spec=LORA, numProcPerNode=1))
-    (tmp_path / "rows").write_text("")
-    rows = SimpleNamespace(cache_files=[{"filename": str(tmp_path / "rows")}])
+    rows = Dataset.from_list([{"n": 0}] * 3)
+    monkeypatch.setattr(reference_log_probs, "_digest", lambda rows: "rows")
     monkeypatch.setattr(reference_log_probs, "_ask", lambda *_: numpy.full((2, 3), numpy.nan))
     run: Any = SimpleNamespace(job=job, world=1, is_main=True, device="cpu")
     with pytest.raises(Exception, match=r"dpo.referenceModel: a log-probability of the reference is not finite"):

@@ -46,16 +46,15 @@ def _answered(run: Run, trainer: Any, model: str, rows: Any) -> Any:
     """Return the rows with the log-probabilities of each, from the volume if they are there."""
     folder = Path(run.job.paths.storage) / FOLDER
     with watchdog.led("looking for known log-probabilities", leads=run.is_main):
-        name, found = broadcast(run, lambda: _known(folder, key(run.job, model, _digest(rows), run.device)))
+        name, found = broadcast(run, lambda: _known(folder, key(run.job, model, _digest(rows), run.device), len(rows)))
     if found is None:
         watchdog.enter("computing the reference's log-probabilities", together=True)
-        # With an adapter it is the policy, of whose shards transformers makes the optimizer next.
-        with same_random_state(), sharding.only_asked(trainer.ref_model or trainer.model):
+        with same_random_state():
             found = _ask(trainer, rows)
         if not numpy.isfinite(found).all():
             raise TrainerError("NonFiniteLoss", "dpo.referenceModel: a log-probability of the reference is not finite")
         if run.is_main:
-            _keep(folder, name, found, run.job.uid)
+            _keep(folder, name, found, f"{run.job.uid}-{run.job.attempt}")
     for column, values in zip(COLUMNS, found, strict=True):
         rows = rows.add_column(column, values)
     return rows
@@ -95,15 +94,20 @@ def _digest(rows: Any) -> str:
     return files.sha256(Path(file["filename"]))
 
 
-def _known(folder: Path, name: str) -> tuple[str, numpy.ndarray | None]:
-    path = folder / f"{name}.npy"
-    return name, numpy.load(path) if path.exists() else None
+def _known(folder: Path, name: str, rows: int) -> tuple[str, numpy.ndarray | None]:
+    """Return the name and what is kept by it; None without, or where it is not that of so many rows."""
+    try:
+        found = numpy.load(folder / f"{name}.npy")
+    except (OSError, ValueError, EOFError):
+        return name, None
+    return name, found if found.shape == (len(COLUMNS), rows) else None
 
 
-def _keep(folder: Path, name: str, found: numpy.ndarray, uid: str) -> None:
-    """Publish what was found, whole: a crash leaves nothing by that name, and another job that does the same at the
-    same time the same. A volume that cannot take it costs the next attempt the time only."""
-    part, path = folder / f"{name}.{uid}.part", folder / f"{name}.npy"
+def _keep(folder: Path, name: str, found: numpy.ndarray, attempt: str) -> None:
+    """Publish what was found, whole: a crash leaves nothing by that name, and another job or attempt (`attempt`: a name
+    of its own for each) that does the same at the same time the same. A volume that cannot take it costs the next
+    attempt the time only."""
+    part, path = folder / f"{name}.{attempt}.part", folder / f"{name}.npy"
     try:
         folder.mkdir(exist_ok=True)
         with part.open("wb") as file:
@@ -122,9 +126,11 @@ def _ask(trainer: Any, rows: Any) -> numpy.ndarray:
     was_training = model.training
     model.eval()
     found = []
-    for batch in trainer.get_eval_dataloader(rows):
-        pair = accelerator.gather_for_metrics(trainer.compute_ref_log_probs(model, batch))
-        found.append(torch.stack(pair).float().cpu())
-        watchdog.beat()
+    # With an adapter it is the policy, of whose shards transformers makes the optimizer next.
+    with sharding.only_asked(model):
+        for batch in trainer.get_eval_dataloader(rows):
+            pair = accelerator.gather_for_metrics(trainer.compute_ref_log_probs(model, batch))
+            found.append(torch.stack(pair).float().cpu())
+            watchdog.beat()
     model.train(was_training)
     return torch.cat(found, dim=1).numpy()
