@@ -15,6 +15,7 @@ from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 from trl_trainer.padding_free import check, guard, reduced, rows
 from trl_trainer.padding_free.attention import NAME, Refused, attention
 from trl_trainer.padding_free.hooks import PaddingFree
+from trl_trainer.preflight import padding
 
 HOLD = (
     "qwen2", "qwen3", "llama", "mistral", "gemma", "gemma3_text", "phi3", "olmo2", "olmo3", "qwen3_moe", "mixtral",
@@ -78,6 +79,56 @@ def test_a_difference_that_is_not_finite_is_never_lost() -> None:
         assert guard.gradient_difference([one, found], [one, other]) == math.inf
     assert guard.gradient_difference([one * 3, one], [one, one]) == 2.0
     assert guard.gradient_difference([], []) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields", "capability", "reason"),
+    [
+        ("qwen3", {}, (8, 0), None),
+        ("llama", {"hidden_size": 64, "num_attention_heads": 4, "head_dim": None}, (9, 0), None),
+        ("gemma3_text", {}, (8, 9), None),
+        ("qwen3", {}, (7, 5), "needs GPUs of compute capability 8.0, and this one has 7.5"),
+        ("deepseek_v3", {}, (9, 0), "takes deepseek_v3's heads, 192 wide for keys and 128 for values"),
+        ("qwen3", {"head_dim": 512}, (9, 0), "takes qwen3's heads, 512 wide"),
+        ("gpt2", {"n_embd": 300, "n_head": 15}, (9, 0), "takes gpt2's heads, 20 wide"),
+    ],
+)
+def test_a_gpu_without_a_kernel_is_known_beforehand(
+    kind: str, fields: dict[str, Any], capability: tuple[int, int], reason: str | None
+) -> None:
+    why = padding.kernel_refusal(CONFIG_MAPPING[kind](**fields), capability)
+    assert why is None if reason is None else reason in str(why)
+
+
+FAILS = """
+from trl_trainer.padding_free import attention, check
+begin = check.PaddingCheck.on_train_begin
+def fails(*given):
+    raise RuntimeError('FlashAttention only supports Ampere GPUs or newer.')
+def begun(self, *given, **named):
+    attention._on_cpu = fails
+    begin(self, *given, **named)
+check.PaddingCheck.on_train_begin = begun
+"""
+"""A prelude: attention within a row has no kernel from the check on; the guard still sees ours."""
+
+
+def test_sharded_ranks_stay_padded_where_a_kernel_is_missing(warm: Warm, model_folder: Path, tmp_path: Path) -> None:
+    found = {}
+    why = "without, a batch fails: RuntimeError: FlashAttention"
+    for name, prelude in (("never", []), ("fails", [FAILS])):
+        folder = tmp_path / name
+        folder.mkdir()
+        write_jsonl(folder / "train.jsonl", preference_pairs(16))
+        training = {"maxSteps": 2, "paddingFree": "never" if name == "never" else "auto"}
+        spec = {"training": training, "evaluation": {"enabled": False}}
+        ended = warm.run(job_file(folder, model_folder, spec=spec), prelude=[*prelude, TRAIN_ONLY])
+        assert ended.codes == [0, 0], ended.logs
+        said = ["training.paddingFree: the run is padded: " + why in log for log in ended.logs]
+        assert said == [name != "never"] * 2
+        found[name] = [(line["loss"], line["grad_norm"]) for line in metrics(folder) if "loss" in line]
+    assert len(found["never"]) == 2
+    assert found["fails"] == found["never"], "as if it had never been tried"
 
 
 def test_ranks_compute_without_padding_only_where_all_of_them_may() -> None:

@@ -56,13 +56,13 @@ class PaddingCheck(TrainerCallback):
             # A kernel that does not take this device, or these heads. Where ranks are sharded they all meet it, in the
             # same layer: what they share is a model and a kind of device.
             failed = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+            # FSDP has gathered the block that failed, and thinks that it is within a pass: a whole one ends that.
+            self._found(0, is_on=False)
         why = refusal(gather(self._run, (found, floor, failed)), _arithmetic(args))
         if why is None:
             self._turn(on=True)
             return
-        said = f"training.paddingFree: the run is padded: {why}"
-        print(f"rank {self._run.rank}: {said}", flush=True)
-        self._warn(said)
+        self._warn(f"training.paddingFree: the run is padded: {why}")
 
     def _turn(self, *, on: bool) -> None:
         for hook in self.hooks:

@@ -1,5 +1,9 @@
 """Whether a job computes without padding (padding_free/), as far as that is known before weights are loaded."""
 
+from typing import Any
+
+import torch
+
 from trl_contract.jobfile import JobFile
 from trl_trainer.models import source
 from trl_trainer.padding_free import guard
@@ -7,6 +11,11 @@ from trl_trainer.stage import Stage
 
 DROPS = ("SFTJob", "GRPOJob")
 """In the others TRL switches dropout off."""
+
+CAPABILITY = (8, 0)
+WIDEST = 256
+"""What torch.nn.attention.varlen takes: GPUs from Ampere on; heads up to so wide, of a multiple of 8, whose values are
+as wide as their keys."""
 
 
 def may_do_without(job: JobFile) -> bool:
@@ -31,9 +40,30 @@ def refusal(job: JobFile, stage: Stage, device: str) -> str | None:
         asked.append((source.explicit_reference(job, given), given.revision))
     for where, revision in asked:
         config = source.read_config(where, revision, "model")
+        if device == "cuda" and (found := kernel_refusal(config, torch.cuda.get_device_capability())):
+            return found
         found = guard.refusal(
             config, pairs=spec.sequences_per_row == 2, left=stage.pads_both_sides, drops=job.kind in DROPS
         )
         if found is not None:
             return found
+    return None
+
+
+def kernel_refusal(config: Any, capability: tuple[int, int]) -> str | None:
+    """Return why a GPU of `capability` has no kernel for the attention of a model of `config`; None if it has.
+
+    Known beforehand: a rank that fails within a sharded model would leave the others waiting.
+    """
+    if capability < CAPABILITY:
+        return f"its kernel needs GPUs of compute capability 8.0, and this one has {capability[0]}.{capability[1]}"
+    text = config.get_text_config()
+    if getattr(text, "qk_rope_head_dim", None):
+        keys = text.qk_nope_head_dim + text.qk_rope_head_dim
+    else:
+        keys = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    values = getattr(text, "v_head_dim", None) or keys
+    if keys != values or keys > WIDEST or keys % 8:
+        what = f"{keys} wide" if keys == values else f"{keys} wide for keys and {values} for values"
+        return f"no kernel for a GPU takes {text.model_type}'s heads, {what}"
     return None
