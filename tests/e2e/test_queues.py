@@ -10,7 +10,7 @@ from jobs import BACKEND, OTHER, SECONDS, wait_for
 QUOTA = 1
 SHORT = "insufficient unused quota for cpu"
 # Enough that no machine has taken them all before a status says, up to 10 s later, that a job has begun.
-STEPS = 1000
+STEPS = 3000
 Obj = dict[str, Any]
 
 
@@ -21,7 +21,7 @@ def job(name: str, backend: str, priority: str, steps: int = STEPS, **checkpoint
     found["spec"] |= {
         "numNodes": 1,
         "queue": {"name": "team", "priorityClass": priority},
-        "checkpoint": {"everySteps": 100, **checkpoint},
+        "checkpoint": {"everySteps": 500, **checkpoint},
         "runPolicy": {"maxRestarts": 0},
     }
     return found
