@@ -148,7 +148,7 @@ bench-trainer: $(VENV) ## Ours against plain TRL: speed, start-up, checkpoints (
 	@PYTHONPATH=$(CURDIR)/tests/bench $(PY) tests/bench/bench_trainer.py --output docs/bench-trainer.json
 
 # The table of docs/performance.md is made of all parts in the file.
-bench-speed: $(VENV) ## Without padding against plain TRL, losses compared (PART="dpo reward": these alone; about 3 hours on 2 quiet cores)
+bench-speed: $(VENV) ## Without padding against plain TRL, losses compared (PART="dpo reward": these alone; a part about 6 to 9 minutes on 2 quiet cores)
 	@PYTHONPATH=$(CURDIR)/tests/bench $(PY) tests/bench/bench_speed.py $(PART) --output docs/bench-speed.json --page docs/performance.md
 
 padding-table: $(VENV) ## Which architectures compute without padding; writes docs/padding-free.md (half a minute)
