@@ -68,10 +68,12 @@ def make_rows(path: Path, shape: Shape, count: int, kind: str = "DPOJob", twice:
     """Write `count` rows of random words, without prompts where their median is 0; `twice`: each so many of them come
     two times in turn."""
     rng = random.Random(SEED)
+    # RewardTrainer drops pairs that are longer than max_length with their end token; the others cut.
+    most = shape.max_length // 2 - (kind == "RewardJob")
 
     def text(median: int, sigma: float) -> str:
         spread = 1.0 if shape.even else rng.lognormvariate(0, sigma)
-        length = max(2, min(shape.max_length // 2, round(median * spread)))
+        length = max(2, min(most, round(median * spread)))
         return " ".join(f"w{rng.randrange(WORDS)}" for _ in range(length))
 
     def row() -> dict[str, str]:
