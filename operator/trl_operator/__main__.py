@@ -65,6 +65,7 @@ async def run(settings: Settings) -> None:
                 settings.pod_security,
                 tuple(filter(None, settings.copied_labels.split(","))),
                 tuple(filter(None, settings.copied_annotations.split(","))),
+                settings.job_defaults,
             )
 
         def ready() -> None:

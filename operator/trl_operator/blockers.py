@@ -7,7 +7,14 @@ from trl_operator.api.stored import read_status
 from trl_operator.backend import Backend
 from trl_operator.constants import LABEL_JOB_UID
 from trl_operator.kube import CLAIMS, CONFIG_MAPS, JOBS, NETWORK_POLICIES, Kube
-from trl_operator.plan.acceptance import Blocker, check_lost, check_reference, check_retained, references
+from trl_operator.plan.acceptance import (
+    Blocker,
+    check_lost,
+    check_new_claim,
+    check_reference,
+    check_retained,
+    references,
+)
 from trl_operator.plan.observation import controller, controller_uid
 from trl_operator.plan.upstream import upstreams
 from trl_operator.resource import Resource
@@ -36,6 +43,8 @@ async def find_blocker(
     `status` is the job's; the results of earlier jobs are in place of their names. Names of our own objects are not
     asked for before one has turned out to be taken.
     """
+    if blocker := check_new_claim(job):
+        return blocker
     for reference in references(job):
         watched = reference.kind == "PersistentVolumeClaim"
         found = needs.claim(job.namespace, reference.name) if watched else None

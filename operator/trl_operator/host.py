@@ -49,7 +49,10 @@ def read_settings(model: type[S]) -> S | None:
         return from_environment(model, os.environ)
     except ValidationError as error:
         for problem in error.errors(include_url=False):
-            print(f"TRL_OPERATOR_{str(problem['loc'][0]).upper()}: {problem['msg']}", file=sys.stderr)
+            name, *inside = problem["loc"]
+            place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in inside)
+            said = problem["msg"].removeprefix("Value error, ")
+            print(f"TRL_OPERATOR_{str(name).upper()}{place}: {said}", file=sys.stderr)
         return None
 
 

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -91,6 +92,8 @@ class Reconciler:
         if job is None:
             return None
         view, pinned = await self._observer.look(job, obj)
+        if pinned is not None:
+            job = replace(job, cluster=pinned.job.cluster, defaults=pinned.job.defaults)
         obj = await self._save_last_words(job, obj, view)
         decision = decide(job, obj.get("status", {}), view, self._now())
         # Before the end, after which nobody looks again.
@@ -120,7 +123,12 @@ class Reconciler:
             message = f"spec.{unknown[0]} is not known to this version of the operator: upgrade it, or remove the field"
             await self._refuse(obj, "Unknown", "NewerOperatorNeeded", message)
             return None
-        return self._installation().of(job, obj["metadata"])
+        try:
+            return self._installation().of(job, obj)
+        except ValidationError as error:
+            message = f"{why_refused(error)}, with what jobDefaults add; create a new job"
+            await self._refuse(obj, "False", "InvalidSpec", message)
+            return None
 
     async def _refuse(self, obj: Obj, value: Literal["False", "Unknown"], reason: str, message: str) -> None:
         """Say that a stored job is not accepted. What has ended stays as it is."""

@@ -5,6 +5,7 @@ from typing import Any
 from trl_contract.cluster import BackendName
 from trl_contract.jobfile import AttemptFile
 from trl_contract.upstreams import Upstream
+from trl_operator.api.defaults import RESOLVED, pinned, with_defaults
 from trl_operator.api.job import Job
 from trl_operator.api.stored import read_status
 from trl_operator.kube import CONFIG_MAPS, JOBS, Kube
@@ -29,6 +30,7 @@ async def find_run(kube: Kube, job: Job, status: Obj, trainer_image: str, backen
         return await _pin(kube, job, trainer_image, backend)
     found = await kube.get(CONFIG_MAPS, job.namespace, job.base_name)
     if found is not None and controller_uid(found["metadata"]) == job.uid and digest(found["data"]) == known.run.digest:
+        job = pinned(job, found["data"].get(RESOLVED))
         return Pinned(as_pinned(job, found["data"]["job.json"]), known.run)
     again = await _pin(kube, job, known.run.image if known.attempt else trainer_image, backend)
     if isinstance(again, Blocker) or again.run == known.run or not known.attempt:
@@ -59,4 +61,4 @@ async def _pin(kube: Kube, job: Job, trainer_image: str, backend: BackendName) -
         if isinstance(found, Blocker):
             return found
         results[upstream] = found
-    return pin(job, results, trainer_image, backend)
+    return pin(with_defaults(job, job.offered), results, trainer_image, backend)

@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Annotated, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, Json
+from pydantic import BaseModel, ConfigDict, Field, Json, ValidationInfo, field_validator
 
 from trl_contract.base import Model
 from trl_contract.cluster import BackendName
+from trl_operator import jobdefaults
+from trl_operator.jobdefaults import JobDefaults
 
 PREFIX = "TRL_OPERATOR_"
 
@@ -91,6 +93,8 @@ class Settings(Shared):
     """Labels of jobs that all their children get, separated by commas."""
     copied_annotations: str = ""
     """The same of annotations."""
+    job_defaults: Json[tuple[JobDefaults, ...]] = ()
+    """What jobs have where their specs say nothing, as JSON; a later set wins."""
     kueue: bool = False
     """Read what Kueue says of workloads."""
     checkpoint_aware_preemption: bool = False
@@ -102,6 +106,13 @@ class Settings(Shared):
     def backends(self) -> set[str]:
         """All backends that jobs may use."""
         return {self.backend, *filter(None, self.other_backends.split(","))}
+
+    @field_validator("job_defaults")
+    @classmethod
+    def _can_be_had(cls, sets: tuple[JobDefaults, ...], info: ValidationInfo) -> tuple[JobDefaults, ...]:
+        others = info.data.get("other_backends", "").split(",")
+        jobdefaults.check(sets, {info.data.get("backend", ""), *others})
+        return sets
 
 
 S = TypeVar("S", bound=Shared)

@@ -154,9 +154,10 @@ def test_explain_says_how_many_gpus_a_job_needs(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("trl_trainer.local.explain.GPUS", (0.0001, 24))
-    path = write(tmp_path, changed(resources={"limits": {"nvidia.com/gpu": 4}}))
+    path = write(tmp_path, changed(resources={"limits": {"nvidia.com/gpu": 4}}, storage={"size": "1Gi"}))
     assert main(command("explain", path, volumes(model_folder, tmp_path), tmp_path / "out")) == 0
     out = capsys.readouterr().out
+    assert "several nodes need storage.accessModes with ReadWriteMany, unless" in out
     assert "the smallest number that fits: 1 of 24 GB, or no number up to 128 of 0 GB (the plan is for 80 GB)" in out
     there, _ = out.split("# On this machine instead")
     assert "activation_checkpointing" not in there, "the GPU's memory decides, and the plan says it"

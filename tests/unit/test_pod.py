@@ -195,7 +195,7 @@ def test_what_the_installation_copies_is_on_everything_and_never_wins_over_ours(
     installation = replace(
         INSTALLATION, copied_labels=("a/b", "trl-operator.io/job-uid", "none"), copied_annotations=("c",)
     )
-    job = installation.of(make_job(storage={"size": "1Gi"}), metadata)
+    job = installation.of(make_job(storage={"size": "1Gi"}), {"metadata": metadata})
     module = BACKENDS[backend]  # type: ignore[index]
     objects = [claim(job), network_policy(job, 0), module.manifest(job, 0, installation), template(job, backend)]
     for obj in (*objects, *(obj for _, obj in module.beside(job, 0, installation))):

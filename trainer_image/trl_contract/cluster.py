@@ -11,6 +11,8 @@ from trl_contract.quantity import Quantity, amount
 from trl_contract.resources import Resources
 
 MAX_CPU_PROCESSES_PER_NODE = 8
+SHARED_STORAGE = "several nodes need storage.accessModes with ReadWriteMany"
+"""What to do where `ClusterSpec.has_shared_storage` is false."""
 
 
 class Storage(Model):
@@ -54,14 +56,15 @@ class Storage(Model):
     size: Quantity | None = None
     """Size of a claim that the operator creates."""
     storage_class_name: Name | None = None
-    """Its StorageClass; the cluster's default if unset."""
+    """Its StorageClass; if unset the admin's (jobDefaults) or the cluster's default."""
     access_modes: (
         Annotated[
             list[Literal["ReadWriteOnce", "ReadWriteOncePod", "ReadWriteMany"]], Field(min_length=1, max_length=3)
         ]
         | None
     ) = None
-    """Its access modes; [ReadWriteOnce] if unset. Several nodes need ReadWriteMany."""
+    """Its access modes; [ReadWriteOnce] if unset, and the admin's jobDefaults say nothing. Several nodes need
+    ReadWriteMany."""
     retain: bool | None = None
     """Keep that claim when the job is deleted; true if unset."""
 
@@ -283,6 +286,12 @@ class ClusterSpec(Model):
     def processes_per_node(self) -> int:
         """numProcPerNode: as given, else the number of GPUs, else 1."""
         return self.num_proc_per_node or self.gpus_per_node or 1
+
+    @property
+    def has_shared_storage(self) -> bool:
+        """Whether all nodes can write to the claim that the operator makes; true if it makes none."""
+        storage = self.storage
+        return self.num_nodes == 1 or storage.size is None or "ReadWriteMany" in (storage.access_modes or [])
 
     @property
     def world_size(self) -> int:

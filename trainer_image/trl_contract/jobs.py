@@ -6,7 +6,7 @@ from typing import ClassVar, Self
 from pydantic import model_validator
 
 from trl_contract.base import Kind, Rule, for_cel
-from trl_contract.cluster import MAX_CPU_PROCESSES_PER_NODE, ClusterSpec
+from trl_contract.cluster import MAX_CPU_PROCESSES_PER_NODE, SHARED_STORAGE, ClusterSpec
 from trl_contract.resources import GPU
 from trl_contract.spec import DPOSpec, GRPOSpec, RewardSpec, SFTSpec, TrainingSpec
 from trl_contract.training import BITSANDBYTES_OPTIMIZERS
@@ -65,12 +65,10 @@ class JobSpec(TrainingSpec, ClusterSpec):
             "numProcPerNode",
         ),
         Rule(
-            "self.numNodes == 1 || !has(self.storage.size)"
-            " || (has(self.storage.accessModes) && 'ReadWriteMany' in self.storage.accessModes)",
-            "several nodes need storage.accessModes with ReadWriteMany",
-            lambda self: (
-                self.num_nodes == 1 or self.storage.size is None or "ReadWriteMany" in (self.storage.access_modes or [])
-            ),
+            "self.numNodes == 1 || !has(self.storage.size) || !has(self.storage.accessModes)"
+            " || 'ReadWriteMany' in self.storage.accessModes",
+            SHARED_STORAGE,
+            lambda self: self.storage.access_modes is None or self.has_shared_storage,
             "storage",
         ),
         Rule(

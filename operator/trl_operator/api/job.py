@@ -11,7 +11,9 @@ from trl_contract.base import Broken
 from trl_contract.cluster import ClusterSpec
 from trl_contract.spec import TrainingSpec
 from trl_contract.upstreams import Upstream
+from trl_operator import jobdefaults
 from trl_operator.api.kinds import KINDS, KindInfo
+from trl_operator.api.status import Defaults
 from trl_operator.constants import API_VERSION, GROUP, LABEL_QUEUE, VERSION
 from trl_operator.settings import USER, PodSecurity
 
@@ -38,6 +40,13 @@ class Job:
     """Those of its labels that all its children get, as the installation says."""
     copied_annotations: Mapping[str, str] = field(default_factory=dict)
     """The same of its annotations."""
+
+    own: ClusterSpec | None = None
+    """`cluster` as it was written, without jobDefaults; None: as it is."""
+    offered: jobdefaults.Defaults = field(default_factory=dict)
+    """What jobDefaults now say for it, whatever it says itself."""
+    defaults: Defaults | None = None
+    """What of jobDefaults is in `cluster`, for its status."""
 
     @property
     def queue_name(self) -> str:

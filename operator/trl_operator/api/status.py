@@ -92,6 +92,31 @@ class Run(Part):
     """sha256 over the ConfigMap with the resolved spec, which has the name of the job and its kind's suffix."""
 
 
+class DefaultsSet(Part):
+    name: Text63
+    """Name of a set of jobDefaults."""
+    fields: Annotated[list[Text63], Field(max_length=16)]
+    """Fields of the spec that it says, wholly or in part."""
+
+
+class DefaultQueue(Part):
+    name: Text63
+    """LocalQueue that the attempts wait in."""
+    priority_class: Text63 | None = None
+    """Their WorkloadPriorityClass."""
+
+
+class Defaults(Part):
+    """What the jobDefaults of the operator's installation add to the spec, which says nothing of it."""
+
+    sets: Annotated[list[DefaultsSet], Field(max_length=16, json_schema_extra=list_map("name"))] = []
+    """Which of them say something, the first 16; resolved.json in the run's ConfigMap has what."""
+    queue: DefaultQueue | None = None
+    """queue, if it is of jobDefaults."""
+    ttl_seconds_after_finished: Count | None = None
+    """runPolicy.ttlSecondsAfterFinished, if it is of jobDefaults."""
+
+
 class Retry(Part):
     """What decides about the next attempt."""
 
@@ -199,6 +224,8 @@ class JobStatus(Part):
     """The attempt's PyTorchJob, as version 0.1 of the operator has written it; workload says it now."""
     run: Run | None = None
     """What the run is pinned to, from its first attempt on."""
+    defaults: Defaults | None = None
+    """What the admin's jobDefaults add; once an attempt has begun it stays as it is, whatever becomes of them."""
     restarts: Count = 0
     """How often a failed attempt was followed by another one."""
     retry: Retry | None = None

@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from trl_contract import acceptance
-from trl_contract.cluster import Storage
+from trl_contract.cluster import SHARED_STORAGE, Storage
 from trl_contract.pod import CABundle, ConfigMapEnv, EnvFrom
 from trl_contract.podvolumes import ClaimSource, ConfigMapSource, PodVolume
 from trl_contract.quantity import amount
 from trl_contract.sources import ConfigMapKey, HubDataset, HubModel, Volume
+from trl_operator.api.defaults import origin
 from trl_operator.api.job import Job
 from trl_operator.constants import LABEL_QUEUE
 from trl_operator.plan.bindings import bindings
@@ -59,7 +60,7 @@ def references(job: Job) -> list[Reference]:
             case Storage(claim_name=str(name)):
                 found.append(Reference(binding.field, "PersistentVolumeClaim", name, writes=True))
             case ConfigMapKey(name=name, key=key) | CABundle(name=name, key=key):
-                found.append(Reference(binding.field, "ConfigMap", name, key))
+                found.append(Reference(binding.field + origin(job, binding.field), "ConfigMap", name, key))
             case EnvFrom(config_map_ref=ConfigMapEnv(name=name)) | PodVolume(config_map=ConfigMapSource(name=name)):
                 found.append(Reference(binding.field, "ConfigMap", name))
             case PodVolume(persistent_volume_claim=ClaimSource(claim_name=name), read_only=read_only):
@@ -74,6 +75,14 @@ def check_spec(job: Job) -> Blocker | None:
         return Blocker("QueueNamesDiffer", f"{names}: change or remove one of them")
     found = acceptance.refused(job.training)
     return Blocker(*found) if found else None
+
+
+def check_new_claim(job: Job) -> Blocker | None:
+    """Return what is wrong with the claim that the operator is to make, by the spec with its jobDefaults."""
+    if job.cluster.has_shared_storage:
+        return None
+    modes = origin(job, "storage.accessModes")
+    return Blocker("InvalidSpec", f"spec.storage: {SHARED_STORAGE}{modes}")
 
 
 def hub_sources(job: Job) -> list[HubModel | HubDataset]:
@@ -113,7 +122,8 @@ def check_retained(claim: dict[str, Any], job: Job) -> Blocker | None:
         ("retain", "false", "true", storage.retain is False),
     ):
         if differs and wanted != found:
-            left = f"storage.{field} is {wanted}, but PersistentVolumeClaim {name} of an earlier job has {found}"
+            said = f"storage.{field}{origin(job, f'storage.{field}')}"
+            left = f"{said} is {wanted}, but PersistentVolumeClaim {name} of an earlier job has {found}"
             return Blocker("RetainedClaimDiffers", f"{left}: {remedy}")
     return None
 

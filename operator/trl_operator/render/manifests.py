@@ -7,6 +7,7 @@ from typing import Any
 from trl_contract.cluster import BackendName
 from trl_contract.jobfile import AttemptFile, JobFile
 from trl_contract.pod import Pod
+from trl_operator.api.defaults import as_begun, with_defaults
 from trl_operator.api.job import Job
 from trl_operator.constants import (
     LABEL_ATTEMPT,
@@ -16,6 +17,7 @@ from trl_operator.constants import (
     LABEL_QUEUE,
     LABEL_QUEUE_PRIORITY,
 )
+from trl_operator.jobdefaults import JobDefaults, offered
 from trl_operator.render.environment import env_from, environment
 from trl_operator.render.placement import annotations, placement
 from trl_operator.render.volumes import mounts
@@ -49,16 +51,23 @@ class Installation:
     """Labels of jobs that all their children get."""
     copied_annotations: tuple[str, ...] = ()
     """The same of annotations."""
+    job_defaults: tuple[JobDefaults, ...] = ()
+    """What jobs have where their specs say nothing."""
 
-    def of(self, job: Job, metadata: Manifest) -> Job:
-        """Return a job, stored with this metadata, with what the installation says of its children."""
+    def of(self, job: Job, obj: Manifest) -> Job:
+        """Return a job, stored as `obj`, with what the installation says of it and its children; raises ValidationError
+        if it cannot have its jobDefaults."""
+        metadata, status = obj["metadata"], obj.get("status", {})
         labels, annotations = metadata.get("labels", {}), metadata.get("annotations", {})
-        return replace(
+        job = replace(
             job,
             security=self.security,
             copied_labels={name: labels[name] for name in self.copied_labels if name in labels},
             copied_annotations={name: annotations[name] for name in self.copied_annotations if name in annotations},
+            offered=offered(self.job_defaults, job.namespace, job.info.kind, labels),
         )
+        begun = "attempt" in status or "completionTime" in status
+        return as_begun(job, status) if begun else with_defaults(job, job.offered)
 
 
 def labels(job: Job) -> dict[str, str]:

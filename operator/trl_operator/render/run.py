@@ -7,6 +7,7 @@ from typing import Any
 
 from trl_contract.cluster import BackendName
 from trl_contract.resolve import resolve
+from trl_operator.api.defaults import RESOLVED, resolved
 from trl_operator.api.job import Job
 from trl_operator.api.status import Run
 from trl_operator.plan.upstream import Results, refs, with_results
@@ -28,9 +29,11 @@ class Pinned:
 
 
 def pin(job: Job, results: Results, trainer_image: str, backend: BackendName = "pytorchjob") -> Pinned:
-    """Return the run of a job that uses these results of earlier jobs; `trainer_image` is for one that names none.
+    """Return the run of a job, which has its jobDefaults, that uses these results of earlier jobs; `trainer_image` is
+    for one that names none.
 
-    Its ConfigMap holds the job file with every default resolved and the rows of the spec itself, and never changes.
+    Its ConfigMap holds the job file with every default resolved, the rows of the spec itself, and what of the cluster's
+    part is of jobDefaults. It never changes.
     Nothing is indented: rows with many small values would grow to several times what check_spec has measured.
     """
     job = with_results(job, results)
@@ -42,6 +45,8 @@ def pin(job: Job, results: Results, trainer_image: str, backend: BackendName = "
     data = {"job.json": json.dumps(file.to_wire(), ensure_ascii=False)}
     for name, rows in inline_rows(job).items():
         data[name] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if added := resolved(job, job.offered):
+        data[RESOLVED] = added
     manifest = {
         "apiVersion": "v1",
         "kind": "ConfigMap",

@@ -15,7 +15,7 @@ def describe(job: Job, status: JobStatus, now: datetime) -> None:
     effective.batch_size = batch_size(job)
     effective.world_size = job.cluster.world_size
     effective.model = _model_name(job)
-    status.effective = effective
+    status.effective, status.defaults = effective, job.defaults
     warnings = _warnings(job)
     if status.evaluation and (skipped := status.evaluation.skipped):
         # What the trainer has found, which knows the rows.

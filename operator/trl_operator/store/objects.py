@@ -67,7 +67,7 @@ def stored_job(obj: Obj) -> StoredJob:
         succeeded=conditions.get("Succeeded") == "True",
         observed=status.get("observedGeneration") == metadata.get("generation")
         and ("completionTime" not in status or "Finished" in conditions),
-        has_ttl="ttlSecondsAfterFinished" in obj.get("spec", {}).get("runPolicy", {}),
+        has_ttl="ttlSecondsAfterFinished" in {**obj.get("spec", {}).get("runPolicy", {}), **status.get("defaults", {})},
         uses=used(obj),
         news=news(obj, status),
     )

@@ -13,7 +13,9 @@ import yaml
 from devcluster import tools
 from devcluster.controlplane import ControlPlane
 from devcluster.paths import REPOSITORY
+from trl_contract.base import KINDS
 from trl_operator.constants import LABEL_JOB_UID
+from trl_operator.jobdefaults import FIELDS, JobDefaults
 from trl_operator.settings import ReceiverSettings, Settings, from_environment
 
 CHART = REPOSITORY / "deploy/helm/trl-operator"
@@ -147,6 +149,43 @@ def test_what_is_copied_from_jobs_reaches_the_operator(render_chart: Render) -> 
     assert (settings.copied_labels, settings.copied_annotations) == ("a/b,c", "d")
 
 
+def test_job_defaults_reach_the_operator_as_they_are(render_chart: Render) -> None:
+    one, two = "jobDefaults[0]", "jobDefaults[1].spec"
+    env = environment(
+        render_chart(
+            "trl",
+            f"{one}.name=team-a",
+            f"{one}.namespaces={{a,b}}",
+            f"{one}.kinds={{DPOJob}}",
+            f"{one}.selector.matchLabels.tier=gold",
+            f"{one}.spec.env[0].name=PRICE",
+            f'{one}.spec.env[0].value=$(HOME) "<é>" $$5',
+            "jobDefaults[1].name=all",
+            f"{two}.runPolicy.ttlSecondsAfterFinished=604800",
+            f"{two}.backend=pytorchjob",
+        )
+    )
+    # As Kubernetes reads a value.
+    told = {name: (value or "x").replace("$$", "$") for name, value in env.items()}
+    team, everyone = from_environment(Settings, told).job_defaults
+    assert team.spec == {"env": [{"name": "PRICE", "value": '$(HOME) "<é>" $$5'}]}
+    assert team.is_for("b", "DPOJob", {"tier": "gold"})
+    assert not team.is_for("b", "DPOJob", {})
+    assert everyone.spec == {"runPolicy": {"ttlSecondsAfterFinished": 604800}, "backend": "pytorchjob"}
+    assert "TRL_OPERATOR_JOB_DEFAULTS" not in environment(render_chart("trl"))
+
+
+def test_the_chart_knows_the_fields_that_job_defaults_have() -> None:
+    schema = json.loads((CHART / "values.schema.json").read_text())["properties"]["jobDefaults"]["items"]["properties"]
+    assert schema.keys() == {str(field.alias) for field in JobDefaults.model_fields.values()}
+    assert schema["kinds"]["items"]["enum"] == list(KINDS)
+    found = set()
+    for name, said in schema["spec"]["properties"].items():
+        sections = name in ("storage", "pod", "runPolicy")
+        found |= {f"{name}.{inner}" for inner in said["properties"]} if sections else {name}
+    assert found == set(FIELDS)
+
+
 def test_reports_go_to_the_receiver_which_mounts_its_certificate_and_no_ca_key(render_chart: Render) -> None:
     objects = render_chart("trl")
     selector = of(objects, "Service")["spec"]["selector"]
@@ -230,6 +269,11 @@ def test_workloads_may_be_patched_only_where_attempts_without_a_checkpoint_are_p
         "limits.rewardHosts={score.team.svc:8080}",
         "limits.serviceAccounts={*}",
         "limits.maxNodes=4",
+        "jobDefaults[0].spec.nodeSelectr=x",
+        "jobDefaults[0].spec.storage.size=1Gi",
+        "jobDefaults[0].kinds={Job}",
+        "jobDefaults[0].namespaces=a",
+        "jobDefaults[0].selector.matchlabels.a=b",
     ],
 )
 def test_a_wrong_value_is_refused(value: str) -> None:

@@ -392,7 +392,11 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     # topology
     ("DPOJob", {"spec.numNodes": 0}, ("spec.numNodes",)),
     ("DPOJob", {"spec.numNodes": 1.5}, ("spec.numNodes", "integer")),
-    ("DPOJob", {"spec.numNodes": 2}, ("spec.storage", "several nodes need storage.accessModes with ReadWriteMany")),
+    (
+        "DPOJob",
+        {"spec.numNodes": 2, "spec.storage.accessModes": ["ReadWriteOnce"]},
+        ("spec.storage", "several nodes need storage.accessModes with ReadWriteMany"),
+    ),
     ("DPOJob", {"spec.numProcPerNode": 9}, ("spec.numProcPerNode", "at most 8 without GPUs")),
     (
         "DPOJob",
@@ -683,6 +687,8 @@ RESOLVED: list[tuple[str, Change, Change, str, str]] = [
 GOOD: list[tuple[str, Change]] = [
     *((kind, {}) for kind in PLURALS),
     ("DPOJob", {"metadata.name": "a"}),
+    # The admin's defaults may say the access modes.
+    ("DPOJob", {"spec.numNodes": 2}),
     ("DPOJob", {"metadata.name": "a" * 40}),
     ("DPOJob", {"spec.model": {"volume": {"claimName": "models", "path": "org/base..v2/.snap"}}}),
     ("DPOJob", {"spec.model": {"hub": {"repo": "gpt2", "revision": "main", "tokenSecretRef": {"name": "hf"}}}}),

@@ -11,6 +11,7 @@ import torch
 import yaml
 from transformers.utils.logging import disable_progress_bar
 
+from trl_contract.cluster import SHARED_STORAGE
 from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
 from trl_contract.spec import DPOSpec
@@ -63,6 +64,8 @@ def explain(path: Path, places: local.Places) -> int:
             known = preflight.judge(here, stage, tokenizer, rows, base, seen, storage, _device(here))
         with clock.check("rewards"):
             findings = _try_rewards(here, rows)
+        if not resource.cluster.has_shared_storage:
+            findings.append(f"{SHARED_STORAGE}, unless the jobDefaults of the cluster's admin name it")
         obstacles += _refused(here, stage)
         findings += [f"this machine cannot run it, {obstacle}" for obstacle in obstacles]
         findings += [f"with this image, {refused}" for refused in _refused(there, stage) if refused not in obstacles]
