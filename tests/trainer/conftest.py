@@ -49,3 +49,14 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Warm]:
     """A process that has imported torch and TRL, from which ranks are forked."""
     with warm_process(tmp_path_factory.mktemp("warm")) as process:
         yield process
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny models are slower with more, and far slower on a machine that does other things too."""
+    import torch
+
+    number = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(number)

@@ -128,7 +128,7 @@ ELSEWHERE = {
     "grpo.rewardPreset", "grpo.normalizeWeights",  # resolve.py, by test_rewards.py
     "evaluation.atStart", "evaluation.earlyStopping.metric", "evaluation.earlyStopping.mode",  # evaluation.py,
     "evaluation.earlyStopping.patience",  # early_stopping.py
-    "training.paddingFree",  # test_padding_free.py
+    "training.paddingFree",  # test_padding_free_runs.py
     "evaluation.enabled", "evaluation.maxExamples",  # data/: how many rows are held out
     "evaluation.samplePrompts",  # evaluation.py
     "checkpoint.everyMinutes", "checkpoint.everySteps", "checkpoint.keep",  # schedule.py, publisher.py

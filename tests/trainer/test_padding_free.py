@@ -1,15 +1,13 @@
-"""The same losses and gradients without padding: what the guard lets through and what it does not, and whole runs."""
+"""The same losses and gradients without padding: what the guard lets through and what it does not, and how a row is
+made; test_padding_free_runs.py has whole runs."""
 
-import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from trainer_kit import TRAIN_ONLY, Warm, conversations, job_file, metrics, preference_pairs, prompts, write_jsonl
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
 from trl_trainer.padding_free import check, guard, reduced, rows
@@ -17,18 +15,12 @@ from trl_trainer.padding_free.attention import NAME, Refused, attention
 from trl_trainer.padding_free.hooks import PaddingFree
 from trl_trainer.preflight import padding
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 HOLD = (
     "qwen2", "qwen3", "llama", "mistral", "gemma", "gemma3_text", "phi3", "olmo2", "olmo3", "qwen3_moe", "mixtral",
     "smollm3", "granite", "cohere2", "glm4",
 )  # fmt: skip
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    number = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(number)
 
 
 def refusal(kind: str, *, pairs: bool = True, left: bool = False, drops: bool = False, **fields: Any) -> str | None:
@@ -98,37 +90,6 @@ def test_a_gpu_without_a_kernel_is_known_beforehand(
 ) -> None:
     why = padding.kernel_refusal(CONFIG_MAPPING[kind](**fields), capability)
     assert why is None if reason is None else reason in str(why)
-
-
-FAILS = """
-from trl_trainer.padding_free import attention, check
-begin = check.PaddingCheck.on_train_begin
-def fails(*given):
-    raise RuntimeError('FlashAttention only supports Ampere GPUs or newer.')
-def begun(self, *given, **named):
-    attention._on_cpu = fails
-    begin(self, *given, **named)
-check.PaddingCheck.on_train_begin = begun
-"""
-"""A prelude: attention within a row has no kernel from the check on; the guard still sees ours."""
-
-
-def test_sharded_ranks_stay_padded_where_a_kernel_is_missing(warm: Warm, model_folder: Path, tmp_path: Path) -> None:
-    found = {}
-    why = "without, a batch fails: RuntimeError: FlashAttention"
-    for name, prelude in (("never", []), ("fails", [FAILS])):
-        folder = tmp_path / name
-        folder.mkdir()
-        write_jsonl(folder / "train.jsonl", preference_pairs(16))
-        training = {"maxSteps": 2, "paddingFree": "never" if name == "never" else "auto"}
-        spec = {"training": training, "evaluation": {"enabled": False}}
-        ended = warm.run(job_file(folder, model_folder, spec=spec), prelude=[*prelude, TRAIN_ONLY])
-        assert ended.codes == [0, 0], ended.logs
-        said = ["training.paddingFree: the run is padded: " + why in log for log in ended.logs]
-        assert said == [name != "never"] * 2
-        found[name] = [(line["loss"], line["grad_norm"]) for line in metrics(folder) if "loss" in line]
-    assert len(found["never"]) == 2
-    assert found["fails"] == found["never"], "as if it had never been tried"
 
 
 def test_ranks_compute_without_padding_only_where_all_of_them_may() -> None:
@@ -226,37 +187,3 @@ def test_router_logits_are_padded_again() -> None:
 def test_a_written_config_does_not_name_the_attention(tmp_path: Path) -> None:
     small().save_pretrained(tmp_path)
     assert NAME not in (tmp_path / "config.json").read_text()
-
-
-RUNS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "DPOJob": (preference_pairs, {"training": {"gradientCheckpointing": True}}),
-    "RewardJob": (preference_pairs, {"peft": {"method": "lora"}}),
-    "SFTJob": (conversations, {}),
-    "GRPOJob": (prompts, {"grpo": {"generation": {"maxCompletionLength": 8},
-                                   "rewards": [{"name": "l", "length": {"target": 4}}]}}),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", RUNS)
-def test_a_run_without_padding_has_the_losses_of_a_padded_one(
-    kind: str, warm: Warm, model_folder: Path, tmp_path: Path
-) -> None:
-    make, sections = RUNS[kind]
-    found = {}
-    for choice in ("auto", "never"):
-        folder = tmp_path / choice
-        folder.mkdir()
-        write_jsonl(folder / "train.jsonl", make(32))
-        spec = {**sections, "evaluation": {"enabled": False}}
-        spec["training"] = {"maxSteps": 4, "paddingFree": choice, **sections.get("training", {})}
-        job = job_file(folder, model_folder, kind, spec=spec, numProcPerNode=1)
-        ended = warm.run(job, world=1, prelude=[TRAIN_ONLY])
-        assert ended.codes == [0], ended.logs
-        decided = json.loads((folder / "storage/uid-1/resolved.json").read_text())
-        assert decided["spec"]["training"]["paddingFree"] == choice, ended.logs
-        assert "the run is padded" not in ended.logs[0]
-        found[choice] = [line for line in metrics(folder) if "loss" in line]
-    assert len(found["auto"]) == 4
-    for free, padded in zip(found["auto"], found["never"], strict=True):
-        for name in ("loss", "grad_norm"):
-            assert free[name] == pytest.approx(padded[name], rel=5e-5, abs=1e-5), name

@@ -61,6 +61,9 @@ class PaddingCheck(TrainerCallback):
         why = refusal(gather(self._run, (found, floor, failed)), _arithmetic(args))
         if why is None:
             self._turn(on=True)
+            if self._run.is_main:
+                how = f"a batch differs by {found:.1e} of its size"
+                print(f"training.paddingFree: padding is left out: {how}", flush=True)
             return
         self._warn(f"training.paddingFree: the run is padded: {why}")
 
