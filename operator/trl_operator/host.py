@@ -82,7 +82,7 @@ async def until(stop: asyncio.Event, *work: Coroutine[Any, Any, None]) -> None:
 
 
 async def serve(
-    stack: AsyncExitStack, app: web.Application, address: str, port: int, tls: ssl.SSLContext | None = None
+    stack: AsyncExitStack, app: web.Application, address: str | None, port: int, tls: ssl.SSLContext | None = None
 ) -> None:
     """Answer on a port until the stack unwinds."""
     runner = web.AppRunner(app, access_log=None)

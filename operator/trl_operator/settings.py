@@ -35,8 +35,8 @@ class Shared(BaseModel):
     """Namespaces to work in, separated by commas; all if empty."""
     health_port: int = 8080
     """Port of /healthz, /readyz and /metrics."""
-    bind_address: str = "0.0.0.0"
-    """Address that all ports listen on."""
+    bind_address: str | None = None
+    """Address that all ports listen on; unset: all addresses, of IPv4 and of IPv6."""
     relist_seconds: float = 600
     """Everything is listed and compared with what is known after so long."""
 

@@ -5,6 +5,7 @@ import socket
 import sys
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -99,6 +100,20 @@ def test_a_receiver_that_talks_nonsense_is_tried_again_later() -> None:
         sender.put(report(1))
         wait_for(lambda: len(asked) == 2, 10)
         sender.close()
+
+
+def test_no_report_goes_to_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    # What urlopen has kept of an earlier environment.
+    monkeypatch.setattr(urllib.request, "_opener", None)
+    with receiver(lambda n: 200) as (url, steps):
+        sender = Sender({"KUBEFLOW_TRAINER_SERVER_URL": url})
+        sender.put(report(7))
+        sender.close()
+        assert steps == [7]
 
 
 def test_a_certificate_that_cannot_be_read_costs_the_reports_only(capsys: pytest.CaptureFixture[str]) -> None:

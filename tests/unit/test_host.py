@@ -1,13 +1,18 @@
-"""What goes on when kopf ends: everything is watched anew, a signal is heard, and a fault of ours is not hidden."""
+"""What goes on when kopf ends (everything is watched anew, a signal is heard, a fault of ours is not hidden), and where
+the ports listen."""
 
 import asyncio
 import os
 import signal
+import socket
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
+from aiohttp import ClientSession, web
 
 from trl_operator import handlers, host
+from trl_operator.settings import Shared
 
 
 class Relist:
@@ -56,3 +61,19 @@ def test_what_ends_kopf_before_it_watches_ends_the_process(monkeypatch: pytest.M
 
     with pytest.raises(TypeError, match="of ours"):
         asyncio.run(main())
+
+
+def test_ports_answer_in_clusters_of_ipv4_and_of_ipv6() -> None:
+    with socket.create_server(("::", 0), family=socket.AF_INET6, dualstack_ipv6=True) as free:
+        port = free.getsockname()[1]
+
+    async def main() -> list[int]:
+        async with AsyncExitStack() as stack, ClientSession() as session:
+            await host.serve(stack, web.Application(), Shared().bind_address, port)
+            found = []
+            for address in ("127.0.0.1", "[::1]"):
+                async with session.get(f"http://{address}:{port}/healthz") as answer:
+                    found.append(answer.status)
+            return found
+
+    assert asyncio.run(main()) == [404, 404], "nothing is served there, and said so on both"

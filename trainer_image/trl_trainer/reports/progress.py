@@ -39,19 +39,23 @@ def metrics_of(values: Mapping[str, Any], limit: int = 64) -> list[Metric]:
 
 
 class Sender:
-    """Posts the newest report and forgets older ones; failures are retried with back-off and never raised."""
+    """Posts the newest report and forgets older ones; failures are retried with back-off and never raised.
+
+    It asks the receiver itself: a proxy of the job's env is for what lies outside the cluster.
+    """
 
     def __init__(self, environment: Mapping[str, str], interval: float = INTERVAL_SECONDS) -> None:
         self._url = environment.get("KUBEFLOW_TRAINER_SERVER_URL", "")
         self._token_path = environment.get("KUBEFLOW_TRAINER_SERVER_TOKEN", "")
-        self._tls = None
+        handlers: list[urllib.request.BaseHandler] = [urllib.request.ProxyHandler({})]
         if self._url.startswith("https:"):
             ca = environment.get("KUBEFLOW_TRAINER_SERVER_CA_CERT")
             try:
-                self._tls = ssl.create_default_context(cafile=ca)
+                handlers.append(urllib.request.HTTPSHandler(context=ssl.create_default_context(cafile=ca)))
             except OSError as error:
                 print(f"progress: nothing is reported, {ca} cannot be read: {error}", flush=True)
                 self._url = ""
+        self._opener = urllib.request.build_opener(*handlers)
         self._interval = interval
         self._failures = 0
         """In a row."""
@@ -101,7 +105,7 @@ class Sender:
             if self._token_path:
                 headers["Authorization"] = f"Bearer {Path(self._token_path).read_text().strip()}"
             request = urllib.request.Request(self._url, data=body, headers=headers, method="POST")
-            with urllib.request.urlopen(request, timeout=5, context=self._tls):
+            with self._opener.open(request, timeout=5):
                 self._failures = 0
                 return True
         except (OSError, ValueError, http.client.HTTPException) as error:
