@@ -126,6 +126,7 @@ ELSEWHERE = {
     "dataset.systemPrompt", "dataset.maxBadRows", "dataset.maxPromptLength", "dataset.format",
     "dataset.asConversation", "dataset.chatTemplateKwargs", "dataset.mixture",
     "grpo.rewardPreset", "grpo.normalizeWeights",  # resolve.py, by test_rewards.py
+    "reward.minAccuracy",  # results/evaluation.py
     "evaluation.atStart", "evaluation.earlyStopping.metric", "evaluation.earlyStopping.mode",  # evaluation.py,
     "evaluation.earlyStopping.patience",  # early_stopping.py
     "training.paddingFree",  # test_padding_free_runs.py

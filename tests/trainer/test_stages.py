@@ -118,8 +118,8 @@ def test_a_reward_model_with_an_adapter_exports_its_head(warm: Warm, model_folde
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     write_jsonl(tmp_path / "train.jsonl", preference_pairs(60))
-    spec = {"peft": {"method": "lora", "r": 4}, "training": {"maxSteps": 20, "learningRate": 1e-2}}
-    ended = warm.run(job_file(tmp_path, model_folder, "RewardJob", spec=spec))
+    spec: dict[str, Any] = {"peft": {"method": "lora", "r": 4}, "training": {"maxSteps": 20, "learningRate": 1e-2}}
+    ended = warm.run(job_file(tmp_path, model_folder, "RewardJob", spec={**spec, "reward": {"minAccuracy": 0.9}}))
     assert ended.codes == [0, 0], ended.logs
     check_metrics(tmp_path, "RewardJob")
     final = tmp_path / "storage" / "uid-1" / "final"
@@ -137,6 +137,38 @@ def test_a_reward_model_with_an_adapter_exports_its_head(warm: Warm, model_folde
                 scores.append(float(model(torch.tensor([ids])).logits[0, 0]))
         wins += scores[0] > scores[1]
     assert wins >= 18
+
+
+def test_a_reward_model_below_its_least_accuracy_is_not_left_for_others(
+    warm: Warm, model_folder: Path, tmp_path: Path
+) -> None:
+    # What is chosen in training is rejected among the held-out pairs.
+    write_jsonl(tmp_path / "train.jsonl", preference_pairs(40))
+    turned = [{**row, "chosen": row["rejected"], "rejected": row["chosen"]} for row in preference_pairs(8)]
+    write_jsonl(tmp_path / "eval.jsonl", turned)
+    dataset = {"train": {"volume": {"claimName": "data", "path": "train.jsonl"}}}
+    spec = {
+        "dataset": {**dataset, "eval": {"volume": {"claimName": "data", "path": "eval.jsonl"}}},
+        "reward": {"minAccuracy": 0.6},
+        "training": {"maxSteps": 6, "learningRate": 1e-2},
+        "checkpoint": {"everySteps": 6},
+    }
+    paths = {
+        "storage": str(tmp_path / "storage"),
+        "model": str(model_folder),
+        "train": str(tmp_path / "train.jsonl"),
+        "eval": str(tmp_path / "eval.jsonl"),
+    }
+    ended = warm.run(job_file(tmp_path, model_folder, "RewardJob", spec=spec, paths=paths))
+    first = ended.records[0]
+    assert (ended.codes[0], first.reason) == (10, "RewardModelNotValidated"), ended.logs
+    assert first.message.startswith("reward.minAccuracy: the model has accuracy 0")
+    assert "and 0.6 is wanted: train on more" in first.message
+    assert first.progress is not None
+    assert first.progress.evaluation is not None, "what it has is told"
+    work = tmp_path / "storage" / "uid-1"
+    assert not (work / "final").exists()
+    assert checkpoint.published_paths(work)[0][0] == 6, "training can go on from there"
 
 
 def test_explicit_and_precomputed_references_train_like_the_automatic_one(

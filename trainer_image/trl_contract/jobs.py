@@ -184,7 +184,21 @@ class SFTJobSpec(SFTSpec, JobSpec):
 class RewardJobSpec(RewardSpec, JobSpec):
     """A reward model with TRL's RewardTrainer."""
 
-    rules: ClassVar[tuple[Rule, ...]] = (*JobSpec.rules, _OFFLOADING)
+    rules: ClassVar[tuple[Rule, ...]] = (
+        *JobSpec.rules,
+        _OFFLOADING,
+        Rule(
+            "!has(self.reward.minAccuracy) || self.evaluation.enabled"
+            " && (has(self.dataset.eval) || self.dataset.evalSplit > 0.0)",
+            "reward.minAccuracy needs held-out pairs: set evaluation.enabled to true and give dataset.eval or"
+            " evalSplit, or remove it",
+            lambda self: (
+                self.reward.min_accuracy is None
+                or (self.evaluation.enabled and (self.dataset.eval is not None or self.dataset.eval_split > 0))
+            ),
+            "reward",
+        ),
+    )
 
 
 class DPOJobSpec(DPOSpec, JobSpec):

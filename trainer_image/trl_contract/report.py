@@ -44,6 +44,7 @@ FailureReason = Literal[
     "NonFiniteLoss",
     "RewardError",
     "RewardUnavailable",
+    "RewardModelNotValidated",
     "NetworkUnavailable",
     "CheckpointCorrupt",
     "StorageFull",

@@ -131,6 +131,11 @@ class TrainingSpec(Model):
         return True
 
     @property
+    def least_accuracy(self) -> float | None:
+        """Accuracy on held-out rows below which the job fails; None: whatever it is."""
+        return None
+
+    @property
     def save_multiple(self) -> int:
         """Steps whose multiples can be resumed from exactly."""
         return 1
@@ -188,6 +193,10 @@ class RewardSpec(SequenceSpec):
 
     learning_rates = (1e-5, 1e-4)
     sequences_per_row = 2
+
+    @property
+    def least_accuracy(self) -> float | None:
+        return self.reward.min_accuracy
 
 
 class DPOSpec(SequenceSpec):

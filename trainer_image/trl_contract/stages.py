@@ -150,6 +150,9 @@ class Sft(Model):
 class Reward(Model):
     center_rewards_coefficient: Annotated[float, Field(ge=0, le=10)] | None = None
     """Pulls the mean reward towards 0."""
+    min_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Least accuracy on the held-out pairs after training. Below it the job fails (RewardModelNotValidated) and leaves
+    no model, only its checkpoints. Unset: whoever uses the model asks for rewardModel.minAccuracy."""
 
 
 class Generation(Model):

@@ -286,8 +286,12 @@ def finish(
     answers: list[str],
     step: int,
 ) -> list[Artifact]:
-    """Put the samples, the settings and the card beside the weights and make all that `final/`. Rank 0 only."""
+    """Put the samples, the settings and the card beside the weights and make all that `final/`. Rank 0 only.
+
+    UserError if the model is not as good as the job asks for: then nothing is left of it but its checkpoints.
+    """
     assert written is not None, "rank 0 has written the weights"
+    evaluation.check(run.job, after)
     folder = written.folder
     asked = run.job.spec.sample_prompts
     first = before.answers or [""] * len(asked)

@@ -68,7 +68,8 @@ REASONS: dict[str, Reason] = {
     "QueueChanged": Reason("Nothing to do: it waits in the other queue.", retryable=True, free=True),
     "UpstreamFailed": Reason("Look at the job that the message names, correct it, and create a new job."),
     "RewardModelNotValidated": Reason(
-        "Train a better reward model, lower rewardModel.minAccuracy, or set acknowledgeUnvalidated."
+        "Train a better reward model, or lower the minAccuracy that the message names; a GRPOJob may set"
+        " acknowledgeUnvalidated."
     ),
     "DeadlineExceeded": Reason("Raise runPolicy.activeDeadlineSeconds."),
     "Unknown": Reason(

@@ -193,8 +193,13 @@ def _check_positions(job: JobFile, base: Architecture, seen: Lengths) -> None:
 
 
 def _check_held_out(job: JobFile, report: DataReport, seen: Lengths) -> None:
-    if job.spec.evaluation.early_stopping is not None and not _num_held_out(report, seen):
-        raise UserError("InvalidSpec", "evaluation.earlyStopping needs held-out rows: give dataset.eval or evalSplit")
+    needs = {
+        "evaluation.earlyStopping": job.spec.evaluation.early_stopping,
+        "reward.minAccuracy": job.spec.least_accuracy,
+    }
+    field = next((name for name, given in needs.items() if given is not None), None)
+    if field is not None and not _num_held_out(report, seen):
+        raise UserError("InvalidSpec", f"{field} needs held-out rows: give dataset.eval or evalSplit")
 
 
 def _num_held_out(report: DataReport, seen: Lengths) -> int:

@@ -12,8 +12,10 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trl_contract.evaluation import MAX_ANSWER_TOKENS
+from trl_contract.jobfile import JobFile
 from trl_trainer.data import template
 from trl_trainer.distributed.world import Run, broadcast
+from trl_trainer.errors import UserError
 from trl_trainer.files import write_whole
 from trl_trainer.launch import watchdog
 from trl_trainer.stage import Stage
@@ -30,6 +32,17 @@ def measure(stage: Stage, trainer: Trainer) -> dict[str, float]:
         found = trainer.evaluate()
         metrics = {name.removeprefix("eval_"): value for name, value in found.items() if isinstance(value, int | float)}
         return {**{name: own(trainer) for name, own in stage.measures.items()}, **metrics}
+
+
+def check(job: JobFile, metrics: dict[str, float]) -> None:
+    """Raise UserError if the trained model, which has these metrics, is not as good as the job asks for."""
+    least, accuracy = job.spec.least_accuracy, metrics.get("accuracy", 0.0)
+    if least is not None and accuracy < least:
+        raise UserError(
+            "RewardModelNotValidated",
+            f"reward.minAccuracy: the model has accuracy {accuracy:g} on its held-out pairs, and {least:g} is wanted:"
+            " train on more or better pairs, or longer (checkpoint.resumeFrom goes on from here), or lower it",
+        )
 
 
 def preference_accuracy(trainer: Trainer) -> float:
