@@ -237,10 +237,6 @@ def test_explain_tries_the_reward_model_of_a_job_that_was_run_here(
     assert "judge" in capsys.readouterr().err
 
 
-def private(repo: str, secret: str) -> dict[str, Any]:
-    return {"hub": {"repo": f"some/{repo}", "tokenSecretRef": {"name": secret}}}
-
-
 BAD: dict[str, tuple[dict[str, Any], str]] = {
     "unknown field": (changed(training={"lerningRate": 1}), "spec.training.lerningRate.*did you mean learningRate"),
     "unknown section": (changed(traning={}), "spec.traning: DPOJob has no such field; did you mean training"),
@@ -270,10 +266,6 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "too large a spec": (
         changed(dataset={"mixture": [{"inline": [{"text": "a" * 120_000}]}] * 5}),
         "^spec needs .* bytes in the run's ConfigMap, at most 983040: shorten its texts",
-    ),
-    "two hub tokens": (
-        changed(model=private("model", "a"), dataset={"train": private("rows", "b")}),
-        "^tokenSecretRef: a job has one hub token, but a/token, b/token are named: use one Secret",
     ),
     "api version": ({**JOB, "apiVersion": "v1"}, "apiVersion is 'v1'; it must be trl-operator.io/v1alpha1"),
     "labels": ({**JOB, "metadata": {"name": "polite", "labels": ["a"]}}, r"metadata.labels: \['a'\] must be an object"),

@@ -20,6 +20,8 @@ ROWS = b"".join(
 )
 
 LARGE = ROWS * 200_000
+TOKENS = {"org/first": "token-of-a", "org/second": "token-of-b"}
+"""Repositories that only these may read."""
 
 LOAD = """
 import json, sys
@@ -51,7 +53,13 @@ class Hub(BaseHTTPRequestHandler):
 
     def do_GET(self):
         path = self.path.split("?")[0]
-        if "org/gated" in path:
+        private = next((token for repo, token in TOKENS.items() if repo in path), None)
+        if private is not None:
+            if self.headers.get("authorization") == f"Bearer {private}":
+                self.repository(path, ROWS)
+            else:
+                self.reply(401, error="RepoNotFound")
+        elif "org/gated" in path:
             self.reply(401 if "authorization" not in self.headers else 403, error="GatedRepo")
         elif "org/large" in path:
             self.repository(path, LARGE)
@@ -101,7 +109,7 @@ def hub():
     server.server_close()
 
 
-def job(uid, limit=None, **hub):
+def job(uid, limit=None, held_out=None, of_model=None, **hub):
     return {
         "kind": "DPOJob",
         "namespace": "a",
@@ -109,9 +117,10 @@ def job(uid, limit=None, **hub):
         "uid": uid,
         "paths": {"storage": "/unused"},
         "spec": {
-            "model": {"hub": {"repo": "org/model"}},
+            "model": {"hub": {"repo": "org/model", **(of_model or {})}},
             "dataset": {
                 "train": {"hub": {"repo": "org/pairs", **hub}},
+                **({"eval": {"hub": held_out}} if held_out else {}),
                 "columns": {"prompt": "question"},
                 "maxExamples": limit,
             },
@@ -122,6 +131,7 @@ def job(uid, limit=None, **hub):
 def load(tmp_path, endpoint, *jobs):
     """Load each job's data in a process of its own, since huggingface_hub reads HF_ENDPOINT when it is imported."""
     environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
+    environment |= {"HF_TOKEN": TOKENS["org/first"], "TRL_HUB_1_TOKEN": TOKENS["org/second"]}
     arguments = [sys.executable, "-c", LOAD, str(tmp_path), json.dumps(jobs)]
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
@@ -129,7 +139,9 @@ def load(tmp_path, endpoint, *jobs):
 
 
 def test_a_data_set_of_the_hub_is_loaded_and_what_is_missing_is_named(hub, tmp_path):
-    loaded, part, missing, gated, split, config, few = load(
+    first = {"repo": "org/first", "tokenSecretRef": {"name": "a"}}
+    second = {"repo": "org/second", "tokenSecretRef": {"name": "b"}}
+    loaded, part, missing, gated, split, config, few, both, turned, other = load(
         tmp_path,
         hub,
         job("all"),
@@ -139,6 +151,10 @@ def test_a_data_set_of_the_hub_is_loaded_and_what_is_missing_is_named(hub, tmp_p
         job("split", split="validation"),
         job("config", config="german"),
         job("few", limit=20, repo="org/large"),
+        # Rows to train on are downloaded, and those held out read as they come.
+        job("both", **first, held_out={**second, "split": "train"}),
+        job("second", **second, of_model={"tokenSecretRef": {"name": "a"}}, held_out={**first, "split": "train"}),
+        job("other", **second),
     )
     assert loaded == [8, 1, ["prompt", "chosen", "rejected"]]
     assert part == [4, 1, ["prompt", "chosen", "rejected"]]
@@ -151,6 +167,8 @@ def test_a_data_set_of_the_hub_is_loaded_and_what_is_missing_is_named(hub, tmp_p
     assert config[0] == "DatasetNotFound"
     assert "'german' not found. Available: ['default']" in config[1]
     assert few == [18, 2, ["prompt", "chosen", "rejected"]]
+    assert both == turned == [9, 9, ["prompt", "chosen", "rejected"]], "each with its own token"
+    assert other[0] == "DatasetNotFound", "the only Secret that a job names is HF_TOKEN"
     assert 0 < Hub.sent < len(LARGE) / 2, "downloaded whole for 20 rows"
     assert not (tmp_path / "all/data/hub").exists(), "the rows are kept twice"
 

@@ -80,6 +80,12 @@ def test_the_wire_form_reads_back_as_the_same_job(kind: str) -> None:
             {"grpo": {"rewards": [{"name": "r", "rewardModel": {"source": {"volume": VOLUME}, "minAccuracy": 0.5}}]}},
             "go with fromJob",
         ),
+        (
+            "GRPOJob",
+            {"grpo": {"rewards": [{"name": "r", "rewardModel": {"source": {}}}]}},
+            "give exactly one of hub, volume",
+        ),
+        ("RewardJob", {"reward": {"minAccuracy": 1.5}}, "less than or equal to 1"),
         ("DPOJob", {"dpo": {"referenceModel": {"mode": "explicit"}}}, "source goes with mode explicit"),
         (
             "DPOJob",

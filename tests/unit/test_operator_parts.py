@@ -144,14 +144,6 @@ def test_what_is_accepted_fits_into_a_config_map_whatever_its_shape(make_job: Ma
     assert "at most 983040: shorten its texts" in blocker.message
 
 
-def test_one_job_has_one_hub_token(make_job: Make) -> None:
-    def source(secret: str) -> dict[str, Any]:
-        return {"hub": {"repo": "a/b", "tokenSecretRef": {"name": secret}}}
-
-    assert check_spec(make_job(model=source("a"), dataset={"train": source("a")})) is None
-    assert check_spec(make_job(model=source("a"), dataset={"train": source("b")})).reason == "InvalidSpec"
-
-
 # -- settings, metrics, events
 
 

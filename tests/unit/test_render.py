@@ -103,6 +103,25 @@ def test_secrets_are_references(make_job: Make) -> None:
     assert named == list(found), "the trainer tells no value of these"
 
 
+def test_each_repository_has_its_own_token_and_the_models_is_the_libraries_own(make_job: Make) -> None:
+    def private(secret: str) -> dict[str, Any]:
+        return {"hub": {"repo": "org/x", "tokenSecretRef": {"name": secret}}}
+
+    rewards = [{"name": "judge", "rewardModel": {"source": private("judge")}}]
+    dataset = {"train": private("rows"), "eval": private("rows")}
+    found = env(make_job("GRPOJob", model=private("model"), dataset=dataset, grpo={"rewards": rewards}))
+    names = ["HF_TOKEN", "TRL_HUB_1_TOKEN", "TRL_HUB_2_TOKEN"]
+    refs = [found[name]["valueFrom"]["secretKeyRef"]["name"] for name in names]
+    assert refs == ["model", "rows", "judge"]
+    assert found["TRL_SECRET_VARIABLES"]["value"].split() == names
+    assert "TRL_HUB_3_TOKEN" not in found
+    # A reward model alone is enough to ask the hub, and a token of another source is no reason to send none.
+    volume = {"volume": {"claimName": "models", "path": "base"}}
+    alone = env(make_job("GRPOJob", model=volume, grpo={"rewards": rewards}))
+    assert "HF_HUB_OFFLINE" not in alone
+    assert alone["HF_TOKEN"]["valueFrom"]["secretKeyRef"]["name"] == "judge"
+
+
 def test_the_trainer_is_told_which_of_the_users_variables_are_secret(make_job: Make) -> None:
     reference = {"secretKeyRef": {"name": "score", "key": "url"}}
     job = make_job(env=[{"name": "SCORE_URL", "valueFrom": reference}, {"name": "A", "value": "b"}])

@@ -1,10 +1,10 @@
-"""What no schema can say of a spec: how much it may hold, and that it has one hub token."""
+"""What no schema can say of a spec: how much it may hold, and what it names of the hub."""
 
 import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
-from trl_contract.sources import DataSource, ModelSource, SecretKeyRef
+from trl_contract.sources import DataSource, HubDataset, HubModel, ModelSource, SecretKeyRef
 from trl_contract.spec import TrainingSpec
 
 MAX_INLINE_BYTES = 128 * 1024
@@ -12,7 +12,7 @@ MAX_CONFIG_MAP_BYTES = 960 * 1024
 """What a run's ConfigMap may hold of the spec; the API server takes 1 MiB with paths and resolved defaults."""
 
 Role = Literal["model", "reference_model", "train", "mixture", "eval"]
-Reason = Literal["InlineTooLarge", "SpecTooLarge", "InvalidSpec"]
+Reason = Literal["InlineTooLarge", "SpecTooLarge"]
 
 
 def refused(spec: TrainingSpec) -> tuple[Reason, str] | None:
@@ -30,17 +30,22 @@ def refused(spec: TrainingSpec) -> tuple[Reason, str] | None:
         remedy = "shorten its texts (rewards, templates, prompts), or put inline rows into a ConfigMap or a volume"
         message = f"spec needs {total} bytes in the run's ConfigMap, at most {MAX_CONFIG_MAP_BYTES}: {remedy}"
         return "SpecTooLarge", message
-    if len(secrets := hub_secrets(spec)) > 1:
-        names = ", ".join(f"{ref.name}/{ref.key}" for ref in secrets)
-        return "InvalidSpec", f"tokenSecretRef: a job has one hub token, but {names} are named: use one Secret"
     return None
 
 
-def hub_secrets(spec: TrainingSpec) -> list[SecretKeyRef]:
-    """Return the different token references of the hub sources; the libraries know one token only."""
-    hubs = [source.hub for _, _, source, _ in sources(spec) if source.hub]
-    refs = [hub.token_secret_ref for hub in hubs if hub.token_secret_ref]
-    return [ref for index, ref in enumerate(refs) if ref not in refs[:index]]
+def hubs(spec: TrainingSpec) -> list[HubModel | HubDataset]:
+    """Return the repositories on the hub that the spec names, the model first."""
+    models = [reward.reward_model.source for reward in spec.rewards if reward.reward_model]
+    found = [*(source.hub for _, _, source, _ in sources(spec)), *(source.hub for source in models if source)]
+    return [hub for hub in found if hub]
+
+
+def hub_tokens(spec: TrainingSpec) -> dict[str, SecretKeyRef]:
+    """Return the Secrets with the hub's tokens, by the variables that carry them: HF_TOKEN, which the libraries send
+    where nothing else is said, has that of the model or, if it names none, the first."""
+    refs = [hub.token_secret_ref for hub in hubs(spec) if hub.token_secret_ref]
+    different = [ref for index, ref in enumerate(refs) if ref not in refs[:index]]
+    return {f"TRL_HUB_{index}_TOKEN" if index else "HF_TOKEN": ref for index, ref in enumerate(different)}
 
 
 def sources(spec: TrainingSpec) -> Iterator[tuple[Role, str, ModelSource | DataSource, str]]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from trl_contract.base import Int32, Model, Name, Rule, cel
-from trl_contract.sources import ConfigMapKey, SecretKeyRef, Volume, exactly_one
+from trl_contract.sources import ConfigMapKey, HubModel, SecretKeyRef, Volume, exactly_one
 
 
 class LengthReward(Model):
@@ -136,8 +136,20 @@ class RewardJobRef(Model):
 
 
 class RewardModelSource(Model):
-    volume: Volume
-    """Folder of a sequence classification model with one label."""
+    """A sequence classification model with one label: exactly one of `hub` and `volume`."""
+
+    rules: ClassVar = (
+        Rule(
+            "has(self.hub) != has(self.volume)",
+            "give exactly one of hub, volume",
+            lambda self: (self.hub is None) != (self.volume is None),
+        ),
+    )
+
+    hub: HubModel | None = None
+    """Repository on the Hugging Face hub."""
+    volume: Volume | None = None
+    """Folder in a claim."""
 
 
 class RewardModelReward(Model):

@@ -8,7 +8,7 @@ from trl_contract.cluster import SHARED_STORAGE, Storage
 from trl_contract.pod import CABundle, ConfigMapEnv, EnvFrom
 from trl_contract.podvolumes import ClaimSource, ConfigMapSource, PodVolume
 from trl_contract.quantity import amount
-from trl_contract.sources import ConfigMapKey, HubDataset, HubModel, Volume
+from trl_contract.sources import ConfigMapKey, Volume
 from trl_operator.api.defaults import origin
 from trl_operator.api.job import Job
 from trl_operator.constants import LABEL_QUEUE
@@ -83,12 +83,6 @@ def check_new_claim(job: Job) -> Blocker | None:
         return None
     modes = origin(job, "storage.accessModes")
     return Blocker("InvalidSpec", f"spec.storage: {SHARED_STORAGE}{modes}")
-
-
-def hub_sources(job: Job) -> list[HubModel | HubDataset]:
-    """Return the parts of the spec that name a repository on the hub."""
-    return [binding.source for binding in bindings(job) if isinstance(binding.source, HubModel | HubDataset)]
-
 
 def check_reference(reference: Reference, obj: dict[str, Any] | None, num_nodes: int) -> Blocker | None:
     """Return what is wrong with an object that the spec names; `obj` is None if there is none."""

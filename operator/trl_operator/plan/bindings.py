@@ -67,6 +67,7 @@ def _reward(field: str, reward: RewardFunction) -> list[Binding]:
     model = reward.reward_model
     named: dict[str, Source | None] = {
         "python.configMap": reward.python.config_map if reward.python else None,
+        "rewardModel.source.hub": model.source.hub if model and model.source else None,
         "rewardModel.source.volume": model.source.volume if model and model.source else None,
         "http.secretRef": reward.http.secret_ref if reward.http else None,
     }

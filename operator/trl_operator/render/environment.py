@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from trl_contract.acceptance import hub_secrets
+from trl_contract.acceptance import hub_tokens, hubs
 from trl_contract.cluster import EnvVar
 from trl_contract.jobfile import JOB_UID
 from trl_contract.pod import EnvFrom
@@ -11,7 +11,6 @@ from trl_contract.rewards import token_variable
 from trl_contract.sources import SecretKeyRef
 from trl_operator.api.job import Job
 from trl_operator.constants import GROUP, VERSION
-from trl_operator.plan.acceptance import hub_sources
 from trl_operator.plan.bindings import Binding, bindings
 from trl_operator.render.volumes import ATTEMPT, CA_FOLDER, HOME, TOKEN
 
@@ -25,7 +24,7 @@ def environment(job: Job, receiver_url: str) -> list[dict[str, Any]]:
         "KUBEFLOW_TRAINER_SERVER_CA_CERT": f"{ATTEMPT}/ca.crt",
         "KUBEFLOW_TRAINER_SERVER_TOKEN": TOKEN,
     }
-    if not hub_sources(job):
+    if not hubs(job.training):
         literals["HF_HUB_OFFLINE"] = "1"
     if job.cluster.pod and job.cluster.pod.ca_bundle:
         literals[CA_BUNDLE] = f"{CA_FOLDER}/ca.crt"
@@ -56,9 +55,7 @@ def report_path(job: Job) -> str:
 
 def secrets(job: Job) -> dict[str, SecretKeyRef]:
     """Return the references to secrets, by the name of the variable that carries each."""
-    found: dict[str, SecretKeyRef] = {}
-    if refs := hub_secrets(job.training):
-        found["HF_TOKEN"] = refs[0]
+    found = hub_tokens(job.training)
     for binding in bindings(job):
         if isinstance(binding.source, SecretKeyRef):
             found[_variable(binding)] = binding.source

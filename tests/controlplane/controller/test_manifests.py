@@ -358,6 +358,41 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
     ),
     (
         "GRPOJob",
+        {"spec.grpo.rewards": [{"name": "r", "rewardModel": {"source": {}}}]},
+        ("spec.grpo.rewards[0].rewardModel.source", "give exactly one of hub, volume"),
+    ),
+    (
+        "GRPOJob",
+        {"spec.grpo.rewards": [{"name": "r", "rewardModel": {"source": {"hub": {"repo": "a/b"}, "volume": CLAIMED}}}]},
+        ("spec.grpo.rewards[0].rewardModel.source", "give exactly one of hub, volume"),
+    ),
+    (
+        "GRPOJob",
+        {
+            "spec.grpo.rewards": [
+                {"name": "r", "rewardModel": {"source": {"hub": {"repo": "a/b"}}, "acknowledgeUnvalidated": True}}
+            ]
+        },
+        ("rewardModel", "go with fromJob"),
+    ),
+    (
+        "GRPOJob",
+        {"spec.grpo.rewards": [{"name": "r", "rewardModel": {"source": {"hub": {"repo": "https://hf.co/a/b"}}}}]},
+        ("spec.grpo.rewards[0].rewardModel.source.hub.repo", "should match"),
+    ),
+    ("RewardJob", {"spec.reward.minAccuracy": 1.01}, ("spec.reward.minAccuracy", "less than or equal to 1")),
+    (
+        "RewardJob",
+        {"spec.reward.minAccuracy": 0.6, "spec.evaluation.enabled": False},
+        ("spec.reward", "reward.minAccuracy needs held-out pairs"),
+    ),
+    (
+        "RewardJob",
+        {"spec.reward.minAccuracy": 0.6, "spec.dataset.evalSplit": 0},
+        ("spec.reward", "reward.minAccuracy needs held-out pairs"),
+    ),
+    (
+        "GRPOJob",
         {"spec.grpo.rewards": [{"name": "r", "rewardModel": {"fromJob": {"name": "judge"}, "minAccuracy": 2}}]},
         ("rewardModel.minAccuracy", "less than or equal to 1"),
     ),
@@ -817,6 +852,21 @@ GOOD: list[tuple[str, Change]] = [
     ("DPOJob", {"spec.evaluation": {"enabled": False}}),
     ("DPOJob", {"spec.tracking": {"tensorboard": {}, "wandb": {"project": "p", "secretRef": {"name": "w"}}}}),
     ("RewardJob", {"spec.reward": {"centerRewardsCoefficient": 0.01}}),
+    ("RewardJob", {"spec.reward": {"minAccuracy": 0}}),
+    (
+        "RewardJob",
+        {"spec.reward.minAccuracy": 0.75, "spec.dataset.evalSplit": 0, "spec.dataset.eval": {"volume": CLAIMED}},
+    ),
+    (
+        "GRPOJob",
+        {
+            "spec.model": {"hub": {"repo": "org/base", "tokenSecretRef": {"name": "a"}}},
+            "spec.dataset.train": {"hub": {"repo": "org/rows", "tokenSecretRef": {"name": "b"}}},
+            "spec.grpo.rewards": [
+                {"name": "r", "rewardModel": {"source": {"hub": {"repo": "org/r", "tokenSecretRef": {"name": "c"}}}}}
+            ],
+        },
+    ),
     ("SFTJob", {"spec.sft": {"packing": True, "assistantOnlyLoss": True}}),
     ("GRPOJob", {"spec.grpo.beta": 0}),
     ("GRPOJob", {"spec.training": {"perDeviceBatchSize": 2, "gradientAccumulationSteps": 1}, "spec.resources": GPUS}),

@@ -183,17 +183,17 @@ def _parquet(file: BinaryIO) -> Iterator[Numbered]:
 
 
 def open_source(
-    source: DataSource, path: str | None, split: str, folder: Path, limit: int | None
+    source: DataSource, path: str | None, split: str, folder: Path, limit: int | None, token: str | None
 ) -> tuple[str, Iterator[Numbered]]:
     """Return the source's name for messages, and its rows, of which no more than about `limit` will be read (None:
-    all). `split` is the default one of a data set on the hub."""
+    all). `split` is the default one of a data set on the hub, `token` its own (None: the libraries')."""
     if source.hub is not None:
-        return source.hub.repo, read_hub(source.hub, split, folder / "hub", limit)
+        return source.hub.repo, read_hub(source.hub, split, folder / "hub", limit, token)
     assert path is not None, "the launcher gives a path for everything that is not on the hub"
     return Path(path).name, read_file(Path(path))
 
 
-def read_hub(source: HubDataset, split: str, cache: Path, limit: int | None) -> Iterator[Numbered]:
+def read_hub(source: HubDataset, split: str, cache: Path, limit: int | None, token: str | None) -> Iterator[Numbered]:
     """Yield the rows of a data set on the hub. Raises UserError when it is not there or may not be read.
 
     With a limit they come as they are read, else the whole set is downloaded first, in large pieces. A hub that cannot
@@ -209,6 +209,7 @@ def read_hub(source: HubDataset, split: str, cache: Path, limit: int | None) -> 
                 split=split,
                 revision=source.revision,
                 cache_dir=str(cache),
+                token=token,
                 # A split with a slice, like train[:10%], cannot be streamed.
                 streaming=limit is not None and "[" not in split,
             ),

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from trl_contract.jobfile import JobFile
-from trl_contract.sources import MixtureSource
+from trl_contract.sources import DataSource, MixtureSource
 from trl_trainer.data import rows, sources, template, turns
 from trl_trainer.data.preparation import Tell
 from trl_trainer.data.report import ColumnType, SourceReport
 from trl_trainer.data.turns import BadRow
 from trl_trainer.errors import UserError
+from trl_trainer.launch.network import hub_token
 from trl_trainer.stage import Row, Stage
 
 MAX_UNREAD = 20
@@ -60,13 +61,13 @@ class UsableRows:
         `folder` is for what is downloaded."""
         if self._dataset.train is not None:
             limit = self._dataset.max_examples
-            source = sources.open_source(self._dataset.train, self._job.paths.train, "train", folder, limit)
+            source = self._open(self._dataset.train, self._job.paths.train, "train", folder, limit)
             yield from islice(self._usable("dataset.train", *source), limit)
         for i, one in enumerate(self._dataset.mixture or []):
             yield from self._mixed(f"dataset.mixture[{i}]", one, self._job.paths.mixture.get(str(i)), folder)
 
     def _mixed(self, field: str, source: MixtureSource, path: str | None, folder: Path) -> Iterator[bytes]:
-        name, numbered = sources.open_source(source, path, "train", folder, source.max_examples)
+        name, numbered = self._open(source, path, "train", folder, source.max_examples)
         bad, long_prompts, count = self._bad, self._long_prompts, 0
         for line in islice(self._usable(field, f"{field} {name}", numbered), source.max_examples):
             count += 1
@@ -85,8 +86,13 @@ class UsableRows:
         """Yield the held-out rows of a source of their own, evaluation.maxExamples at most."""
         assert self._dataset.eval is not None, "the job has held-out rows of its own"
         limit = self._job.spec.evaluation.max_examples
-        source = sources.open_source(self._dataset.eval, self._job.paths.eval, "test", folder, limit)
+        source = self._open(self._dataset.eval, self._job.paths.eval, "test", folder, limit)
         return islice(self._usable("dataset.eval", *source), limit)
+
+    def _open(
+        self, source: DataSource, path: str | None, split: str, folder: Path, limit: int | None
+    ) -> tuple[str, Iterator[sources.Numbered]]:
+        return sources.open_source(source, path, split, folder, limit, hub_token(self._job.spec, source.hub))
 
     def _usable(self, field: str, name: str, numbered: Iterator[sources.Numbered]) -> Iterator[bytes]:
         read = usable = bad = 0

@@ -2,9 +2,13 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
+from trl_contract.acceptance import hub_tokens
+from trl_contract.sources import HubDataset, HubModel
+from trl_contract.spec import TrainingSpec
 from trl_trainer.errors import TrainerError, is_network
 from trl_trainer.launch import watchdog
 
@@ -57,6 +61,31 @@ def patiently(what: str, ask: Callable[[], T]) -> T:
         time.sleep(min(pause, left))
         watchdog.beat()
         pause = min(2 * pause, LONGEST_PAUSE)
+
+
+def hub_token(spec: TrainingSpec, source: HubModel | HubDataset | None) -> str | None:
+    """Return the token of a source of the spec; None where it has none of its own, and the libraries' is sent."""
+    ref = source.token_secret_ref if source else None
+    variable = next((name for name, known in hub_tokens(spec).items() if known == ref), "")
+    return os.environ.get(variable)
+
+
+@contextmanager
+def with_token(spec: TrainingSpec, source: HubModel | HubDataset | None) -> Iterator[None]:
+    """Have the libraries send the token of this source until the block ends: they read HF_TOKEN anew for each request.
+    For what is loaded by one thread at a time."""
+    own, usual = hub_token(spec, source), os.environ.get("HF_TOKEN")
+    if own is None or own == usual:
+        yield
+        return
+    os.environ["HF_TOKEN"] = own
+    try:
+        yield
+    finally:
+        if usual is None:
+            del os.environ["HF_TOKEN"]
+        else:
+            os.environ["HF_TOKEN"] = usual
 
 
 def is_offline() -> bool:

@@ -11,6 +11,7 @@ from types import FrameType
 
 from tqdm import tqdm
 
+from trl_contract.acceptance import hubs
 from trl_contract.jobfile import JOB_UID, JobFile
 from trl_contract.report import ExitRecord, Metric, Progress
 from trl_trainer import local
@@ -78,19 +79,11 @@ def _environment(job: JobFile, url: str, message: Path) -> dict[str, str]:
     """As in a pod: no leftovers of another launcher, and no network unless the job names the hub."""
     leftovers = ("PET_", "KUBEFLOW_", JOB_UID)
     found = {name: value for name, value in os.environ.items() if not name.startswith(leftovers)}
-    if not _names_hub(job):
+    if not hubs(job.spec):
         found.setdefault("HF_HUB_OFFLINE", "1")
     # Whoever sits before it hears at once that there is no network, and starts it again.
     found.setdefault(PATIENCE, "0")
     return found | {"KUBEFLOW_TRAINER_SERVER_URL": url, "TRL_TERMINATION_LOG": str(message)}
-
-
-def _names_hub(job: JobFile) -> bool:
-    spec, paths = job.spec, job.paths
-    explicit = spec.explicit_reference is not None and paths.reference_model is None
-    dataset = spec.dataset
-    rows = any(source is not None and source.hub for source in (dataset.train, dataset.eval, *(dataset.mixture or [])))
-    return paths.model is None or rows or explicit
 
 
 def _watch(process: subprocess.Popen[bytes], receiver: Receiver) -> None:

@@ -145,8 +145,8 @@ class _Finder:
             return self._place(reward.python.config_map, f"{field}.python.configMap")
         if reward.reward_model is None:
             return None
-        if reward.reward_model.source is not None:
-            return self._place(reward.reward_model.source.volume, f"{field}.rewardModel.source.volume")
+        if (given := reward.reward_model.source) is not None:
+            return self._place(given.volume, f"{field}.rewardModel.source.volume") if given.volume else None
         return self._result(self._upstreams["reward", reward.name])
 
     def _result(self, upstream: Upstream) -> Source | None:

@@ -10,6 +10,7 @@ from trl.trainer import grpo_trainer
 
 from trl_trainer.distributed import loading, precision, sharding
 from trl_trainer.distributed.world import Run
+from trl_trainer.launch.network import with_token
 from trl_trainer.models import arguments, base, source, vocabulary
 
 
@@ -23,7 +24,8 @@ def explicit_reference(run: Run, args: DPOConfig) -> PreTrainedModel | None:
     job = run.job
     given = job.spec.explicit_reference
     if given is not None:
-        return frozen(run, args, source.explicit_reference(job, given), given.revision)
+        with with_token(job.spec, given.hub):
+            return frozen(run, args, source.explicit_reference(job, given), given.revision)
     if job.spec.reference in ("base", "precompute"):
         return frozen(run, args, source.path(job), job.spec.model.revision)
     return None

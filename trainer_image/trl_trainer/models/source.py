@@ -16,7 +16,8 @@ from huggingface_hub.errors import (
 from transformers import AutoConfig
 
 from trl_contract.jobfile import JobFile
-from trl_contract.sources import ModelSource
+from trl_contract.rewards import RewardFunction
+from trl_contract.sources import HubModel, ModelSource
 from trl_trainer.errors import UserError, is_network
 from trl_trainer.launch.network import HUB, patiently
 
@@ -41,6 +42,14 @@ def explicit_reference(job: JobFile, given: ModelSource) -> str:
         assert given.hub is not None, "a model is on a volume or on the hub"
         return given.hub.repo
     return check_folder(job.paths.reference_model, "dpo.referenceModel.source")
+
+
+def reward_model(job: JobFile, reward: RewardFunction) -> tuple[str, HubModel | None]:
+    """Return the folder of a reward's model, or its repository and what the job says of that."""
+    given = reward.reward_model.source if reward.reward_model else None
+    if given is None or given.hub is None:
+        return job.paths.rewards[reward.name], None
+    return given.hub.repo, given.hub
 
 
 def folder(job: JobFile) -> Path:

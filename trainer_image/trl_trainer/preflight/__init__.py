@@ -16,6 +16,7 @@ from trl_trainer.data import DataReport, Tokenize, Written, template
 from trl_trainer.errors import UserError
 from trl_trainer.launch import host_memory
 from trl_trainer.launch.host_memory import size
+from trl_trainer.launch.network import with_token
 from trl_trainer.models import arguments, skeleton, source
 from trl_trainer.preflight import architecture, ends, evaluations, lengths, memory, padding, references, samples, steps
 from trl_trainer.preflight.architecture import Architecture
@@ -314,11 +315,13 @@ def _explicit_reference(job: JobFile, base: Architecture) -> int:
     field = "dpo.referenceModel.source"
     if job.paths.reference_model is not None:
         architecture.check_weights(Path(where), field)
-    config = source.read_config(where, given.revision, field)
-    architecture.check_unquantized(config, where, field)
-    if config.get_text_config().vocab_size < base.vocabulary:
-        raise UserError("InvalidSpec", f"{field}: {where} knows fewer tokens than the model that is trained")
-    return int(architecture.covered(where, given.revision, config, field, classifier=False).model.num_parameters())
+    with with_token(job.spec, given.hub):
+        config = source.read_config(where, given.revision, field)
+        architecture.check_unquantized(config, where, field)
+        if config.get_text_config().vocab_size < base.vocabulary:
+            raise UserError("InvalidSpec", f"{field}: {where} knows fewer tokens than the model that is trained")
+        found = architecture.covered(where, given.revision, config, field, classifier=False)
+    return int(found.model.num_parameters())
 
 
 def _reward_models(job: JobFile) -> int:
@@ -326,7 +329,10 @@ def _reward_models(job: JobFile) -> int:
     total = 0
     for reward in job.spec.rewards:
         if reward.reward_model is not None:
-            config = architecture.classifier_config(job.paths.rewards[reward.name], f"grpo.rewards.{reward.name}")
+            where, hub = source.reward_model(job, reward)
+            revision, field = hub.revision if hub else None, f"grpo.rewards.{reward.name}"
+            with with_token(job.spec, hub):
+                config = architecture.classifier_config(where, revision, field)
             total += skeleton.build(config, classifier=True).num_parameters()
     return total * (2 if job.spec.training.precision != "fp32" else 4)
 

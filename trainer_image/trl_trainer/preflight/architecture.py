@@ -219,20 +219,21 @@ def check_kind(config: Any, where: str, reward: bool) -> None:
         raise UserError("InvalidSpec", f"model: {where} is a {found}, but this job needs a {wanted}")
 
 
-def classifier_config(folder: str, field: str) -> Any:
-    """Return the config of a reward model's folder; UserError unless it is a classifier with one label,
-    sound and whole."""
-    source.check_folder(folder, field)
-    check_weights(Path(folder), field)
-    config = source.read_config(folder, None, field)
+def classifier_config(where: str, revision: str | None, field: str) -> Any:
+    """Return the config of a reward model's folder or hub repository; UserError unless it is a classifier with one
+    label, sound and whole."""
+    if Path(where).is_absolute():
+        source.check_folder(where, field)
+        check_weights(Path(where), field)
+    config = source.read_config(where, revision, field)
     known = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
     if type(config) not in known or not set(config.architectures or []) & set(_names(known[type(config)])):
         found = ", ".join(config.architectures or []) or config.model_type
-        raise UserError("InvalidSpec", f"{field}: {folder} is a {found}, but a reward model is a sequence classifier")
+        raise UserError("InvalidSpec", f"{field}: {where} is a {found}, but a reward model is a sequence classifier")
     if config.num_labels != 1:
-        raise UserError("InvalidSpec", f"{field}: {folder} has {config.num_labels} labels; a reward model has one")
-    check_unquantized(config, folder, field)
-    covered(folder, None, config, field, classifier=True)
+        raise UserError("InvalidSpec", f"{field}: {where} has {config.num_labels} labels; a reward model has one")
+    check_unquantized(config, where, field)
+    covered(where, revision, config, field, classifier=True)
     return config
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 
 from trl_contract.jobfile import JobFile
+from trl_trainer.launch.network import with_token
 from trl_trainer.models import source
 from trl_trainer.padding_free import guard
 from trl_trainer.stage import Stage
@@ -34,12 +35,13 @@ def refusal(job: JobFile, stage: Stage, device: str) -> str | None:
         return "neftune_noise_alpha is scaled by the padded length"
     if device == "cuda" and spec.training.precision == "fp32":
         return "no kernel for a GPU computes so in training.precision fp32"
-    asked = [(source.path(job), spec.model.revision)]
+    asked = [(source.path(job), spec.model)]
     if spec.explicit_reference is not None:
         given = spec.explicit_reference
-        asked.append((source.explicit_reference(job, given), given.revision))
-    for where, revision in asked:
-        config = source.read_config(where, revision, "model")
+        asked.append((source.explicit_reference(job, given), given))
+    for where, given in asked:
+        with with_token(spec, given.hub):
+            config = source.read_config(where, given.revision, "model")
         if device == "cuda" and (found := kernel_refusal(config, torch.cuda.get_device_capability())):
             return found
         found = guard.refusal(

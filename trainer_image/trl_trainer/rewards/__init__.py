@@ -16,6 +16,8 @@ from trl_contract.report import FailureReason, RewardReport
 from trl_contract.rewards import RewardFunction, token_variable
 from trl_contract.spec import GRPOSpec
 from trl_trainer.errors import TrainerError, UserError
+from trl_trainer.launch.network import with_token
+from trl_trainer.models import source
 from trl_trainer.rewards import builtin
 from trl_trainer.rewards.geometric_mean import GeometricMean
 from trl_trainer.rewards.http import HttpScorer
@@ -90,7 +92,9 @@ def _scorer(job: JobFile, given: RewardFunction) -> Scorer:
             raise UserError("AccessDenied", f"{field}: the token of http.secretRef is not in the environment")
         return HttpScorer(given.http, token)
     if given.reward_model is not None:
-        return RewardModelScorer(job.paths.rewards[given.name], field, job.spec.training.precision)
+        where, hub = source.reward_model(job, given)
+        with with_token(job.spec, hub):
+            return RewardModelScorer(where, field, job.spec.training.precision, hub.revision if hub else None)
     if given.soft_overlong is not None:
         assert isinstance(job.spec, GRPOSpec), "only it has rewards"
         return _soft_overlong(job.spec.grpo.generation.max_completion_length, given.soft_overlong.cache)

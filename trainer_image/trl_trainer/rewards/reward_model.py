@@ -7,6 +7,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from trl_trainer.distributed.precision import HALF
 from trl_trainer.errors import UserError
+from trl_trainer.launch.network import HUB, patiently
 from trl_trainer.preflight import architecture
 from trl_trainer.rewards.score import Batch, Score
 
@@ -17,17 +18,17 @@ class RewardModelScorer:
     """Scores prompt and completion together, rendered as TRL's RewardTrainer renders them.
 
     It is loaded when it is made (before TRL's settings could make transformers load it empty on other ranks) and moves
-    to the GPU at the first call. `field` names it in messages.
+    to the GPU at the first call. `where` is its folder or, with a revision, its repository on the hub; `field` names it
+    in messages.
     """
 
-    def __init__(self, folder: str, field: str, precision: str | None) -> None:
-        config = architecture.classifier_config(folder, field)
-        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+    def __init__(self, where: str, field: str, precision: str | None, revision: str | None = None) -> None:
+        config = architecture.classifier_config(where, revision, field)
+        self._tokenizer = patiently(HUB, lambda: AutoTokenizer.from_pretrained(where, revision=revision))
         self._field = field
-        dtype = HALF.get(precision or "", torch.float32)
-        self._model = AutoModelForSequenceClassification.from_pretrained(
-            folder, config=config, dtype=dtype, use_safetensors=True
-        )
+        kwargs = {"config": config, "dtype": HALF.get(precision or "", torch.float32), "use_safetensors": True}
+        load = AutoModelForSequenceClassification.from_pretrained
+        self._model = patiently(HUB, lambda: load(where, revision=revision, **kwargs))
         if self._tokenizer.pad_token is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         self._model.config.get_text_config().pad_token_id = self._tokenizer.pad_token_id
