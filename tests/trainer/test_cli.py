@@ -108,9 +108,11 @@ def test_a_job_is_stopped_by_sigterm_and_the_same_command_ends_it(
 def test_explain_prints_config_plan_and_findings_and_trains_nothing(
     model_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path, storage = write(tmp_path, JOB), tmp_path / "out"
+    path, storage = write(tmp_path, changed(profile="balanced")), tmp_path / "out"
     assert main(command("explain", path, volumes(model_folder, tmp_path), storage)) == 0
     out = capsys.readouterr().out
+    profile = "# From profile balanced\ntraining.warmupRatio: 0.1\ntraining.maxGradNorm: 1\ndpo.beta: 0.1\n\n"
+    assert out.startswith(profile)
     assert "learning_rate: 0.002\n" in out
     assert "beta: 0.1\n" in out
     plan = [line.split() for line in out.splitlines()]

@@ -127,6 +127,7 @@ ELSEWHERE = {
     "dataset.asConversation", "dataset.chatTemplateKwargs", "dataset.mixture",
     "grpo.rewardPreset", "grpo.normalizeWeights",  # resolve.py, by test_rewards.py
     "reward.minAccuracy",  # results/evaluation.py
+    "profile",  # test_profiles.py
     "evaluation.atStart", "evaluation.earlyStopping.metric", "evaluation.earlyStopping.mode",  # evaluation.py,
     "evaluation.earlyStopping.patience",  # early_stopping.py
     "training.paddingFree",  # test_padding_free_runs.py

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from trainer_kit import (
     Warm,
     conversations,
@@ -24,8 +25,11 @@ from trainer_kit import (
 from trl_contract.base import Kind
 from trl_contract.evaluation import EarlyStopping
 from trl_contract.report import ExitRecord
+from trl_trainer import local
 from trl_trainer.checkpoints import checkpoint
 from trl_trainer.checkpoints.early_stopping import no_better
+from trl_trainer.local.resource import read
+from trl_trainer.local.sources import Places
 from trl_trainer.stages import STAGES
 
 REWARDS = [
@@ -34,6 +38,8 @@ REWARDS = [
 ]
 GRPO: dict[str, Any] = {"generation": {"maxCompletionLength": 8}, "rewards": REWARDS}
 
+
+SMOKE = sorted((Path(__file__).parents[2] / "examples" / "smoke").glob("*.yaml"))
 
 SOMETIMES = {"aux_loss", "policy_loss", "cispo_clip_ratio", "vespo/phi_seq_mean"}
 """Metrics that not every model or loss has."""
@@ -280,6 +286,22 @@ def test_early_stopping_on_a_metric_that_this_model_does_not_have_names_the_ones
 )
 def test_patience_counts_evaluations_without_a_new_best(values: list[float], mode: Any, over: bool) -> None:
     assert no_better(values, EarlyStopping(metric="loss", mode=mode, patience=2)) is over
+
+
+@pytest.mark.parametrize("path", SMOKE, ids=lambda path: path.stem)
+def test_a_smoke_example_trains_four_steps_of_a_short_job(
+    warm: Warm, model_folder: Path, tmp_path: Path, path: Path
+) -> None:
+    given = yaml.safe_load(path.read_text())
+    given["spec"]["model"] = {"volume": {"claimName": "models", "path": model_folder.name}}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(given))
+    job = local.here(read(tmp_path / "job.yaml"), Places(tmp_path / "out", {"models": model_folder.parent}), gpus=0)
+    (tmp_path / "job.json").write_text(json.dumps(job.to_wire()))
+    ended = warm.run(tmp_path / "job.json", 1)
+    assert ended.codes == [0], ended.logs
+    assert ended.records[0].message == "trained 4 steps"
+    resolved = json.loads((tmp_path / "out" / job.uid / "final" / "resolved.json").read_text())
+    assert resolved["origins"]["training.maxSteps"] == "profile smoke"
 
 
 def test_the_card_tells_the_lineage(warm: Warm, model_folder: Path, tmp_path: Path) -> None:

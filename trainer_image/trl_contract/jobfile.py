@@ -75,6 +75,8 @@ class JobFile(Model, Generic[Spec]):
     digests: dict[str, str] | None = None
     """For each folder of `paths` that an earlier job has left: the digest of what it left (report.Artifact). Whoever
     loads it looks first whether it still is that."""
+    origins: dict[str, str] | None = None
+    """For each field of `spec` that neither the user nor the defaults of this version have set: who has."""
     spec: SerializeAsAny[Spec]
     """An instance of SPECS[kind]."""
 

@@ -24,6 +24,8 @@ from trl_contract.training import (
     TrainingBase,
 )
 
+Profile = Literal["smoke", "conservative", "balanced", "aggressive"]
+
 STEPS = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
 """Values of training.gradientAccumulationSteps that are named where another does not fit."""
 
@@ -31,6 +33,10 @@ STEPS = [1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64]
 class TrainingSpec(Model):
     """What all kinds have in common, and what every kind says of itself without torch."""
 
+    profile: Profile | None = None
+    """Values for fields that are not given: smoke ends in minutes on a CPU, to see that all fits together; conservative
+    learns slowly and steadily, aggressive fast, balanced in between. `explain`, resolved.json and docs/profiles.md have
+    them."""
     model: ModelSource
     """The base model."""
     dataset: Dataset

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from trl_contract import profiles
 from trl_contract.base import Broken
 from trl_contract.cluster import ClusterSpec
 from trl_contract.spec import TrainingSpec
@@ -29,6 +30,8 @@ class Job:
     generation: int
     cluster: ClusterSpec
     training: TrainingSpec
+    origins: Mapping[str, str] = field(default_factory=dict)
+    """Of each field that has its value from elsewhere than the user or our defaults: where from."""
     builds_on: tuple[Upstream, ...] = ()
     """Earlier jobs in place of whose names `training` has their results."""
     queue_label: str = ""
@@ -132,7 +135,8 @@ def parse_job(obj: dict[str, Any]) -> Job:
     """Return the typed form of an object that the API server accepted; raises ValidationError if it is none."""
     info = KINDS[obj["kind"]]
     metadata = obj["metadata"]
-    spec = info.spec.model_validate(obj["spec"])
+    filled, by_profile = profiles.fill(info.kind, obj["spec"])
+    spec = info.spec.model_validate(filled)
     training = {name: getattr(spec, name) for name in info.training.model_fields}
     return Job(
         info=info,
@@ -142,5 +146,6 @@ def parse_job(obj: dict[str, Any]) -> Job:
         generation=metadata.get("generation", 0),
         cluster=spec,
         training=info.training.model_validate(training),
+        origins=dict.fromkeys(by_profile, f"profile {spec.profile}"),
         queue_label=metadata.get("labels", {}).get(LABEL_QUEUE, ""),
     )

@@ -128,6 +128,7 @@ def job_file(job: Job) -> JobFile:
         stall_timeout_seconds=policy.stall_timeout_seconds,
         termination_grace_period_seconds=policy.termination_grace_period_seconds,
         paths=paths,
+        origins=dict(job.origins) or None,
         spec=job.training,
     )
 

@@ -16,6 +16,7 @@ from test_upstream import grpo_job, reward_job
 
 from devcluster.controlplane import ControlPlane
 from devcluster.paths import REPOSITORY
+from trl_contract.profiles import PROFILES
 from trl_operator.api.job import parse_job, why_refused
 from trl_operator.api.kinds import KINDS as INFOS
 from trl_operator.api.schema import structural_schema
@@ -380,6 +381,7 @@ BAD: list[tuple[str, Change, tuple[str, ...]]] = [
         {"spec.grpo.rewards": [{"name": "r", "rewardModel": {"source": {"hub": {"repo": "https://hf.co/a/b"}}}}]},
         ("spec.grpo.rewards[0].rewardModel.source.hub.repo", "should match"),
     ),
+    ("DPOJob", {"spec.profile": "fast"}, ("spec.profile", 'supported values: "smoke", "conservative"')),
     ("RewardJob", {"spec.reward.minAccuracy": 1.01}, ("spec.reward.minAccuracy", "less than or equal to 1")),
     (
         "RewardJob",
@@ -716,11 +718,20 @@ RESOLVED: list[tuple[str, Change, Change, str, str]] = [
         "evaluation.perDeviceBatchSize = 3, x numNodes x numProcPerNode = 1, must be a multiple of grpo.numGenerations"
         " = 4: remove it, or use 4",
     ),
+    # Where a profile has set it.
+    (
+        "GRPOJob",
+        {"spec.profile": "smoke", "spec.grpo.rewards": [{"name": "x", "softOverlong": {"cache": 33}}]},
+        {"spec.grpo.generation": {"maxCompletionLength": 32}},
+        "spec.grpo",
+        "rewards: softOverlong.cache must not be above generation.maxCompletionLength",
+    ),
 ]
 """What the API server refuses where the user has written the default, and the operator where nobody has."""
 
 GOOD: list[tuple[str, Change]] = [
     *((kind, {}) for kind in PLURALS),
+    *((kind, {"spec.profile": profile}) for kind in PLURALS for profile in PROFILES),
     ("DPOJob", {"metadata.name": "a"}),
     # The admin's defaults may say the access modes.
     ("DPOJob", {"spec.numNodes": 2}),

@@ -20,6 +20,8 @@ from trl_trainer.errors import UserError
 from trl_trainer.files import write_whole
 
 MAY_DIFFER = (
+    # What it has set is compared.
+    "profile",
     "training.epochs",
     "training.maxSteps",
     "training.learningRate",

@@ -107,6 +107,7 @@ def _job(resource: Resource, gpus: int) -> JobFile:
         stall_timeout_seconds=policy.stall_timeout_seconds,
         termination_grace_period_seconds=policy.termination_grace_period_seconds,
         paths=Paths(storage="."),
+        origins=resource.origins or None,
         spec=resource.training,
     )
 

@@ -54,6 +54,7 @@ def explain(path: Path, places: local.Places) -> int:
         here, there = resolve(given), resolve(local.as_written(given, resource))
         with clock.check("tokenizer"):
             tokenizer, stage = load_tokenizer(here), stages.of(here)
+        _print_origins(there)
         _print_config(there, here)
         with clock.check("rows"):
             rows = data.write(here, stage, tokenizer, Path(folder) / here.uid / "data")
@@ -126,6 +127,18 @@ def _print_config(there: JobFile, here: JobFile) -> None:
         print(f"# Rewards\n{_yaml([reward.to_wire() for reward in there.spec.rewards])}")
     if changed:
         print(f"# On this machine instead\n{_yaml(changed)}")
+
+
+def _print_origins(job: JobFile) -> None:
+    """Print what of the spec comes from elsewhere than the file and our defaults."""
+    for origin in dict.fromkeys((job.origins or {}).values()):
+        print(f"# From {origin}")
+        for field in (field for field, found in (job.origins or {}).items() if found == origin):
+            value: Any = job.spec.to_wire()
+            for name in field.split("."):
+                value = value[name]
+            print(f"{field}: {value:g}")
+        print()
 
 
 def _yaml(value: Any) -> str:

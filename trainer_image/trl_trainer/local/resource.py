@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from trl_contract import acceptance
+from trl_contract import acceptance, profiles
 from trl_contract.base import KINDS, Kind
 from trl_contract.cluster import ClusterSpec
 from trl_contract.jobs import API_VERSION, JOB_SPECS, NAME_RULE, JobSpec, suggested_name
@@ -45,6 +45,8 @@ class Resource:
     name: str
     training: TrainingSpec
     cluster: ClusterSpec
+    origins: dict[str, str]
+    """Of each field that has its value from elsewhere than the user or our defaults: where from."""
     config_maps: dict[str, dict[str, bytes]]
     """Content of each key, by the ConfigMap's name."""
 
@@ -186,8 +188,11 @@ def _texts(config_map: dict[str, Any], field: str) -> dict[str, str]:
 def _resource(document: dict[str, Any], config_maps: dict[str, dict[str, bytes]]) -> Resource:
     kind, metadata, given = document["kind"], document.get("metadata") or {}, document.get("spec")
     wrong = [*_wrong_frame(document), *_wrong_metadata(metadata)]
-    spec = None
+    spec: JobSpec | None = None
+    by_profile: list[str] = []
     if isinstance(given, dict):
+        schema = messages.schema(kind)
+        given, by_profile = profiles.fill(kind, _without_nulls(given, schema, schema["$defs"]))
         spec, found = _parsed(kind, given)
         wrong += found
     if wrong or spec is None:
@@ -195,7 +200,8 @@ def _resource(document: dict[str, Any], config_maps: dict[str, dict[str, bytes]]
     training = SPECS[kind].model_validate({name: getattr(spec, name) for name in SPECS[kind].model_fields})
     if refused := acceptance.refused(training):
         raise UserError("InvalidSpec", refused[1])
-    return Resource(kind, metadata.get("namespace", "default"), metadata["name"], training, spec, config_maps)
+    origins = dict.fromkeys(by_profile, f"profile {spec.profile}")
+    return Resource(kind, metadata.get("namespace", "default"), metadata["name"], training, spec, origins, config_maps)
 
 
 def _wrong_frame(document: dict[str, Any]) -> list[str]:
@@ -238,9 +244,8 @@ def _parsed(kind: Kind, spec: dict[str, Any]) -> tuple[JobSpec | None, list[str]
     """Return the typed spec, or what is wrong with it: a line for each field."""
     try:
         # As JSON and strict: the API server takes no "4" for a number either, and no other spelling of a name.
-        model, schema = JOB_SPECS[kind], messages.schema(kind)
-        given = json.dumps(_without_nulls(spec, schema, schema["$defs"]))
-        return model.model_validate_json(given, strict=True, by_alias=True, by_name=False), []
+        given = json.dumps(spec)
+        return JOB_SPECS[kind].model_validate_json(given, strict=True, by_alias=True, by_name=False), []
     except ValidationError as error:
         return None, [line for found in error.errors(include_url=False) for line in messages.explain(kind, found)]
     except (TypeError, ValueError) as error:
