@@ -10,7 +10,6 @@ import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pyarrow  # type: ignore[import-untyped]
@@ -27,7 +26,6 @@ from trl_trainer.errors import UserError
 from trl_trainer.local.explain import explain
 from trl_trainer.local.resource import read
 from trl_trainer.models.tokenizer import load_tokenizer
-from trl_trainer.rewards.constant import ConstantRewards
 
 CASES = Path(__file__).with_name("cases")
 sys.path.insert(0, str(CASES))
@@ -676,7 +674,7 @@ def test_rewards_that_abstain_are_left_out_and_ones_that_tell_nothing_apart_are_
     if case == "grpo-none-some":
         assert ended.progress.rewards[0].mean == "1", "what it did not judge counts as 0"
     else:
-        assert ended.progress.warnings[0].startswith("RewardConstant: for 3 steps all completions of each prompt got")
+        assert [found.reason for found in ended.progress.training_warnings] == ["RewardCollapse"]
         assert all(line["frac_reward_zero_std"] == 1 for line in lines if "loss" in line)
 
 
@@ -726,22 +724,6 @@ def test_completions_for_several_steps_are_sampled_at_once_and_learnt_before_a_c
     assert [checkpoint.step for checkpoint in ended.progress.checkpoints] == [3, 6]
     sampled = [line["step"] for line in lines if "completions/mean_length" in line]
     assert sampled == [1, 4], "the steps at which TRL has sampled"
-
-
-def test_constant_rewards_are_said_once_and_after_a_while() -> None:
-    said: list[str] = []
-    watching = ConstantRewards(said.append)
-
-    def log(step: int, share: float | None) -> None:
-        state = SimpleNamespace(global_step=step, max_steps=100)
-        watching.on_log(None, state, None, {} if share is None else {"frac_reward_zero_std": share})
-
-    for step, share in ((1, 1.0), (10, 1.0), (19, 1.0), (20, 0.75), (30, 1.0), (39, 1.0), (40, None)):
-        log(step, share)
-    assert said == []
-    log(40, 1.0)
-    log(90, 1.0)
-    assert [text.split(" all ")[0] for text in said] == ["RewardConstant: for 20 steps"]
 
 
 def test_a_mixture_trains_on_all_its_sources_as_often_as_they_weigh(opened: Open, warm: Warm, tmp_path: Path) -> None:

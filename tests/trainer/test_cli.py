@@ -76,7 +76,7 @@ def test_a_job_is_stopped_by_sigterm_and_the_same_command_ends_it(
     warm: Warm, model_folder: Path, tmp_path: Path
 ) -> None:
     environment = {**os.environ, **warm.environment(), "OMP_NUM_THREADS": "1"}
-    training = {**JOB["spec"]["training"], "maxSteps": 150, "perDeviceBatchSize": 1}
+    training = {**JOB["spec"]["training"], "maxSteps": 150, "perDeviceBatchSize": 1, "learningRate": 1e-2}
     path = write(tmp_path, changed(training=training, evaluation={"maxExamples": 4}))
     argv = [sys.executable, "-m", "trl_trainer"]
     argv += command("run", path, volumes(model_folder, tmp_path), tmp_path / "out")
@@ -94,6 +94,7 @@ def test_a_job_is_stopped_by_sigterm_and_the_same_command_ends_it(
     (work,) = (path.parent for path in (tmp_path / "out").glob("*/final"))
     assert f"model      {work / 'final'}" in done.stdout
     assert "preference_accuracy" in done.stdout
+    assert "  warning    LossCollapse: for 20 steps the loss has been below 0.01" in done.stdout
     assert (work / "final" / "model.safetensors").exists()
     assert "150/150" in done.stderr
     shown = done.stderr.replace("\r", "\n").splitlines()

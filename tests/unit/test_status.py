@@ -18,7 +18,7 @@ def test_each_field_is_written_by_one_manager() -> None:
     names = {str(field.alias) for field in JobStatus.model_fields.values()}
     operators, receivers = set(FIELDS[MANAGER_STATUS]), set(FIELDS[MANAGER_PROGRESS])
     assert not operators & receivers
-    assert names - operators - receivers == {"effective", "pytorchJob"}
+    assert names - operators - receivers == {"effective", "pytorchJob", "warnings"}
     assert receivers == {"progress", "checkpoints", "resumedFromStep", "usage", "evaluation", "rewards"}
     status = {"attempt": 1, "progress": {}, "effective": {"worldSize": 2, "totalSteps": 9}}
     assert owned(status, MANAGER_STATUS) == {"attempt": 1, "effective": {"worldSize": 2}}

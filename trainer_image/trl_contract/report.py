@@ -135,6 +135,15 @@ class Artifact(Told):
     """Bytes of all its files."""
 
 
+class JobWarning(Told):
+    """What somebody should look at, in a job's spec or in what its training shows, and what to do about it."""
+
+    reason: Annotated[str, Field(max_length=63, pattern="^[A-Z][A-Za-z0-9]*$")]
+    """In one word, which stays the same."""
+    message: Annotated[str, *_cut(300)]
+    hint: Annotated[str, *_cut(300)]
+
+
 class Progress(Told):
     """One report of rank 0. All numbers are finite; a number that is not known is absent."""
 
@@ -172,6 +181,8 @@ class Progress(Told):
     """What came out; only in the last report of an attempt that has succeeded, and in no exit record's progress."""
     warnings: Annotated[list[Annotated[str, *_cut(300)]], *_cut(8)] = []
     """What the preflight found worth a look: cut or dropped rows, duplicates, a tight memory estimate."""
+    training_warnings: Annotated[list[JobWarning], *_cut(4)] = []
+    """What this attempt's metrics warn of, each reason once."""
 
 
 class TrainerStatus(Told):

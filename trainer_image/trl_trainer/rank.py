@@ -36,7 +36,6 @@ from trl_trainer.reports.beats import Beats
 from trl_trainer.reports.progress import Reporter, Sender, metrics_of
 from trl_trainer.results import card, evaluation, export
 from trl_trainer.rewards import Rewards
-from trl_trainer.rewards.constant import ConstantRewards
 from trl_trainer.stage import Stage
 
 
@@ -238,7 +237,7 @@ def fit(
     # In this order at every event: first what may end the run, then what saves, then what decides and reports.
     rates = [origin.OwnRates()] if choice.path is not None and Path(choice.path).parent != run.work else []
     callbacks = [form, load_guard, *rates, sharding.ShardingCheck(trainer, run.world), guard, Beats(), before]
-    callbacks += [publishing, *([reporter, ConstantRewards(reporter.warn)] if run.is_main else []), schedule]
+    callbacks += [publishing, *([reporter] if run.is_main else []), schedule]
     stopper = early_stopper(run, trainer)
     callbacks += [stopper] if stopper is not None else []
     for callback in callbacks:

@@ -27,6 +27,7 @@ class Owner:
 
 REPORTED = Owner(MANAGER_PROGRESS)
 BY_ITS_FIELDS = Owner("")
+BY_ITS_ITEMS = Owner("")
 NO_LONGER_WRITTEN = Owner("")
 
 

@@ -125,6 +125,16 @@ class UsageStatus(Part):
     steps."""
 
 
+class WarningStatus(Part):
+    reason: Annotated[str, Field(max_length=63)]
+    """What it is about, in one CamelCase word that programs may rely on: UnusualLearningRate, SmallEffectiveBatch,
+    FewGenerations, RewardCollapse, LossCollapse or UnstableLoss."""
+    message: Annotated[str, Field(max_length=300)]
+    """What was found, for people."""
+    hint: Annotated[str, Field(max_length=300)]
+    """What to do about it."""
+
+
 class RewardStatus(Part):
     name: Annotated[str, Field(max_length=64)]
     """Name of the reward."""

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from trl_contract.cluster import BackendName
 from trl_operator.api.parts import (
     BY_ITS_FIELDS,
+    BY_ITS_ITEMS,
     NO_LONGER_WRITTEN,
     REPORTED,
     Count,
@@ -22,7 +23,14 @@ from trl_operator.api.parts import (
     Time,
     list_map,
 )
-from trl_operator.api.reported import CheckpointStatus, EvaluationStatus, ProgressStatus, RewardStatus, UsageStatus
+from trl_operator.api.reported import (
+    CheckpointStatus,
+    EvaluationStatus,
+    ProgressStatus,
+    RewardStatus,
+    UsageStatus,
+    WarningStatus,
+)
 
 Phase = Literal[
     "Pending", "Blocked", "Queued", "Starting", "Running", "Restarting", "Stopping", "Suspended", "Succeeded", "Failed",
@@ -251,6 +259,11 @@ class JobStatus(Part):
     """Published checkpoints, newest last."""
     resumed_from_step: Annotated[Count | None, REPORTED] = None
     """Step of the checkpoint that the current attempt resumed from."""
+    warnings: Annotated[
+        list[WarningStatus], Field(max_length=8, json_schema_extra=list_map("reason")), BY_ITS_ITEMS
+    ] = []
+    """What somebody should look at: in the spec, by trl-operator-status, and in the metrics of training, by
+    trl-operator-progress. Each reason is told once, and stays."""
     usage: Annotated[UsageStatus | None, REPORTED] = None
     """What the job has taken of the cluster."""
     evaluation: Annotated[EvaluationStatus | None, REPORTED] = None

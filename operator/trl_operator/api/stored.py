@@ -5,6 +5,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from trl_contract.base import Model
+from trl_contract.cautions import REASONS
 from trl_operator.api.parts import Owner
 from trl_operator.api.status import Effective, JobStatus
 from trl_operator.constants import MANAGER_PROGRESS, MANAGER_STATUS
@@ -37,7 +38,7 @@ def _fields(model: type[Model], manager: str) -> tuple[str, ...]:
 
 
 FIELDS = {manager: _fields(JobStatus, manager) for manager in (MANAGER_STATUS, MANAGER_PROGRESS)}
-"""Names of the fields that each manager writes, beside its part of `effective`."""
+"""Names of the fields that each manager writes, beside its part of `effective` and of `warnings`."""
 _EFFECTIVE = {manager: _fields(Effective, manager) for manager in FIELDS}
 
 
@@ -45,7 +46,11 @@ def owned(status: dict[str, Any], manager: str) -> dict[str, Any]:
     """Return the part of a stored status that a field manager writes."""
     found = {name: status[name] for name in FIELDS[manager] if name in status}
     effective = {name: value for name, value in status.get("effective", {}).items() if name in _EFFECTIVE[manager]}
-    return found | ({"effective": effective} if effective else {})
+    # By what it is about: what the spec alone says is known without a trainer.
+    warnings = [
+        found for found in status.get("warnings", ()) if (found["reason"] in REASONS) == (manager == MANAGER_STATUS)
+    ]
+    return found | ({"effective": effective} if effective else {}) | ({"warnings": warnings} if warnings else {})
 
 
 def written(status: JobStatus) -> dict[str, Any]:

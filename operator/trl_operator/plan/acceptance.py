@@ -84,6 +84,7 @@ def check_new_claim(job: Job) -> Blocker | None:
     modes = origin(job, "storage.accessModes")
     return Blocker("InvalidSpec", f"spec.storage: {SHARED_STORAGE}{modes}")
 
+
 def check_reference(reference: Reference, obj: dict[str, Any] | None, num_nodes: int) -> Blocker | None:
     """Return what is wrong with an object that the spec names; `obj` is None if there is none."""
     where = f"{reference.field} names {reference.kind} {reference.name}"

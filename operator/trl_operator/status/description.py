@@ -2,7 +2,9 @@
 
 from datetime import datetime
 
+from trl_contract import cautions
 from trl_operator.api.job import Job
+from trl_operator.api.reported import WarningStatus
 from trl_operator.api.status import Effective, JobStatus
 from trl_operator.plan.topology import batch_size
 from trl_operator.status.conditions import set_condition
@@ -16,6 +18,10 @@ def describe(job: Job, status: JobStatus, now: datetime) -> None:
     effective.world_size = job.cluster.world_size
     effective.model = _model_name(job)
     status.effective, status.defaults = effective, job.defaults
+    odd = cautions.of(job.info.kind, job.training, job.cluster.world_size)
+    # What the trainer has told stays beside them.
+    told = [found for found in status.warnings if found.reason not in cautions.REASONS]
+    status.warnings = [*(WarningStatus(**found.model_dump()) for found in odd), *told]
     warnings = _warnings(job)
     if status.evaluation and (skipped := status.evaluation.skipped):
         # What the trainer has found, which knows the rows.

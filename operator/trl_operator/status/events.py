@@ -61,15 +61,30 @@ _STAND: tuple[tuple[str, tuple[str, ...], Type], ...] = (
 def events(before: Status, after: Status) -> list[Event]:
     """Return what happened between a stored status and the next one of trl-operator-status, oldest first."""
     old, new = read_status(before), read_status(after)
-    return [*_standing(old, new), *_attempts(old, new), *_ends(old, new)]
+    return [*_warned(old, new), *_standing(old, new), *_attempts(old, new), *_ends(old, new)]
 
 
 def reported(before: Status, after: Status) -> list[Event]:
-    """Return what happened between a stored status and the next one of trl-operator-progress: its first checkpoint."""
-    if before.get("checkpoints") or not after.get("checkpoints"):
-        return []
-    first = read_status({"checkpoints": after["checkpoints"]}).checkpoints[0]
-    return [Event("Normal", "FirstCheckpoint", f"the checkpoint of step {first.step} is in {first.path}")]
+    """Return what happened between a stored status and the next one of trl-operator-progress: its first checkpoint, and
+    what its metrics warn of."""
+    old, new = (
+        read_status({name: status[name] for name in ("checkpoints", "warnings") if name in status})
+        for status in (before, after)
+    )
+    found = _warned(old, new)
+    if new.checkpoints and not old.checkpoints:
+        first = new.checkpoints[0]
+        found.append(Event("Normal", "FirstCheckpoint", f"the checkpoint of step {first.step} is in {first.path}"))
+    return found
+
+
+def _warned(old: JobStatus, new: JobStatus) -> list[Event]:
+    known = {warning.reason for warning in old.warnings}
+    return [
+        Event("Warning", warning.reason, f"{warning.message}. {warning.hint}")
+        for warning in new.warnings
+        if warning.reason not in known
+    ]
 
 
 def _standing(old: JobStatus, new: JobStatus) -> list[Event]:

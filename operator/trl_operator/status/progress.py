@@ -5,7 +5,8 @@ from datetime import UTC, datetime
 from math import isfinite
 from typing import Any
 
-from trl_contract.report import CheckpointReport, ExitRecord, Metric, Progress, ProgressReport
+from trl_contract.cautions import REASONS
+from trl_contract.report import CheckpointReport, ExitRecord, JobWarning, Metric, Progress, ProgressReport
 from trl_operator.api.reported import EvaluationStatus, short
 from trl_operator.api.status import workload
 from trl_operator.api.stored import owned
@@ -14,6 +15,7 @@ from trl_operator.plan.observation import parse_time
 from trl_operator.status.conditions import Status, clean
 
 MAX_METRICS = 24
+MAX_WARNINGS = 4
 MAX_COUNT = 2**31 - 1
 DONE = 100
 """Percent; at the end of a job only."""
@@ -113,6 +115,11 @@ def progress_fields(progress: Progress, percentage: int | None, current: Status)
         why = progress.evaluation_skipped
         skipped = {"reason": why.reason, "message": clean(why.message, 1024)}
         fields["evaluation"] = {**fields.get("evaluation", {}), "skipped": skipped}
+    if progress.training_warnings:
+        # What was told first stays as it was.
+        known = {found["reason"]: found for found in fields.get("warnings", ())}
+        new = {found.reason: _warning(found) for found in progress.training_warnings if found.reason not in REASONS}
+        fields["warnings"] = list((new | known).values())[:MAX_WARNINGS]
     if progress.rewards:
         rewards = {
             reward.name: {"name": reward.name, "mean": mean, "std": std, "errors": reward.errors}
@@ -174,6 +181,10 @@ def _usage(progress: Progress, elapsed: int, before: Status) -> Status:
         **({"gpuHours": hours} if hours else {}),
         "goodput": _shown(min(trained / max(total, 1), 1.0)),
     }
+
+
+def _warning(found: JobWarning) -> Status:
+    return {"reason": found.reason, "message": clean(found.message, 300), "hint": clean(found.hint, 300)}
 
 
 def _artifacts(progress: Progress) -> list[Status]:

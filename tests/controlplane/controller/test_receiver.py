@@ -1,6 +1,7 @@
 """Progress reports: who may send them, and what becomes of them."""
 
 import json
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -14,7 +15,7 @@ from devcluster.fakenode import FakeNode
 @pytest.fixture
 def pods(operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any]) -> dict[str, Any]:
     """The pod of a running job `tune`, and that of another one."""
-    jobs.apply(dpo(), dpo("other"))
+    jobs.apply(dpo(training={"learningRate": 0.1}), dpo("other"))
     found = {}
     for name in ("tune", "other"):
         [found[name]] = node.wait_for_pods(1, f"{name}-dpo-0")
@@ -33,6 +34,7 @@ def test_a_report_of_the_jobs_own_pod_reaches_its_status(pods: dict[str, Any], j
     ]
     fields = {"etaSeconds": 4800, "tokensPerSecond": 1234.5678, "trainableParameters": 7, "metrics": metrics}
     fields["evaluationSkipped"] = {"reason": "HeldOutRowsDropped", "message": "2 of 2 held-out rows are dropped"}
+    fields["trainingWarnings"] = [{"reason": "UnstableLoss", "message": "at step 9 the loss is 7", "hint": "Lower it."}]
     status, answer = trainer.post(report(12, **fields))
     assert (status, json.loads(answer)["accepted"]) == (200, True)
     found = jobs.wait("dpojob", "tune", "shows the report", lambda s: "progress" in s, 20)
@@ -52,6 +54,14 @@ def test_a_report_of_the_jobs_own_pod_reaches_its_status(pods: dict[str, Any], j
     [condition] = said(jobs.wait("dpojob", "tune", "says that nothing is evaluated", said, 20))
     assert (condition["status"], condition["reason"]) == ("True", "HeldOutRowsDropped")
     assert condition["message"] == "2 of 2 held-out rows are dropped"
+
+    # Of the spec and of the metrics, by two managers in one list.
+    warnings = {warning["reason"]: warning for warning in jobs.status("dpojob", "tune")["warnings"]}
+    assert set(warnings) == {"UnusualLearningRate", "UnstableLoss"}
+    assert warnings["UnstableLoss"]["message"] == "at step 9 the loss is 7"
+    shown = jobs.plane.kubectl("describe", "dpojob", "tune", f"--namespace={jobs.namespace}")
+    assert "a DPOJob with peft.method lora usually takes 1e-06 to 0.0001" in shown
+    assert re.search(r"Hint: +Lower it\.\n", shown)
 
 
 def test_only_the_bound_token_of_a_pod_of_this_job_is_accepted(

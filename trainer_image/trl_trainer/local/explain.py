@@ -11,6 +11,7 @@ import torch
 import yaml
 from transformers.utils.logging import disable_progress_bar
 
+from trl_contract import cautions
 from trl_contract.cluster import SHARED_STORAGE
 from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
@@ -68,6 +69,9 @@ def explain(path: Path, places: local.Places) -> int:
         if not resource.cluster.has_shared_storage:
             findings.append(f"{SHARED_STORAGE}, unless the jobDefaults of the cluster's admin name it")
         obstacles += _refused(here, stage)
+        findings += [
+            f"{found.message}. {found.hint}" for found in cautions.of(there.kind, there.spec, there.world_size)
+        ]
         findings += [f"this machine cannot run it, {obstacle}" for obstacle in obstacles]
         findings += [f"with this image, {refused}" for refused in _refused(there, stage) if refused not in obstacles]
         _print_findings(known, findings)

@@ -142,8 +142,10 @@ def _summarize(job: JobFile, record: ExitRecord | None, progress: Progress | Non
             print(f"  {artifact.type:<10} {storage / artifact.uri}")
     if progress is not None and progress.evaluation is not None:
         _print_metrics(progress.evaluation.before, progress.evaluation.after)
-    for warning in progress.warnings if progress else []:
-        print(f"  warning    {warning}")
+    if progress is not None:
+        shown = [f"{found.reason}: {found.message}. {found.hint}" for found in progress.training_warnings]
+        for warning in [*shown, *progress.warnings]:
+            print(f"  warning    {warning}")
     if record is not None and record.outcome == "Failed" and record.log:
         print(f"\n{record.log.strip()}\n")
     print(f"  {'log':<10} {storage / job.uid / 'trainer.log'}")

@@ -24,6 +24,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from trl_contract.report import Activity, Artifact, Metric, Progress, ProgressReport, RewardReport, TrainerStatus
 from trl_trainer.files import write_whole
 from trl_trainer.launch.records import BEGAN, now
+from trl_trainer.reports.signs import Signs
 
 INTERVAL_SECONDS = 5.0
 """Least time between two reports."""
@@ -137,6 +138,7 @@ class Reporter(TrainerCallback):
         self._done = False
         self._full = False
         self._tokens = TokenRate()
+        self._signs = Signs()
         self._changing = threading.Lock()
         self._publish()
 
@@ -191,6 +193,7 @@ class Reporter(TrainerCallback):
         with self._never_failing():
             keep_metrics_until(self._metrics_file, state.global_step)
         resumed = state.global_step or None
+        self._signs.begin(state.global_step)
         self.update(
             activity="training",
             step=state.global_step,
@@ -233,6 +236,10 @@ class Reporter(TrainerCallback):
                 tokens_per_second=rate or self.state.tokens_per_second,
                 rewards=self._rewards(),
             )
+            if found := self._signs.look(state.global_step, state.max_steps, logs):
+                for warning in found:
+                    print(f"{warning.reason}: {warning.message}. {warning.hint}", flush=True)
+                self.update(training_warnings=[*self.state.training_warnings, *found])
 
     @contextmanager
     def _never_failing(self) -> Iterator[None]:
