@@ -11,6 +11,7 @@ import pytest
 import torch
 from datasets import Dataset
 from trainer_kit import TRAIN_ONLY, Warm, conversations, job_file, metrics, preference_pairs, prompts, write_jsonl
+from transformers import Qwen3Config, Qwen3ForCausalLM
 from trl import DPOTrainer, RewardTrainer, SFTTrainer
 
 from trl_contract.base import Kind
@@ -19,22 +20,30 @@ from trl_contract.resolve import resolve
 from trl_trainer.distributed.world import Run
 from trl_trainer.models.arguments import arguments
 from trl_trainer.models.tokenizer import load_tokenizer
+from trl_trainer.padding_free import attention
 from trl_trainer.padding_free.check import PaddingCheck
 from trl_trainer.stages import STAGES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-FAILS = """
+FAULT = """
 from trl_trainer.padding_free import attention, check
-begin = check.PaddingCheck.on_train_begin
+begin, real = check.PaddingCheck.on_train_begin, attention._on_cpu
 def fails(*given):
     raise RuntimeError('FlashAttention only supports Ampere GPUs or newer.')
+def fails_backward(*given):
+    found = real(*given)
+    if found.requires_grad:
+        found.register_hook(fails)
+    return found
+def differs_in_the_reference(query, *given):
+    return real(query, *given) * (1.01 if query.shape[1] == 2 else 1)
 def begun(self, *given, **named):
-    attention._on_cpu = fails
+    attention._on_cpu = FAULT
     begin(self, *given, **named)
 check.PaddingCheck.on_train_begin = begun
 """
-"""A prelude: attention within a row has no kernel from the check on; the guard still sees ours."""
+"""A prelude: from the check on attention within a row is another one; the guard still sees ours."""
 
 SEEN = """
 import functools
@@ -79,21 +88,60 @@ def made(
 
 
 def test_sharded_ranks_stay_padded_where_a_kernel_is_missing(warm: Warm, model_folder: Path, tmp_path: Path) -> None:
+    """For the forward pass, or for the backward pass: FSDP2 must not take it for one that still goes on."""
     found = {}
-    why = "without, a batch fails: RuntimeError: FlashAttention"
-    for name, prelude in (("never", []), ("fails", [FAILS])):
+    why = "training.paddingFree: the run is padded: without, a batch fails: RuntimeError: FlashAttention"
+    for name in ("never", "fails", "fails_backward"):
         folder = tmp_path / name
         folder.mkdir()
         write_jsonl(folder / "train.jsonl", preference_pairs(16))
         training = {"maxSteps": 2, "paddingFree": "never" if name == "never" else "auto"}
         spec = {"training": training, "evaluation": {"enabled": False}}
+        prelude = [] if name == "never" else [FAULT.replace("FAULT", name)]
         ended = warm.run(job_file(folder, model_folder, spec=spec), prelude=[*prelude, TRAIN_ONLY])
         assert ended.codes == [0, 0], ended.logs
-        said = ["training.paddingFree: the run is padded: " + why in log for log in ended.logs]
-        assert said == [name != "never"] * 2
+        assert [log.count(why) for log in ended.logs] == [int(name != "never")] * 2
         found[name] = [(line["loss"], line["grad_norm"]) for line in metrics(folder) if "loss" in line]
     assert len(found["never"]) == 2
-    assert found["fails"] == found["never"], "as if it had never been tried"
+    assert found["fails"] == found["fails_backward"] == found["never"], "as if it had never been tried"
+
+
+def test_a_run_is_padded_where_its_explicit_reference_differs_without(
+    warm: Warm, model_folder: Path, tmp_path: Path
+) -> None:
+    config = Qwen3Config.from_pretrained(model_folder, num_attention_heads=2, num_key_value_heads=1)
+    Qwen3ForCausalLM(config).save_pretrained(tmp_path / "reference")
+    write_jsonl(tmp_path / "train.jsonl", preference_pairs(16))
+    paths = {
+        "storage": str(tmp_path / "storage"), "model": str(model_folder), "train": str(tmp_path / "train.jsonl"),
+        "referenceModel": str(tmp_path / "reference"),
+    }  # fmt: skip
+    reference = {"mode": "explicit", "source": {"volume": {"claimName": "model", "path": "other"}}}
+    spec = {
+        "dpo": {"referenceModel": reference}, "training": {"maxSteps": 2}, "evaluation": {"enabled": False},
+    }  # fmt: skip
+    job = job_file(tmp_path, model_folder, spec=spec, paths=paths, numProcPerNode=1)
+    ended = warm.run(job, world=1, prelude=[FAULT.replace("FAULT", "differs_in_the_reference"), SEEN])
+    assert ended.codes == [0], ended.logs
+    progress = ended.records[0].progress
+    assert progress is not None
+    said = [text for text in progress.warnings if "paddingFree" in text]
+    assert len(said) == ended.logs[0].count("the run is padded") == 1
+    assert re.fullmatch(r"training.paddingFree: the run is padded: without, a batch differs by .*", said[0])
+    assert {rows for rows, _ in SHAPES.findall(ended.logs[0])} == {"8"}
+
+
+def test_a_model_that_differs_on_its_device_is_padded(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, check, warned = made("DPOJob", "auto", preference_pairs(16), model_folder, tmp_path)
+    real = attention._on_cpu
+    monkeypatch.setattr(attention, "_on_cpu", lambda *given: 1.01 * real(*given))
+    check.on_train_begin(trainer.args, trainer.state, trainer.control)
+    [said] = warned
+    assert re.fullmatch(r"training.paddingFree: the run is padded: without, a batch differs by .* may by 1.0e-04", said)
+    assert not any(hook.is_on for hook in check.hooks)
+    assert all(value.grad is None for value in trainer.model.parameters())
 
 
 def uneven_prompts(count: int) -> list[dict[str, Any]]:

@@ -71,6 +71,13 @@ def check(trainer: Trainer, world: int) -> None:
         )
 
 
+def forget_pass(model: torch.nn.Module) -> None:
+    """Leave a model, sharded or not, as it is before a pass, after one that has failed, forward or backward, or has no
+    backward pass: FSDP2 would take the next one for a part of it. Gradients are dropped."""
+    if isinstance(model, FSDPModule):
+        model.reset_iter_state()
+
+
 @contextmanager
 def only_asked(model: torch.nn.Module) -> Iterator[None]:
     """Leave a model, sharded or not, as it was before forward passes that no backward pass follows.
@@ -80,9 +87,8 @@ def only_asked(model: torch.nn.Module) -> Iterator[None]:
     """
     trained = [name for name, value in model.named_parameters() if value.requires_grad]
     yield
-    if isinstance(model, FSDPModule):
-        # Not `FSDPModule.reshard` of each module: it leaves what it takes to be in the middle of a forward pass.
-        model.reset_iter_state()
+    # Not `FSDPModule.reshard` of each module: it leaves what it takes to be in the middle of a forward pass.
+    forget_pass(model)
     # peft turns an adapter off and on in what is there: shards before the pass, whole parameters after it.
     for name in trained:
         model.get_parameter(name).requires_grad_(True)

@@ -1,5 +1,5 @@
-"""A trainer whose models compute without padding, and the last look at that: one small batch of the whole model, on its
-device, in its precision, with its adapter and its checkpointing, before the first step."""
+"""A trainer whose models compute without padding, and the last look at that: one small batch of each whole model, on
+its device, in its precision, with its adapter and its checkpointing, before the first step."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from trl_trainer.distributed import sharding
 from trl_trainer.distributed.world import Run, gather
 from trl_trainer.padding_free.guard import FLOORS, difference, gradient_difference
 from trl_trainer.padding_free.hooks import PaddingFree
@@ -24,13 +25,16 @@ COMPARED = 2**16
 """Gradients of so many values at most, of one process, are compared: norms, biases, adapters. To keep the others twice
 would be memory that training has no use for."""
 
+Found = tuple[list[torch.Tensor], list[torch.Tensor]]
+"""Results and gradients."""
+
 
 class PaddingCheck(TrainerCallback):
     """Makes the models of a trainer, which have the attention of attention.py, compute without padding: the policy,
     below its adapter, and the reference beside it. To be made before the policy is sharded or prepared.
 
-    When training begins both ways are compared. Where they agree the hooks are turned on, on all ranks; else,
-    also where one fails, `warn` is told. Weights, gradients and the random state are left as they were.
+    When training begins both ways are compared, of each of them. Where they agree the hooks are turned on, on all
+    ranks; else, also where one fails, `warn` is told. Weights, gradients and the random state are left as they were.
     """
 
     def __init__(self, run: Run, trainer: Trainer, stage: Stage, warn: Callable[[str], None]) -> None:
@@ -39,12 +43,16 @@ class PaddingCheck(TrainerCallback):
         self._is_classifier = stage.is_classifier
         self._left = stage.pads_both_sides
         self._warn = warn
-        models = [trainer.model, getattr(trainer, "ref_model", None)]
-        plain = [model.get_base_model() if isinstance(model, PeftModel) else model for model in models if model]
+        plain = [model.get_base_model() if isinstance(model, PeftModel) else model for model in self._models()]
         pairs = run.job.spec.sequences_per_row == 2
         self.hooks = [PaddingFree(model.base_model, pairs=pairs) for model in plain]
         # Until it is known that they may: a reference is asked before training begins, and its answers are kept.
         self._turn(on=False)
+
+    def _models(self) -> list[Any]:
+        """Return the policy and, if there is one beside it, the reference."""
+        reference = getattr(self._trainer, "ref_model", None)
+        return [self._trainer.model, *([] if reference is None else [reference])]
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         own = self._found(0, is_on=False)
@@ -56,8 +64,8 @@ class PaddingCheck(TrainerCallback):
             # A kernel that does not take this device, or these heads. Where ranks are sharded they all meet it, in the
             # same layer: what they share is a model and a kind of device.
             failed = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
-            # FSDP has gathered the block that failed, and thinks that it is within a pass: a whole one ends that.
-            self._found(0, is_on=False)
+            for model in self._models():
+                sharding.forget_pass(model)
         why = refusal(gather(self._run, (found, floor, failed)), _arithmetic(args))
         if why is None:
             self._turn(on=True)
@@ -71,39 +79,46 @@ class PaddingCheck(TrainerCallback):
         for hook in self.hooks:
             hook.is_on = on
 
-    def _found(self, more: int, *, is_on: bool) -> list[torch.Tensor]:
-        """Return what the model returns for each token, or sequence, and the gradients that are compared."""
-        model = self._trainer.model
-        dropouts = [(module, module.p) for module in model.modules() if isinstance(module, nn.Dropout)]
-        was_training = model.training
-        model.train()
+    def _found(self, more: int, *, is_on: bool) -> Found:
+        """Return what each model returns for each token, or sequence, and the policy's gradients that are compared."""
+        policy, *references = self._models()
+        dropouts = [(module, module.p) for module in policy.modules() if isinstance(module, nn.Dropout)]
+        was_training = policy.training
+        policy.train()
         self._turn(on=is_on)
         for module, _ in dropouts:
             module.p = 0.0
         try:
-            return self._passes(model, more)
+            with torch.no_grad():
+                asked = [self._result(model, more) for model in references]
+            result = self._result(policy, more)
+            weights = torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).to(result.device)
+            (result * weights).sum().backward()
+            return [result.detach(), *asked], _gradients(policy)
         finally:
-            model.zero_grad()
-            model.train(was_training)
+            policy.zero_grad()
+            policy.train(was_training)
             for module, share in dropouts:
                 module.p = share
             self._turn(on=False)
 
-    def _passes(self, model: Any, more: int) -> list[torch.Tensor]:
+    def _result(self, model: Any, more: int) -> torch.Tensor:
         ids, mask = _batch(model.config.get_text_config(), left=self._left)
         ids, mask = (nn.functional.pad(part, (0, more)).to(self._trainer.args.device) for part in (ids, mask))
         if self._is_classifier:
-            result = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        else:
-            # The first token of a sequence is nobody's next one.
-            labels = ids.masked_fill((mask == 0) | (nn.functional.pad(mask, (1, 0))[:, :-1] == 0), -100)
-            result = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True).log_probs
-            result = result[:, : result.shape[1] - more]
-        weights = torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).to(result.device)
-        (result.float() * weights).sum().backward()
-        values = [value.grad for value in model.parameters() if value.grad is not None]
-        local = [value.to_local() if isinstance(value, DTensor) else value for value in values]
-        return [result.detach().float(), *(part.float().clone() for part in local if 0 < part.numel() <= COMPARED)]
+            logits: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            return logits.float()
+        # The first token of a sequence is nobody's next one.
+        labels = ids.masked_fill((mask == 0) | (nn.functional.pad(mask, (1, 0))[:, :-1] == 0), -100)
+        found = model(input_ids=ids, attention_mask=mask, labels=labels, fused_lm_head=True).log_probs
+        result: torch.Tensor = found[:, : found.shape[1] - more].float()
+        return result
+
+
+def _gradients(model: nn.Module) -> list[torch.Tensor]:
+    values = [value.grad for value in model.parameters() if value.grad is not None]
+    local = [value.to_local() if isinstance(value, DTensor) else value for value in values]
+    return [part.float().clone() for part in local if 0 < part.numel() <= COMPARED]
 
 
 def refusal(ranks: Sequence[tuple[float, float, str | None]], arithmetic: torch.dtype) -> str | None:
@@ -137,8 +152,9 @@ def _batch(config: Any, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.where(mask, ids, pad or 0), mask.long()
 
 
-def _differ(found: list[torch.Tensor], other: list[torch.Tensor]) -> float:
-    return max(difference(found[0], other[0]), gradient_difference(found[1:], other[1:]))
+def _differ(found: Found, other: Found) -> float:
+    results = [difference(result, its) for result, its in zip(found[0], other[0], strict=True)]
+    return max(*results, gradient_difference(found[1], other[1]))
 
 
 def _arithmetic(args: TrainingArguments) -> torch.dtype:
