@@ -47,7 +47,7 @@ lint: $(VENV) ## ruff, mypy strict, import-linter, shellcheck, generated files u
 	@$(PY) -m trl_operator.api.crd --check
 	@echo "lint: ok"
 
-generate: $(VENV) ## Write deploy/crds and the chart's copies from the pydantic models
+generate: $(VENV) ## Write deploy/crds, the chart's copies and docs/reference from the pydantic models
 	@$(PY) -m trl_operator.api.crd
 
 lock: $(UV) ## Resolve the dependencies of pyproject.toml into requirements/

@@ -97,7 +97,7 @@ class Toleration(Model):
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] | None = None
     """Taint effect; every effect if unset."""
     toleration_seconds: Annotated[Int32, Field(ge=0)] | None = None
-    """How long a NoExecute taint is tolerated."""
+    """How long a NoExecute taint is tolerated; for ever if unset."""
 
 
 class LocalObjectReference(Model):
@@ -241,7 +241,8 @@ class ClusterSpec(Model):
     num_nodes: Annotated[Int32, Field(ge=1, le=1024)] = 1
     """Number of pods, one per node."""
     num_proc_per_node: Annotated[Int32, Field(ge=1, le=64)] | None = None
-    """Processes per pod: the number of GPUs in resources (and equal to it if given); without GPUs 1, at most 8."""
+    """Processes per pod. Default: the number of GPUs in resources.limits, to which it must be equal, or 1 without GPUs,
+    where it is at most 8."""
     resources: Resources = Resources()
     """Resources of each pod."""
     storage: Storage

@@ -69,5 +69,8 @@ class Evaluation(EvaluationBase):
 
 
 class GrpoEvaluation(Evaluation):
+    per_device_batch_size: Annotated[Int32, Field(ge=1, le=4096)] | None = None
+    """Completions per process, whole groups of numGenerations in all processes; if unset as training's, or the next
+    number that makes groups whole."""
     max_examples: Annotated[Int32, Field(ge=1), RESOLVED] = 64
     """At most so many held-out prompts."""

@@ -89,7 +89,7 @@ class PodVolume(Model):
     """Where it is in the trainer's container, like /data; not where the operator mounts volumes itself or the image
     has its files: /mnt, /tmp, /dev, /home/trainer, /etc, /run, /usr, /lib, /bin."""
     read_only: bool | None = None
-    """Nothing is written there."""
+    """Nothing is written there; false if unset."""
     sub_path: RelativePath | None = None
     """Folder in the claim; the whole of it if unset."""
     persistent_volume_claim: ClaimSource | None = None

@@ -26,8 +26,11 @@ class LengthReward(Model):
     )
 
     target: Annotated[Int32, Field(ge=1)] | None = None
+    """Words, separated by white space, that make 1; it falls linearly to 0 at none and at twice as many."""
     min: Annotated[Int32, Field(ge=0)] | None = None
+    """Least number of words that makes 1; fewer make 0."""
     max: Annotated[Int32, Field(ge=0)] | None = None
+    """Largest number of words that makes 1; more make 0."""
 
     @model_validator(mode="after")
     def _target_or_range(self) -> Self:
@@ -175,7 +178,7 @@ class RewardModelReward(Model):
     """Least accuracy of the RewardJob's model on its held-out pairs; 0.6 if unset. Below it this job fails
     (RewardModelNotValidated): a policy learns what a bad reward model gets wrong."""
     acknowledge_unvalidated: bool | None = None
-    """Use the RewardJob's model whatever its accuracy, or without one."""
+    """Use the RewardJob's model whatever its accuracy, or without one; false if unset."""
 
     @property
     def least_accuracy(self) -> float | None:

@@ -111,7 +111,7 @@ class Dpo(Model):
     loss_weights: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1, max_length=8)] | None = None
     """One weight per loss; 1 each if unset."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | None = None
-    """Assumed share of wrong labels (robust, exo_pair)."""
+    """Assumed share of wrong labels (robust, exo_pair); 0 if unset."""
     reference_model: ReferenceModel = ReferenceModel()
     """What the policy is compared with."""
 
@@ -149,7 +149,7 @@ class Sft(Model):
 
 class Reward(Model):
     center_rewards_coefficient: Annotated[float, Field(ge=0, le=10)] | None = None
-    """Pulls the mean reward towards 0."""
+    """Pulls the mean reward towards 0; not at all if unset."""
     min_accuracy: Annotated[float, Field(ge=0, le=1)] | None = None
     """Least accuracy on the held-out pairs after training. Below it the job fails (RewardModelNotValidated) and leaves
     no model, only its checkpoints. Unset: whoever uses the model asks for rewardModel.minAccuracy."""
@@ -163,7 +163,7 @@ class Generation(Model):
     top_p: Annotated[float, Field(gt=0, le=1), RESOLVED] = 1.0
     """Nucleus sampling."""
     top_k: Annotated[Int32, Field(ge=0)] | None = None
-    """Sample only from the k likeliest tokens."""
+    """Sample only from the k likeliest tokens; from all if 0 or unset."""
     repetition_penalty: Annotated[float, Field(gt=0, le=10)] = 1.0
     """Above 1 discourages repetition."""
 
@@ -268,7 +268,7 @@ class Grpo(Model):
     epsilon: Annotated[float, Field(gt=0, le=10), RESOLVED] = 0.2
     """Clipping of the ratio from below (and above, unless epsilonHigh)."""
     epsilon_high: Annotated[float, Field(gt=0, le=10)] | None = None
-    """Clipping of the ratio from above."""
+    """Clipping of the ratio from above; epsilon if unset."""
     delta: Annotated[float, Field(gt=1, le=100)] | None = None
     """Clipping of the ratio itself from above, whatever the advantage (INTELLECT-2); should be above 1 + epsilon."""
     top_entropy_quantile: Annotated[float, Field(gt=0, le=1)] = 1.0

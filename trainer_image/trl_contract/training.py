@@ -99,7 +99,7 @@ class TrainingBase(Model):
     )
 
     epochs: Annotated[float, Field(gt=0, le=10000)] | None = None
-    """Passes over the training rows; 1 if neither epochs nor maxSteps is given."""
+    """Passes over the training rows. Default: 1, unless maxSteps is given."""
     max_steps: Annotated[Int32, Field(ge=1)] | None = None
     """Optimizer steps to train, instead of epochs."""
     per_device_batch_size: Annotated[Int32, Field(ge=1, le=4096), RESOLVED] = 4
@@ -107,7 +107,8 @@ class TrainingBase(Model):
     gradient_accumulation_steps: Annotated[Int32, Field(ge=1, le=4096), RESOLVED] = 4
     """Micro-steps per optimizer step."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
-    """Peak learning rate. Default: sft 2e-5, reward 1e-5, dpo and grpo 1e-6; ten times that with lora and qlora."""
+    """Peak learning rate. Default: with lora and qlora 2e-4 (sft), 1e-4 (reward) and 1e-5 (dpo, grpo); with peft.method
+    none 2e-5, 1e-5 and 1e-6."""
     lr_scheduler: Annotated[LrScheduler, RESOLVED] = "cosine"
     """Shape of the learning rate over the run."""
     lr_scheduler_args: LrSchedulerArgs | None = None
@@ -115,8 +116,8 @@ class TrainingBase(Model):
     warmup_steps: Annotated[Int32, Field(ge=0)] | None = None
     """Steps of warm-up, but never all of them."""
     warmup_ratio: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Share of the steps that warm up, but never all of them; if neither is given 0.1, and 0 for lrScheduler
-    constant, which has no warm-up."""
+    """Share of the steps that warm up, but never all of them. Default: 0.1, unless warmupSteps is given; 0 for
+    lrScheduler constant, which has no warm-up."""
     weight_decay: Annotated[float, Field(ge=0, le=1), RESOLVED] = 0.01
     """Weight decay of the optimizer."""
     max_grad_norm: Annotated[float, Field(gt=0, le=1000), RESOLVED] = 1.0
@@ -293,7 +294,7 @@ class Checkpoint(Model):
     )
 
     every_minutes: Annotated[float, Field(gt=0, le=10080)] | None = None
-    """Publish a checkpoint every so many minutes; 15 if none of the three is given."""
+    """Publish a checkpoint every so many minutes. Default: 15, unless everySteps or everyEpochs is given."""
     every_steps: Annotated[Int32, Field(ge=1)] | None = None
     """Publish a checkpoint every so many steps."""
     every_epochs: Annotated[float, Field(gt=0, le=1000)] | None = None

@@ -1,4 +1,4 @@
-"""Writes the CustomResourceDefinitions: `python -m trl_operator.api.crd [--check]`."""
+"""Writes the CustomResourceDefinitions and their reference: `python -m trl_operator.api.crd [--check]`."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,9 @@ from typing import Any
 
 import yaml
 
+from trl_operator.api import describe
 from trl_operator.api.kinds import KINDS, KindInfo
+from trl_operator.api.reference import page
 from trl_operator.api.rules import object_rules, spec_rules
 from trl_operator.api.schema import Schema, structural_schema
 from trl_operator.api.status import UNSEEN, JobStatus
@@ -15,6 +17,7 @@ from trl_operator.constants import GROUP, VERSION
 ROOT = Path(__file__).parents[3]
 CRDS = ROOT / "deploy/crds"
 CHART_CRDS = ROOT / "deploy/helm/trl-operator/templates/crds"
+REFERENCE = ROOT / "docs/reference"
 
 CHART_HEAD = "{{- if .Values.crds.enabled }}\n"
 CHART_TAIL = "{{- end }}\n"
@@ -65,7 +68,7 @@ def _column(column: Any) -> dict[str, Any]:
 
 
 def _schema(info: KindInfo) -> Schema:
-    spec = structural_schema(info.spec)
+    spec = structural_schema(info.spec, describe.of_spec)
     spec["x-kubernetes-validations"] = spec_rules(info.kind, info.spec)
     return {
         "type": "object",
@@ -76,20 +79,23 @@ def _schema(info: KindInfo) -> Schema:
             "kind": {"type": "string"},
             "metadata": {"type": "object"},
             "spec": spec,
-            "status": structural_schema(JobStatus) | {"default": {"observedGeneration": UNSEEN}},
+            "status": structural_schema(JobStatus, describe.of_status) | {"default": {"observedGeneration": UNSEEN}},
         },
         "x-kubernetes-validations": object_rules(),
     }
 
 
 def files() -> dict[Path, str]:
-    """Return every generated file with its text: deploy/crds and the chart's copies."""
+    """Return every generated file with its text: deploy/crds, the chart's copies and docs/reference."""
     result: dict[Path, str] = {}
     for info in KINDS.values():
-        text = yaml.safe_dump(crd(info), sort_keys=False, width=120, allow_unicode=True)
+        made = crd(info)
+        text = yaml.safe_dump(made, sort_keys=False, width=120, allow_unicode=True)
         name = f"{GROUP}_{info.plural}.yaml"
         result[CRDS / name] = text
         result[CHART_CRDS / name] = chart_copy(text)
+        trained = [field.alias or name for name, field in info.training.model_fields.items()]
+        result[REFERENCE / f"{info.singular}.md"] = page(made, first=trained)
     return result
 
 
@@ -101,14 +107,14 @@ def chart_copy(text: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    stale = [path for path, text in files().items() if not path.exists() or path.read_text() != text]
+    stale = {path: text for path, text in files().items() if not path.exists() or path.read_text() != text}
     if "--check" in arguments:
         for path in stale:
             print(f"{path.relative_to(ROOT)} is stale: run `make generate`", file=sys.stderr)
         return 1 if stale else 0
-    for path in stale:
+    for path, text in stale.items():
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(files()[path])
+        path.write_text(text)
         print(f"wrote {path.relative_to(ROOT)}")
     return 0
 

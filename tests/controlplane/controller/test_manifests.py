@@ -1202,6 +1202,16 @@ def test_kubectl_apply_refuses_a_typo(control_plane: ControlPlane, namespace: st
         control_plane.kubectl("apply", "--filename=-", stdin=json.dumps(typo))
 
 
+def test_kubectl_explain_says_values_range_unit_and_default(control_plane: ControlPlane) -> None:
+    for field, says in (
+        ("dpojob.spec.training.maxGradNorm", "Above 0, at most 1000. Default: 1."),
+        ("sftjob.spec.training.epochs", "Default: 1, unless maxSteps is given."),
+        ("grpojob.spec.grpo.lossType", "One of grpo, dapo, "),
+        ("rewardjob.spec.runPolicy.stallTimeoutSeconds", "Seconds, 30 to 604800. Default: 1800."),
+    ):
+        assert says in " ".join(control_plane.kubectl("explain", field).split()), field
+
+
 def test_the_short_names_and_categories_work(control_plane: ControlPlane, namespace: str) -> None:
     for name in ("dpo", "grpo", "sft", "rewardjob", "trl"):
         control_plane.kubectl("get", name, f"--namespace={namespace}")
