@@ -1,5 +1,7 @@
-"""Writes the CustomResourceDefinitions and their reference: `python -m trl_operator.api.crd [--check]`."""
+"""Writes the CustomResourceDefinitions and their reference: `python -m trl_operator.api.crd [--check]`; with --release
+also RELEASED, what later CRDs are compared with."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -7,6 +9,7 @@ from typing import Any
 import yaml
 
 from trl_operator.api import describe
+from trl_operator.api.compatibility import essence
 from trl_operator.api.kinds import KINDS, KindInfo
 from trl_operator.api.reference import page
 from trl_operator.api.rules import object_rules, spec_rules
@@ -18,6 +21,7 @@ ROOT = Path(__file__).parents[3]
 CRDS = ROOT / "deploy/crds"
 CHART_CRDS = ROOT / "deploy/helm/trl-operator/templates/crds"
 REFERENCE = ROOT / "docs/reference"
+RELEASED = ROOT / "tests/unit/released_crds.json"
 
 CHART_HEAD = "{{- if .Values.crds.enabled }}\n"
 CHART_TAIL = "{{- end }}\n"
@@ -107,6 +111,8 @@ def chart_copy(text: str) -> str:
 
 
 def main(arguments: list[str]) -> int:
+    if "--release" in arguments:
+        RELEASED.write_text(json.dumps({kind: essence(crd(info)) for kind, info in KINDS.items()}) + "\n")
     stale = {path: text for path, text in files().items() if not path.exists() or path.read_text() != text}
     if "--check" in arguments:
         for path in stale:
