@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from trl_contract.jobfile import AttemptFile
 from trl_operator.api.job import Job, parse_known, why_refused
-from trl_operator.api.stored import read_status, written
+from trl_operator.api.stored import owned, read_status, written
 from trl_operator.attempts import Attempts
 from trl_operator.constants import API_VERSION, MANAGER_PROGRESS, MANAGER_STATUS
 from trl_operator.errors import ApiError, Refused
@@ -34,6 +34,7 @@ from trl_operator.status.events import Event, events, reported
 from trl_operator.status.lifecycle import decide
 from trl_operator.status.progress import last_words, without_eta
 from trl_operator.status.refusal import not_read, refused
+from trl_operator.status.size import fit
 from trl_operator.store.needs import Needs
 from trl_operator.store.objects import key_of
 from trl_operator.store.store import Store
@@ -161,6 +162,7 @@ class Reconciler:
     async def _write_status(self, obj: Obj, status: Status) -> Obj:
         """Write the status if it changed, then tell what happened."""
         before = obj.get("status", {})
+        status = fit(status, owned(before, MANAGER_PROGRESS))
         if written(read_status(before)) == status:
             return obj
         obj = await self._put_status(obj, status)

@@ -51,12 +51,14 @@ def test_a_number_is_a_decimal_of_six_digits_or_nothing(value: float | str | Non
 
 def test_numbers_are_short_where_people_look_and_exact_where_programs_compare() -> None:
     metrics = [{"name": "loss", "value": "0.65625"}, {"name": "learning_rate", "value": "1.23456e-05"}]
-    metrics += [{"name": "grad_norm", "value": "12345.6"}]
+    metrics += [{"name": "grad_norm", "value": "12345.6"}, {"name": "reward", "value": "0.123456"}]
     saved = [{"step": 5, "path": "c", "time": TIME, "metrics": [{"name": "eval_loss", "value": "0.59996"}]}]
     before, after = ([{"name": "accuracy", "value": value}] for value in ("0.59996", "0.65625"))
     said = {"metrics": metrics, "checkpoints": saved, "evaluation": {"before": before, "after": after}}
     found = progress_fields(progress(tokensPerSecond=1234.56, gpus=1, elapsedSeconds=1000, **said), None, {})
-    assert found["progress"]["metrics"] == metrics
+    assert found["progress"]["metrics"] == [*metrics[:3], metrics[3] | {"display": "0.1235"}], (
+        "as kubectl get prints it"
+    )
     assert found["checkpoints"] == saved
     assert (found["evaluation"]["before"], found["evaluation"]["after"]) == (before, after)
     assert found["evaluation"]["display"] == "accuracy 0.6 → 0.6562"

@@ -1,6 +1,7 @@
 """The loop from observation to writes, against an API server in memory."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from datetime import datetime, timedelta
 from typing import Any
@@ -328,6 +329,17 @@ def test_a_retained_claim_that_several_nodes_cannot_share_blocks_the_job(job_obj
     world.kube.put("persistentvolumeclaims", {**left, "spec": {"accessModes": ["ReadWriteMany"], **size}})
     world.reconcile()
     assert ("create", "pytorchjobs") in world.kube.writes
+
+
+def test_what_the_operator_writes_leaves_the_status_below_12_kib(job_object: Objects, now: datetime) -> None:
+    world = World(job_object(), now)
+    job = world.kube.objects["dpojobs", "team", "tune"]
+    long = {"status": "True", "reason": "Foreign", "message": "m" * 2048, "lastTransitionTime": "2026-11-21T11:00:00Z"}
+    status = {"conditions": [{"type": f"Foreign{number}", **long} for number in range(7)]}
+    world.store.put_job(world.kube.put("dpojobs", {**job, "status": status}))
+    world.reconcile()
+    assert world.status["phase"]
+    assert len(json.dumps(world.status, separators=(",", ":"))) <= 12 * 1024
 
 
 def ask(world: World, **policy: Any) -> None:

@@ -15,6 +15,8 @@ class Column:
     json_path: str
     type: str = "string"
     priority: int = 0
+    metric: str = ""
+    """The metric that it prints, if it does."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,9 @@ class KindInfo:
 
 
 def _metric(name: str, metric: str, priority: int = 0) -> Column:
-    return Column(name, f'.status.progress.metrics[?(@.name=="{metric}")].value', priority=priority)
+    # An operator of before has written the value alone.
+    path = f""".status.progress.metrics[?(@.name=="{metric}")]['display','value']"""
+    return Column(name, path, priority=priority, metric=metric)
 
 
 def _of_either(field: str) -> str:
@@ -101,4 +105,6 @@ KINDS: dict[Kind, KindInfo] = {
         _columns((_metric("REWARD", "reward"), _metric("KL", "kl")), (_WIDE_LOSS,)),
     ),
 }
+PRINTED = frozenset(column.metric for info in KINDS.values() for column in info.columns if column.metric)
+"""Metrics that `kubectl get` prints of some kind, by TRL's names."""
 BY_PLURAL: dict[str, KindInfo] = {info.plural: info for info in KINDS.values()}

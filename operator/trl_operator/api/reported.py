@@ -19,6 +19,11 @@ class Metric(Part):
     """A decimal number."""
 
 
+class LoggedMetric(Metric):
+    display: Decimal | None = None
+    """The same with four significant digits, of what kubectl get prints."""
+
+
 class ReportedArtifact(Part):
     type: Annotated[str, Field(max_length=32)]
     """model or adapter."""
@@ -60,12 +65,14 @@ class ProgressStatus(Part):
     """Tokens per second of all processes."""
     last_update_time: Time
     """When the trainer wrote the report."""
-    metrics: Annotated[list[Metric], Field(max_length=24, json_schema_extra=list_map("name"))] = []
+    metrics: Annotated[list[LoggedMetric], Field(max_length=24, json_schema_extra=list_map("name"))] = []
     """The last log entry."""
     warnings: Annotated[list[Text1024], Field(max_length=8)] = []
     """What the preflight found worth a look."""
     artifacts: Annotated[list[ReportedArtifact], Field(max_length=4, json_schema_extra=list_map("type"))] = []
     """What the last report says has come out, should nothing else be left that does."""
+    cut: Annotated[list[Text63], Field(max_length=16)] = []
+    """Fields of which reports have said more than is here: a status holds 12 KiB."""
 
 
 class CheckpointStatus(Part):

@@ -7,12 +7,14 @@ from typing import Any
 
 from trl_contract.cautions import REASONS
 from trl_contract.report import CheckpointReport, ExitRecord, JobWarning, Metric, Progress, ProgressReport
+from trl_operator.api.kinds import PRINTED
 from trl_operator.api.reported import EvaluationStatus, short
 from trl_operator.api.status import workload
 from trl_operator.api.stored import owned
-from trl_operator.constants import MANAGER_PROGRESS
+from trl_operator.constants import MANAGER_PROGRESS, MANAGER_STATUS
 from trl_operator.plan.observation import parse_time
 from trl_operator.status.conditions import Status, clean
+from trl_operator.status.size import fit_report
 
 MAX_METRICS = 24
 MAX_WARNINGS = 4
@@ -84,12 +86,12 @@ def last_words(found: Iterable[ExitRecord], attempt: int, succeeded: bool, curre
 def without_eta(current: Status, after: Status) -> Status | None:
     """Return what trl-operator-progress says of a job of which, by its next status, no attempt runs: nobody knows when
     it will be done, and nothing is being done. None if it says no more."""
-    known = current.get("progress", {})
     over = "completionTime" in after or not workload(after)
-    rest = _at_rest(known)
-    if not over or rest == known:
+    known = owned(current, MANAGER_PROGRESS)
+    if not over or "progress" not in known:
         return None
-    return owned(current, MANAGER_PROGRESS) | {"progress": rest}
+    rest = fit_report(known | {"progress": _at_rest(known["progress"])}, after)
+    return None if rest == known else rest
 
 
 def progress_fields(progress: Progress, percentage: int | None, current: Status) -> Status:
@@ -133,7 +135,9 @@ def progress_fields(progress: Progress, percentage: int | None, current: Status)
         effective["trainableParameters"] = progress.trainable_parameters
     if progress.gradient_checkpointing is not None:
         effective["gradientCheckpointing"] = progress.gradient_checkpointing
-    return fields | ({"effective": effective} if effective else {})
+    if effective:
+        fields["effective"] = effective
+    return fit_report(fields, owned(current, MANAGER_STATUS))
 
 
 def _progress(progress: Progress, percentage: int | None) -> Status:
@@ -157,7 +161,7 @@ def _progress(progress: Progress, percentage: int | None) -> Status:
         **{field: _shown(values.get(metric)) for metric, field in _NAMED.items()},
         "tokensPerSecond": _shown(progress.tokens_per_second),
         "lastUpdateTime": progress.last_update_time,
-        "metrics": metrics,
+        "metrics": [metric | _display_of(metric) for metric in metrics],
         "warnings": [clean(warning, 300) for warning in progress.warnings],
         "artifacts": _artifacts(progress),
     }
@@ -203,6 +207,10 @@ def _display(progress: Progress) -> str:
     if progress.activity == "training":
         return steps
     return f"{steps} {activity}" if progress.total_steps else activity
+
+
+def _display_of(metric: Status) -> Status:
+    return {"display": short(float(metric["value"]))} if metric["name"] in PRINTED else {}
 
 
 def _steps(step: int, total: int) -> str:

@@ -83,6 +83,8 @@ def test_a_failure_of_the_users_making_ends_the_job_with_reason_and_hint(
     assert failure["pod"] == pods[1]["metadata"]["name"]
     assert failure["log"] == "Traceback: row 7"
     assert "maxBadRows" in failure["hint"]
+    shown = jobs.plane.kubectl("get", "dpojob", "tune", f"--namespace={jobs.namespace}", "--output=wide")
+    assert shown.split("\n")[1].rstrip().endswith("DataFormatError   row 7 has no chosen")
     jobs.plane.kubectl(
         "wait", "--for=condition=Finished", "dpojob/tune", f"--namespace={jobs.namespace}", "--timeout=5s"
     )

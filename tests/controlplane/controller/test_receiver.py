@@ -28,7 +28,7 @@ def test_a_report_of_the_jobs_own_pod_reaches_its_status(pods: dict[str, Any], j
     trainer = Trainer(node, pods["tune"])
     metrics = [
         {"name": "loss", "value": "0.4321", "unit": "of a newer trainer"},
-        {"name": "rewards/margins", "value": "1.5"},
+        {"name": "rewards/margins", "value": "1.56789"},
         {"name": "grad_norm", "value": "NaN"},
         {"name": "bad\u001b[31m", "value": "1"},
     ]
@@ -41,12 +41,18 @@ def test_a_report_of_the_jobs_own_pod_reaches_its_status(pods: dict[str, Any], j
     progress = found["progress"]
     assert progress["display"] == "12/40"
     assert (progress["eta"], progress["percentage"], progress["loss"]) == ("1h20m", 30, "0.4321")
-    assert progress["metrics"] == [{"name": "loss", "value": "0.4321"}, {"name": "rewards/margins", "value": "1.5"}]
+    shown = {"name": "rewards/margins", "value": "1.56789", "display": "1.568"}
+    assert progress["metrics"] == [{"name": "loss", "value": "0.4321"}, shown]
     assert "gradNorm" not in progress
     assert found["effective"]["trainableParameters"] == 7
     assert found["effective"]["worldSize"] == 1
     [line] = jobs.plane.kubectl("get", "dpojob", "tune", f"--namespace={jobs.namespace}", "--no-headers").splitlines()
-    assert line.split()[:7] == ["tune", "Running", "12/40", "0.4321", "1.5", "1h20m", "0"]
+    assert line.split()[:7] == ["tune", "Running", "12/40", "0.4321", "1.568", "1h20m", "0"]
+    # As an operator of before has written it.
+    patch = {"status": {"progress": {"metrics": [{"name": "rewards/margins", "value": "1.56789"}]}}}
+    where = (f"--namespace={jobs.namespace}", "--subresource=status", "--type=merge", f"--patch={json.dumps(patch)}")
+    jobs.plane.kubectl("patch", "dpojob", "tune", *where)
+    assert " 1.56789 " in jobs.plane.kubectl("get", "dpojob", "tune", f"--namespace={jobs.namespace}", "--no-headers")
 
     def said(status: Any) -> list[Any]:
         return [found for found in status["conditions"] if found["type"] == "EvaluationSkipped"]
