@@ -7,15 +7,9 @@ from trl_operator.api.stored import read_status
 from trl_operator.backend import Backend
 from trl_operator.constants import LABEL_JOB_UID
 from trl_operator.kube import CLAIMS, CONFIG_MAPS, JOBS, NETWORK_POLICIES, Kube
-from trl_operator.plan.acceptance import (
-    Blocker,
-    check_lost,
-    check_new_claim,
-    check_reference,
-    check_retained,
-    references,
-)
+from trl_operator.plan.acceptance import Blocker, check_lost, check_new_claim, check_reference, references
 from trl_operator.plan.observation import controller, controller_uid
+from trl_operator.plan.retained import check_retained, is_retained
 from trl_operator.plan.upstream import upstreams
 from trl_operator.resource import Resource
 from trl_operator.store.needs import Needs
@@ -97,7 +91,7 @@ async def is_orphan(kube: Kube, job: Job, found: Obj) -> bool:
 
 async def claim_blocker(kube: Kube, job: Job, found: Obj | None, step: int | None = None) -> Blocker | None:
     """Return what stands against using `found` as the claim that the job writes to; `step` is that of the newest
-    checkpoint in it. A claim of ours by label is used again, though an earlier job of the same name has left it."""
+    checkpoint in it. A claim that an earlier job of the same name has left is used again if storage.reuse allows it."""
     if found is None:
         return check_lost(job.storage_claim, step)
     metadata = found["metadata"]
@@ -106,7 +100,7 @@ async def claim_blocker(kube: Kube, job: Job, found: Obj | None, step: int | Non
         return check_lost(job.storage_claim, step, deleting=True) if mine else _leaves(CLAIMS, found)
     if mine:
         return None
-    if LABEL_JOB_UID in metadata.get("labels", {}) and not metadata.get("ownerReferences"):
+    if is_retained(found, job):
         return check_retained(found, job)
     return _leaves(CLAIMS, found) if await is_orphan(kube, job, found) else _taken(CLAIMS, found)
 

@@ -14,6 +14,7 @@ from trl_operator.kube import PODS, WORKLOADS, Kube
 from trl_operator.plan.acceptance import Blocker, check_spec
 from trl_operator.plan.admission import NOT_INSTALLED, Admission
 from trl_operator.plan.observation import Attempt, Child, Key, Mark, controller_uid, current_attempt
+from trl_operator.plan.retained import reused
 from trl_operator.plan.upstream import check_cycle
 from trl_operator.plan.view import View
 from trl_operator.policy import stall
@@ -80,7 +81,8 @@ class Observer:
         found = await self._next(job, obj, attempt)
         if isinstance(found, Blocker):
             return View(others=others, blocker=found), None
-        return View(others=others, admission=self.admission(None), run=found.run), found
+        claim = reused(self._needs.claim(job.namespace, job.storage_claim), job)
+        return View(others=others, admission=self.admission(None), run=found.run, reused=claim), found
 
     async def _next(self, job: Job, obj: Obj, attempt: int) -> Pinned | Blocker:
         """Return the run that the next attempt is of, or what stands against that one. Then the job waits for all that

@@ -12,7 +12,8 @@ from shown import checkpoint
 
 from trl_operator.handlers import Backoffs
 from trl_operator.health import Health
-from trl_operator.plan.acceptance import check_reference, check_retained, check_spec, references
+from trl_operator.plan.acceptance import check_reference, check_spec, references
+from trl_operator.plan.retained import check_retained, reused
 from trl_operator.render.run import pin
 from trl_operator.settings import ReceiverSettings, Settings, from_environment
 from trl_operator.status.events import events, reported
@@ -107,6 +108,16 @@ RETAINED = {
         ({"size": "1Gi", "storageClassName": "slow"}, 1, "storage.storageClassName is slow"),
         ({"size": "1Gi", "retain": False}, 1, "storage.retain is false"),
         ({"size": "1Gi", "accessModes": ["ReadWriteMany"]}, 2, "access modes ReadWriteOnce, but numNodes is 2"),
+        ({"size": "1Gi", "accessModes": ["ReadWriteMany"]}, 1, "storage.accessModes is ReadWriteMany, but Persistent"),
+        ({"size": "1Gi", "accessModes": ["ReadWriteOnce"], "reuse": "ifFits"}, 1, ""),
+        ({"size": "11Gi", "storageClassName": "slow", "retain": False, "reuse": "always"}, 1, ""),
+        ({"size": "1Gi", "accessModes": ["ReadWriteMany"], "reuse": "always"}, 2, "but numNodes is 2"),
+        (
+            {"size": "1Gi", "reuse": "never"},
+            1,
+            "storage.reuse is never, but PersistentVolumeClaim tune-dpo of an earlier job is there, with size 10Gi,"
+            " class fast, access modes ReadWriteOnce",
+        ),
     ],
 )
 def test_a_claim_that_an_earlier_job_has_left_must_fit_too(
@@ -117,6 +128,26 @@ def test_a_claim_that_an_earlier_job_has_left_must_fit_too(
     if blocker:
         assert message in blocker.message
         assert "delete the claim, or rename the job" in blocker.message
+
+
+def test_a_claim_for_many_nodes_fits_one(make_job: Make) -> None:
+    shared = {**RETAINED, "spec": {**RETAINED["spec"], "accessModes": ["ReadWriteMany"]}}
+    assert check_retained(shared, make_job(storage={"size": "1Gi", "accessModes": ["ReadWriteOnce"]})) is None
+    alone = make_job(storage={"size": "1Gi", "accessModes": ["ReadWriteOncePod"]})
+    assert check_retained(shared, alone).reason == "RetainedClaimDiffers"
+
+
+def test_a_claim_that_is_used_again_is_told_with_its_numbers(make_job: Make) -> None:
+    job = make_job(storage={"size": "5Gi"})
+    said = reused(RETAINED, job)
+    for part in (
+        "tune-dpo that an earlier job has left",
+        "size 10Gi, class fast, access modes ReadWriteOnce",
+        "is 5Gi",
+    ):
+        assert part in said
+    own = {**RETAINED, "metadata": {"name": "tune-dpo", "labels": {"trl-operator.io/job-uid": job.uid}}}
+    assert reused(own, job) == reused(None, job) == reused(RETAINED, make_job(storage={"claimName": "tune-dpo"})) == ""
 
 
 def test_rows_in_the_spec_are_counted_in_bytes(make_job: Make) -> None:

@@ -38,6 +38,11 @@ class Storage(Model):
             ),
         ),
         Rule(
+            "!has(self.reuse) || has(self.size)",
+            "reuse goes with size: remove it",
+            lambda self: self.reuse is None or self.size is not None,
+        ),
+        Rule(
             "!has(self.size) || quantity(string(self.size)).isGreaterThan(quantity('0'))",
             "size must be above 0, like 100Gi",
             lambda self: self.size is None or amount(self.size) > 0,
@@ -67,6 +72,10 @@ class Storage(Model):
     ReadWriteMany."""
     retain: bool | None = None
     """Keep that claim when the job is deleted; true if unset."""
+    reuse: Literal["always", "ifFits", "never"] | None = None
+    """What becomes of a claim that an earlier job of the same name has left. ifFits (if unset): it is used if it has at
+    least the size, and the class and access modes that are given here; else, and with never, the job waits until it is
+    deleted. always: it is used as it is. Several nodes need ReadWriteMany in any case."""
 
 
 class Toleration(Model):

@@ -7,7 +7,6 @@ from trl_contract import acceptance
 from trl_contract.cluster import SHARED_STORAGE, Storage
 from trl_contract.pod import CABundle, ConfigMapEnv, EnvFrom
 from trl_contract.podvolumes import ClaimSource, ConfigMapSource, PodVolume
-from trl_contract.quantity import amount
 from trl_contract.sources import ConfigMapKey, Volume
 from trl_operator.api.defaults import origin
 from trl_operator.api.job import Job
@@ -95,31 +94,9 @@ def check_reference(reference: Reference, obj: dict[str, Any] | None, num_nodes:
     if reference.kind == "PersistentVolumeClaim":
         if "deletionTimestamp" in obj["metadata"]:
             return Blocker("PersistentVolumeClaimNotFound", f"{where}, which is being deleted: create another one")
-        if modes := _not_shared(obj, num_nodes, {"ReadWriteMany"} if reference.writes else SHARED):
+        if modes := not_shared(obj, num_nodes, {"ReadWriteMany"} if reference.writes else SHARED):
             has = f"{where} with access modes {modes}, but numNodes is {num_nodes}"
             return Blocker("AccessModeNotShared", f"{has}: several nodes need ReadWriteMany")
-    return None
-
-
-def check_retained(claim: dict[str, Any], job: Job) -> Blocker | None:
-    """Return what is wrong with a claim that an earlier job of the same name has left and this one would write to."""
-    name, storage = claim["metadata"]["name"], job.cluster.storage
-    remedy = "delete the claim, or rename the job"
-    if modes := _not_shared(claim, job.cluster.num_nodes, {"ReadWriteMany"}):
-        left = f"PersistentVolumeClaim {name} of an earlier job has access modes {modes}"
-        needs = f"but numNodes is {job.cluster.num_nodes}: several nodes need ReadWriteMany"
-        return Blocker("AccessModeNotShared", f"storage: {left}, {needs}: {remedy}")
-    spec = claim["spec"]
-    size, wanted_class = spec.get("resources", {}).get("requests", {}).get("storage", "0"), storage.storage_class_name
-    for field, wanted, found, differs in (
-        ("size", storage.size, size, storage.size is not None and amount(size) < amount(storage.size)),
-        ("storageClassName", wanted_class, spec.get("storageClassName", "none"), wanted_class is not None),
-        ("retain", "false", "true", storage.retain is False),
-    ):
-        if differs and wanted != found:
-            said = f"storage.{field}{origin(job, f'storage.{field}')}"
-            left = f"{said} is {wanted}, but PersistentVolumeClaim {name} of an earlier job has {found}"
-            return Blocker("RetainedClaimDiffers", f"{left}: {remedy}")
     return None
 
 
@@ -135,7 +112,7 @@ def check_lost(name: str, step: int | None, *, deleting: bool = False) -> Blocke
     return Blocker("StorageLost", f"{what} {happens}, and with it the checkpoints up to step {step}: {remedy}")
 
 
-def _not_shared(claim: dict[str, Any], num_nodes: int, wanted: set[str]) -> str:
+def not_shared(claim: dict[str, Any], num_nodes: int, wanted: set[str]) -> str:
     """Return the claim's access modes if several nodes need others; empty if all is well."""
     modes = set(claim["spec"].get("accessModes", ()))
     return ", ".join(sorted(modes)) or "none" if num_nodes > 1 and not modes & wanted else ""

@@ -51,6 +51,8 @@ class View:
     blocker: Blocker | None = None
     run: Run | None = None
     """What the next attempt has in common with all others."""
+    reused: str = ""
+    """What is to be said of the claim, if an earlier job has left it; empty: it is the job's own, or named."""
     mark: Mark | None = None
     """What the attempt's reports say, and since when."""
     older_waits: bool = False

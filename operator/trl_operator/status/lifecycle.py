@@ -86,7 +86,8 @@ class _Machine:
         decision = Decision(delete=self._stale_children(), requeue=finite(self._deadline_left()))
         self._show_suspension()
         if (blocker := self.view.blocker) is None or blocker.condition != "Accepted":
-            self.say("Accepted", True, "Accepted", "the spec is valid and everything that it names is there")
+            fine = f"the spec is valid and everything that it names is there{self.view.reused}"
+            self.say("Accepted", True, "Accepted", fine)
         if blocker is not None:
             return self._blocked(blocker, decision)
         if upstreams(self.job):

@@ -6,6 +6,7 @@ from typing import Any
 from devcluster.fakenode import FakeNode
 
 SHARED = {"size": "1Gi", "accessModes": ["ReadWriteMany"]}
+LEFT = {"trl-operator.io/job-uid": "an-earlier-one"}
 TOLD_WITHIN = 5 + 3  # seconds; three of them for kubectl on a busy machine
 
 
@@ -30,6 +31,11 @@ def claim(name: str, mode: str) -> dict[str, Any]:
         "metadata": {"name": name},
         "spec": {"accessModes": [mode], "resources": {"requests": {"storage": "1Gi"}}},
     }
+
+
+def left_claim(name: str) -> dict[str, Any]:
+    found = claim(name, "ReadWriteOnce")
+    return {**found, "metadata": {**found["metadata"], "labels": LEFT}}
 
 
 def config_map(name: str, **data: str) -> dict[str, Any]:
@@ -74,11 +80,42 @@ def test_a_claim_that_several_nodes_cannot_share_is_told(
 def test_a_claim_that_an_earlier_job_has_left_must_suit_the_new_one(
     operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any]
 ) -> None:
-    left = claim("tune-dpo", "ReadWriteOnce")
-    left["metadata"]["labels"] = {"trl-operator.io/job-uid": "an-earlier-one"}
-    jobs.apply(left)
+    jobs.apply(left_claim("tune-dpo"))
     jobs.apply(dpo(numNodes=2, storage=SHARED))
     assert "several nodes need ReadWriteMany: delete the claim" in refused(jobs, "tune", "AccessModeNotShared")
+
+
+def test_storage_reuse_decides_about_the_claim_that_an_earlier_job_has_left(
+    operator: Any, jobs: Any, node: FakeNode, dpo: Callable[..., Any]
+) -> None:
+    asked = {
+        "fits": {"size": "1Gi"},
+        "small": {"size": "2Gi", "reuse": "ifFits"},
+        "always": {"size": "2Gi", "reuse": "always"},
+        "never": {"size": "1Gi", "reuse": "never"},
+    }
+    jobs.apply(*(left_claim(f"{name}-dpo") for name in asked))
+    jobs.apply(*(dpo(name, storage=storage) for name, storage in asked.items()))
+    assert "storage.size is 2Gi, but PersistentVolumeClaim small-dpo of an earlier job has 1Gi: delete the claim" in (
+        refused(jobs, "small", "RetainedClaimDiffers")
+    )
+    message = refused(jobs, "never", "RetainedClaimExists")
+    assert "never-dpo of an earlier job is there, with size 1Gi, class none, access modes ReadWriteOnce" in message
+    for name in ("fits", "always"):
+        node.wait_for_pods(1, f"{name}-dpo-0")
+        value, _, message = accepted(jobs.status("dpojob", name))
+        assert value == "True"
+        assert f"it writes to PersistentVolumeClaim {name}-dpo that an earlier job has left, with size 1Gi" in message
+        assert f"storage.size is {asked[name]['size']}" in message
+        assert jobs.get("persistentvolumeclaim", f"{name}-dpo")["metadata"]["labels"] == LEFT
+    # The remedy.
+    jobs.delete("persistentvolumeclaim", "never-dpo")
+    # Whoever keeps claims that are in use is not here.
+    jobs.patch("persistentvolumeclaim", "never-dpo", {"metadata": {"finalizers": None}})
+    node.wait_for_pods(1, "never-dpo-0", timeout=30)
+    uid = jobs.get("dpojob", "never")["metadata"]["uid"]
+    assert jobs.get("persistentvolumeclaim", "never-dpo")["metadata"]["labels"]["trl-operator.io/job-uid"] == uid
+    assert "earlier" not in accepted(jobs.status("dpojob", "never"))[2]
 
 
 def test_a_name_that_is_taken_is_told_and_the_holder_is_left_alone(
