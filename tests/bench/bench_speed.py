@@ -17,11 +17,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import page
 import shapes
 from bench_trainer import environment, execute, launch
 from blocks import num_blocks
 
-BEGIN, END = "<!-- bench-speed: begin -->\n", "<!-- bench-speed: end -->\n"
 SPEED = shapes.SHAPES["speed"]
 HEADS = {
     "DPOJob": "TRL's fused head, off a GPU over every position",
@@ -82,7 +82,7 @@ def main() -> int:
             known = {name: known[name] for name in PARTS if name in known}
             given.output.write_text(json.dumps(known, indent=1) + "\n")
             if given.page:
-                write_table(given.page, known)
+                page.put(given.page, "bench-speed", table(known))
     return 0
 
 
@@ -166,10 +166,8 @@ def row(found: Obj) -> str:
     )
 
 
-def write_table(page: Path, known: Obj) -> None:
-    """Replace what is between the two marks."""
-    before, _, rest = page.read_text().partition(BEGIN)
-    lines = [
+def table(known: Obj) -> list[str]:
+    return [
         "| | ranks | plain TRL's CPU time / ours | gate | by the clock | CPU per step: TRL, ours | of it callbacks"
         " | losses differ by at most | vocabulary | checkpointing |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -177,7 +175,6 @@ def write_table(page: Path, known: Obj) -> None:
         "",
         *(f"- {text}: {', '.join(names)}." for text, names in told(known).items()),
     ]
-    page.write_text(before + BEGIN + "\n".join(lines) + "\n" + END + rest.partition(END)[2])
 
 
 def told(known: Obj) -> dict[str, list[str]]:

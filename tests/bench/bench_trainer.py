@@ -5,6 +5,8 @@
    control, plain TRL is compared with itself in the same way.
 2. Start-up: from the command to the first log entry, alternating, without evaluation.
 3. Checkpoints: how long training stands still, against transformers' own and torch's asynchronous save (saving.py).
+
+`own` is a part of the first: the CPU time of the trainer's own code alone, which takes few blocks.
 """
 
 import argparse
@@ -22,40 +24,58 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import page
 import shapes
 from blocks import num_blocks
 
 HERE = Path(__file__).parent
 TARGET_RATIO = 0.995
 TARGET_STARTUP_SECONDS = 5.0
+TARGET_OWN_MS = {1: 0.65, 2: 1.3}
+"""CPU time of the trainer's own code per step, by processes: of all of them together."""
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}
 """Dense bf16, from NVIDIA's data sheets."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", nargs="?", choices=["all", "own"], default="all")
     parser.add_argument("--shape", choices=shapes.SHAPES, help="default: small, with a GPU 0.5b")
     parser.add_argument("--processes", type=int, nargs="*", help="default: 1 and 2, with GPUs 1 and all of them")
-    parser.add_argument("--pairs", type=int, default=40, help="interleaved pairs of blocks (default %(default)s)")
+    parser.add_argument("--pairs", type=int, help="interleaved pairs of blocks (default: 40, of own 12)")
     parser.add_argument("--steps", type=int, default=5, help="optimizer steps per block (default %(default)s)")
     parser.add_argument("--startups", type=int, default=3, help="starts of each kind (default %(default)s)")
     parser.add_argument("--saves", type=int, default=7, help="saves of each kind (default %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("bench-trainer.json"))
+    parser.add_argument("--page", type=Path, help="put the table of the trainer's own code there")
     given = parser.parse_args()
+    given.pairs = given.pairs or (40 if given.part == "all" else 12)
     gpus = num_gpus()
     shape = given.shape or ("0.5b" if gpus else "small")
     worlds = given.processes or sorted({1, gpus} if gpus else {1, 2})
+    told = {"environment": environment(gpus), "settings": {**vars(given), "shape": shape}}
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         root = Path(folder)
-        found: dict[str, Any] = {"environment": environment(gpus), "settings": {**vars(given), "shape": shape}}
-        found["speed"] = {str(w): speed(root / f"speed-{w}", shape, w, gpus > 0, given) for w in worlds}
+        speeds = {str(w): speed(root / f"speed-{w}", shape, w, gpus > 0, given) for w in worlds}
+        own = {"environment": told["environment"]} | {w: found["own_cpu_per_step"] for w, found in speeds.items()}
+        if given.page:
+            page.put(given.page, "bench-trainer-own", own_table(own))
+        if given.part == "own":
+            known = json.loads(given.output.read_text()) if given.output.exists() else {}
+            write(given.output, known | {"own": own})
+            return summarize_own(own)
+        found: dict[str, Any] = {**told, "speed": speeds, "own": own}
         found["control"] = speed(root / "control", shape, 1, gpus > 0, given, ("plain", "again"))
         found["recompute"] = speed(root / "recompute", shape, 1, gpus > 0, given, ("recompute", "ours"))
         found["startup"] = {str(w): startup(root / f"start-{w}", w, gpus > 0, given.startups) for w in worlds}
         found["checkpoint"] = saving(root / "saving", gpus > 0, given.saves) if max(worlds) > 1 else None
     found["gpu"] = "measured above" if gpus else "not run: this machine has none"
-    given.output.write_text(json.dumps(found, indent=1, default=str) + "\n")
+    write(given.output, found)
     return summarize(found)
+
+
+def write(path: Path, found: dict[str, Any]) -> None:
+    path.write_text(json.dumps(found, indent=1, default=str) + "\n")
 
 
 def num_gpus() -> int:
@@ -185,9 +205,41 @@ def said(result: dict[str, Any]) -> str:
             f" ({cpu['low']:.4f} to {cpu['high']:.4f}), {wall['count']} pairs")  # fmt: skip
 
 
+def own_rows(own: dict[str, Any]) -> list[tuple[int, list[float], list[float], float, float | None]]:
+    """Return for each number of processes the milliseconds of each one's callbacks and threads, their sum, and what it
+    may be."""
+    found = []
+    for world in (int(name) for name in own if name != "environment"):
+        callbacks, threads = ([rank[f"{what}_ms"] for rank in own[str(world)]] for what in ("callbacks", "threads"))
+        found.append((world, callbacks, threads, sum(callbacks) + sum(threads), TARGET_OWN_MS.get(world)))
+    return found
+
+
+def own_table(own: dict[str, Any]) -> list[str]:
+    machine = own["environment"]
+    lines = ["| processes | callbacks, of each | threads, of each | all together | target |", "|---|---|---|---|---|"]
+    for world, callbacks, threads, total, target in own_rows(own):
+        each = (" and ".join(f"{ms:.2f}" for ms in values) for values in (callbacks, threads))
+        lines.append(f"| {world} | {' ms | '.join(each)} ms | **{total:.2f} ms** | {judged(total, target)} |")
+    where = (
+        f"{machine['time'][:10]}, {machine['cores']} cores ({machine['cpu']}), load {machine['load_average'][0]:.1f}"
+    )
+    return [*lines, "", f"{where} before."]
+
+
+def judged(total: float, target: float | None) -> str:
+    return "none" if target is None else f"{target:g} ms {'held' if total <= target else 'MISSED'}"
+
+
+def summarize_own(own: dict[str, Any]) -> int:
+    """Print the CPU time of the trainer's own code; 1 when a target is missed."""
+    print("\n".join(own_table(own)))
+    return int(any(target is not None and total > target for *_, total, target in own_rows(own)))
+
+
 def summarize(found: dict[str, Any]) -> int:
     """Print the result; 1 when a target is missed."""
-    missed = 0
+    missed = summarize_own(found["own"])
     for world, result in found["speed"].items():
         missed += result["ratio"]["median"] < TARGET_RATIO
         print(f"plain TRL's time / ours, {world} process(es): {said(result)}; target {TARGET_RATIO}")

@@ -11,9 +11,11 @@ import itertools
 import json
 import os
 import socket
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,8 @@ EVENTS = (
     "on_epoch_begin", "on_step_begin", "on_pre_optimizer_step", "on_optimizer_step", "on_substep_end", "on_step_end",
     "on_log", "on_epoch_end",
 )  # fmt: skip
+THREADS = {"progress", "watchdog"}
+"""Names of the threads that ours adds; a third writes checkpoints, and none is written in blocks that count."""
 WARM_UP = 2
 """Blocks that do not count; the last block, at whose end ours saves, does not count either."""
 TOLERANCE = {"cpu": 1e-6, "cuda": 2e-2}
@@ -83,6 +87,12 @@ class Switch:
         return switched
 
 
+def thread_seconds() -> float:
+    """Return the CPU seconds of the threads that ours adds, those that are there now."""
+    ours = [thread.ident for thread in threading.enumerate() if thread.name in THREADS and thread.ident]
+    return sum(time.clock_gettime(time.pthread_getcpuclockid(ident)) for ident in ours)
+
+
 def blocks_callback(trainer: Any, switch: Switch, modes: list[str], steps: int, sync: Callable[[], None]) -> Any:
     """Return a callback that notes the seconds and the CPU seconds of each block, and turns to the next mode."""
     from transformers import TrainerCallback
@@ -91,6 +101,7 @@ def blocks_callback(trainer: Any, switch: Switch, modes: list[str], steps: int, 
         def __init__(self) -> None:
             self.samples: list[tuple[str, float, float]] = []
             self.began = (0.0, 0.0)
+            self.threads = [0.0, 0.0]
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             switch.take(trainer.callback_handler.callbacks)
@@ -109,6 +120,7 @@ def blocks_callback(trainer: Any, switch: Switch, modes: list[str], steps: int, 
             if block:
                 wall, cpu = time.perf_counter() - self.began[0], time.process_time() - self.began[1]
                 self.samples.append((mode_of(block - 1, modes), wall, cpu))
+            self.threads[block > 0] = thread_seconds()
             self.turn(mode_of(block, modes))
             self.began = (time.perf_counter(), time.process_time())
 
@@ -173,9 +185,11 @@ def compare(job: Any, modes: list[str], steps: int) -> dict[str, Any]:
     import torch
 
     from trl_trainer import rank, stages
-    from trl_trainer.checkpoints import fence
+    from trl_trainer.checkpoints import checkpoint, fence
     from trl_trainer.checkpoints.writer import Writer
     from trl_trainer.distributed import cpu_fsdp, world
+    from trl_trainer.distributed.world import gather
+    from trl_trainer.launch.watchdog import Watchdog
     from trl_trainer.models.tokenizer import load_tokenizer
     from trl_trainer.reports.progress import Reporter, Sender
     from trl_trainer.results import evaluation
@@ -185,6 +199,8 @@ def compare(job: Any, modes: list[str], steps: int) -> dict[str, Any]:
     cpu_fsdp.enable()
     run = world.start(job)
     fence.claim(run.work, job.attempt)
+    saved = partial(checkpoint.newest_bytes, run.work)
+    Watchdog(job.stall_timeout_seconds, saved, attempt=job.attempt, rank=run.rank, world=run.world).start()
     reporter = Reporter(job.attempt, run.work / "metrics.jsonl", Sender(os.environ if run.is_main else {}))
     tokenizer = load_tokenizer(job)
     rows, known = rank.load_data(run, stages.of(job), tokenizer, Rewards([]), reporter)
@@ -212,12 +228,17 @@ def compare(job: Any, modes: list[str], steps: int) -> dict[str, Any]:
     same = all(abs(a - b) <= bound for a, b, bound in zip(bare, losses, allowed, strict=False))
     assert same, f"TRL's bare trainer differs by {differs} (floor {floor}): {bare}, {losses[: len(bare)]}"
     steps_with_ours = max(1, switch.steps)
+    own = {
+        "callbacks_ms": sum(switch.cpu.values()) / 1e6 / steps_with_ours,
+        "threads_ms": 1000 * (blocks.threads[1] - blocks.threads[0]) / trainer.state.global_step,
+    }
     found: dict[str, Any] = {
         "samples": over_ranks(run, blocks.samples[WARM_UP:]),
         "losses_differ_by": differs,
         "floor": floor,
         "losses_of_bare_trainer": bare,
         "losses": losses[: len(bare)],
+        "own_cpu_per_step": gather(run, own),
         "parameters": sum(p.numel() for p in trainer.model.parameters()),
         "tokens_per_step": trainer.state.log_history[-2]["num_tokens"] / trainer.state.global_step,
         "callback_wall_us_per_step": {name: ns / 1000 / steps_with_ours for name, ns in switch.wall.items()},

@@ -3,16 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- bench-controlplane: begin -->\n", "<!-- bench-controlplane: end -->\n"
+import page
 
 Obj = dict[str, Any]
 
 
 def write_tables(path: Path, found: dict[str, Obj]) -> None:
-    """Replace what is between the two marks."""
-    before, _, rest = path.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    path.write_text(before + BEGIN + "\n".join(tables(found)) + "\n" + END + after)
+    """Write them into the page at `path`."""
+    page.put(path, "bench-controlplane", tables(found))
 
 
 def tables(found: dict[str, Obj]) -> list[str]:

@@ -102,6 +102,7 @@ def make_job(
         "training": {
             "maxSteps": steps, "perDeviceBatchSize": shape.batch, "gradientAccumulationSteps": accumulate,
             "learningRate": 1e-5, "maxLength": shape.max_length, "gradientCheckpointing": False,
+            "paddingFree": "never",
         },
         "peft": {"method": "none"},
         "evaluation": {"enabled": False},

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from controlplane_table import BEGIN, END, write_tables
+from controlplane_table import write_tables
 
+BEGIN, END = "<!-- bench-controlplane: begin -->\n", "<!-- bench-controlplane: end -->\n"
 MEASURED = {"date": "2026-11-26", "machine": "2 cores", "load_before": 0.5}
 OURS = {
     "jobs_per_s": 33.4, "p50_s": 4.1, "p99_s": 9.2, "operator_ms_per_job": 17.5, "apiserver_ms_per_job": 28.0,
