@@ -3,6 +3,9 @@ and test_stages.py has two ranks and full fine-tuning."""
 
 import json
 import math
+import os
+import shutil
+import time
 from pathlib import Path
 from threading import Thread
 from types import SimpleNamespace
@@ -17,7 +20,8 @@ from trl import DPOConfig
 
 from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
-from trl_trainer import data
+from trl_trainer import data, files
+from trl_trainer.models import identity, source
 from trl_trainer.models.tokenizer import load_tokenizer
 from trl_trainer.preflight.references import decided
 from trl_trainer.stages import dpo, reference_log_probs
@@ -57,12 +61,13 @@ def test_asked_once_it_says_what_it_says_in_each_step_also_after_a_kill_and_to_o
         kept = folder / "storage" / reference_log_probs.FOLDER
         if mode == "precompute":
             assert warm.run(job, world=1, prelude=[TORN]).codes == [-9]
-            assert [path.suffix for path in kept.iterdir()] == [".part"], "nothing by its name"
+            assert sorted(path.suffix for path in kept.iterdir()) == [".digest", ".part"], "nothing by its name"
             job = job_file(folder, model_folder, spec=spec, numProcPerNode=1, attempt=1)
         ended = warm.run(job, world=1)
         assert ended.codes == [0], ended.logs
         curves.append([line["loss"] for line in metrics(folder) if "loss" in line])
         assert kept.exists() == (mode == "precompute"), "0.8 epochs ask each pair once"
+    assert len(list(kept.glob("*.digest"))) == 1
     assert curves[1] == pytest.approx(curves[0], abs=1e-6)
 
     # What TRL itself finds for the same rows, and there for the held-out ones.
@@ -148,22 +153,66 @@ def test_the_key_changes_with_trl(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_jobs_that_keep_the_same_at_once_never_show_a_part_of_it(tmp_path: Path) -> None:
     values = numpy.random.default_rng(0).random((2, 50_000), dtype=numpy.float32)
+    path = tmp_path / "name.npy"
 
     def keep(uid: str) -> None:
         for _ in range(20):
-            reference_log_probs._keep(tmp_path, "name", values, uid)
+            files.keep_shared(path, uid, lambda file: numpy.save(file, values))
 
     jobs = [Thread(target=keep, args=(uid,)) for uid in ("uid-1", "uid-2")]
     for job in jobs:
         job.start()
     seen = 0
     while any(job.is_alive() for job in jobs):
-        found = reference_log_probs._known(tmp_path, "name", 50_000)[1]
-        if found is not None:
-            assert numpy.array_equal(found, values)
+        if path.exists():
+            assert numpy.array_equal(numpy.load(path), values)
             seen += 1
     assert seen
-    assert [path.name for path in tmp_path.iterdir()] == ["name.npy"]
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_no_job_has_used_for_long_goes(tmp_path: Path) -> None:
+    names, day = ("used", "new", "old", "old.digest", "dead.uid-9-0.part"), 86400
+    for name, age in zip(names, (99, 29, 31, 31, 31), strict=True):
+        (tmp_path / name).write_text("")
+        os.utime(tmp_path / name, (time.time() - age * day,) * 2)
+    files.take_shared(tmp_path / "used")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "used"]
+    files.take_shared(tmp_path / "used")
+    assert (tmp_path / "used").exists(), "its time is now that of its use"
+    files.take_shared(tmp_path / "none" / "gone")
+
+
+def test_a_base_model_is_read_once_and_only_where_nothing_tells_it(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, model = tmp_path / "memory", shutil.copytree(model_folder, tmp_path / "model")
+    job = resolved(job_file(tmp_path, model, spec=LORA))
+    real, read = files.digest, []
+    monkeypatch.setattr(files, "digest", lambda *given: read.append(given) or real(*given))
+
+    def told(job: JobFile = job) -> str:
+        return identity.of_base(job, memory, "uid-1-0")
+
+    known = told()
+    assert [told(), told()] == [known] * 2 == [real(model, identity.ENDS)] * 2
+    assert len(read) == 1
+    file, seen = model / "config.json", (model / "config.json").stat()
+    file.write_text(file.read_text().replace("256", "257"))
+    os.utime(file, ns=(seen.st_atime_ns, seen.st_mtime_ns + 1))
+    assert told() == real(model, identity.ENDS) != known
+    # By its place on the volume alone.
+    file.rename(model / "old")
+    file.write_text((model / "old").read_text().replace("257", "258"))
+    os.utime(file, ns=(seen.st_atime_ns, seen.st_mtime_ns + 1))
+    assert told() == real(model, identity.ENDS)
+    read.clear()
+    assert told(job.model_copy(update={"digests": {str(model): "sha256:left"}})) == "sha256:left"
+    hub = resolved(job_file(tmp_path, model, spec={**LORA, "model": {"volume": None, "hub": {"repo": "org/base"}}}))
+    monkeypatch.setattr(source, "weights", lambda where, revision: tmp_path / ("a" * 40))
+    paths = hub.paths.model_copy(update={"model": None})
+    assert told(hub.model_copy(update={"paths": paths})) == f"org/base@{'a' * 40}"
+    assert not read
 
 
 @pytest.mark.parametrize("kept", [b"", b"half of it", numpy.zeros((2, 4))], ids=["empty", "torn", "other-rows"])
@@ -189,8 +238,8 @@ def test_what_cannot_be_these_rows_is_asked_again_and_each_attempt_writes_a_file
 
 def test_a_volume_that_cannot_keep_them_costs_no_job(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
-    reference_log_probs._keep(tmp_path / "file", "name", numpy.zeros((2, 1), dtype=numpy.float32), "uid")
-    assert "log-probabilities are not kept: " in capsys.readouterr().out
+    files.keep_shared(tmp_path / "file" / "name", "uid", lambda file: file.write(b""))
+    assert "/file/name is not kept: " in capsys.readouterr().out
 
 
 def test_an_answer_that_is_no_number_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,13 +3,19 @@ imports this."""
 
 import hashlib
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from errno import EACCES, EDQUOT, ENOSPC, EROFS
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import BinaryIO
 
 from trl_trainer.errors import TrainerError
+
+UNUSED_DAYS = 30
+"""So long stays what jobs share and none uses."""
 
 
 def fsync(path: Path) -> None:
@@ -28,6 +34,33 @@ def write_whole(path: Path, text: str) -> None:
     fsync(part)
     os.replace(part, path)
     fsync(path.parent)
+
+
+def keep_shared(path: Path, owner: str, write: Callable[[BinaryIO], object]) -> None:
+    """Publish what `write` writes, whole, where several jobs keep what they could make anew: a crash leaves nothing by
+    that name, and another job or attempt (`owner`: a name of its own for each) that does the same at the same time the
+    same. A storage that cannot take it costs only the time to make it once more."""
+    part = path.with_name(f"{path.stem}.{owner}.part")
+    try:
+        path.parent.mkdir(exist_ok=True)
+        with part.open("wb") as file:
+            write(file)
+        share(part, path.parent)
+        fsync(part)
+        os.replace(part, path)
+        fsync(path.parent)
+    except OSError as error:
+        print(f"{path} is not kept: {error}", flush=True)
+
+
+def take_shared(path: Path) -> None:
+    """Note that a file of `keep_shared` is in use, and remove those beside it that no job has used for UNUSED_DAYS. A
+    job that needs one of them after all makes it anew."""
+    with suppress(OSError):
+        os.utime(path)
+        for other in path.parent.iterdir():
+            if other.stat().st_mtime < time.time() - UNUSED_DAYS * 86400:
+                other.unlink()
 
 
 def sha256(path: Path) -> str:

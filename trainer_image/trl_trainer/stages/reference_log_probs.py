@@ -7,7 +7,6 @@ the storage volume: later attempts take them, and so do other jobs that would ge
 
 import hashlib
 import json
-import os
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ from trl_trainer.distributed import sharding
 from trl_trainer.distributed.world import Run, broadcast
 from trl_trainer.errors import TrainerError
 from trl_trainer.launch import watchdog
-from trl_trainer.models import source
+from trl_trainer.models import identity
 from trl_trainer.results.evaluation import same_random_state
 
 FOLDER = "reference-log-probs"
@@ -33,7 +32,7 @@ def precompute(run: Run, trainer: Any) -> None:
     """Give all rows of DPO's trainer the columns that TRL reads instead of asking the reference, and let go of it. All
     ranks call it, when the models are sharded and before training."""
     with watchdog.led("looking for known log-probabilities", leads=run.is_main):
-        model = broadcast(run, lambda: _model_digest(run.job))
+        model = broadcast(run, lambda: identity.of_base(run.job, _folder(run), _owner(run)))
     trainer.train_dataset = _answered(run, trainer, model, trainer.train_dataset)
     if trainer.eval_dataset is not None:
         trainer.eval_dataset = _answered(run, trainer, model, trainer.eval_dataset)
@@ -44,9 +43,8 @@ def precompute(run: Run, trainer: Any) -> None:
 
 def _answered(run: Run, trainer: Any, model: str, rows: Any) -> Any:
     """Return the rows with the log-probabilities of each, from the volume if they are there."""
-    folder = Path(run.job.paths.storage) / FOLDER
     with watchdog.led("looking for known log-probabilities", leads=run.is_main):
-        name, found = broadcast(run, lambda: _known(folder, key(run.job, model, _digest(rows), run.device), len(rows)))
+        path, found = broadcast(run, lambda: _known(run, key(run.job, model, _digest(rows), run.device), len(rows)))
     if found is None:
         watchdog.enter("computing the reference's log-probabilities", together=True)
         with same_random_state():
@@ -54,15 +52,17 @@ def _answered(run: Run, trainer: Any, model: str, rows: Any) -> Any:
         if not numpy.isfinite(found).all():
             raise TrainerError("NonFiniteLoss", "dpo.referenceModel: a log-probability of the reference is not finite")
         if run.is_main:
-            _keep(folder, name, found, f"{run.job.uid}-{run.job.attempt}")
+            files.keep_shared(path, _owner(run), lambda file: numpy.save(file, found))
+    if run.is_main:
+        files.take_shared(path)
     for column, values in zip(COLUMNS, found, strict=True):
         rows = rows.add_column(column, values)
     return rows
 
 
 def key(job: JobFile, model: str, rows: str, device: str) -> str:
-    """Return a name for the log-probabilities of a resolved job's reference: of all that they depend on. `model` and
-    `rows` are digests of the base model's files and of the tokenized rows, in which template and tokenizer are."""
+    """Return a name for the log-probabilities of a resolved job's reference: of all that they depend on. `model` tells
+    the base model's files (identity.of_base), `rows` the tokenized rows, in which template and tokenizer are."""
     spec = job.spec
     parts = {
         "model": model,
@@ -80,12 +80,12 @@ def key(job: JobFile, model: str, rows: str, device: str) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _model_digest(job: JobFile) -> str:
-    where = source.path(job)
-    known = (job.digests or {}).get(where)
-    if known is not None:
-        return known
-    return files.digest(source.weights(where, job.spec.model.revision), (".json", ".safetensors"))
+def _folder(run: Run) -> Path:
+    return Path(run.job.paths.storage) / FOLDER
+
+
+def _owner(run: Run) -> str:
+    return f"{run.job.uid}-{run.job.attempt}"
 
 
 def _digest(rows: Any) -> str:
@@ -94,30 +94,14 @@ def _digest(rows: Any) -> str:
     return files.sha256(Path(file["filename"]))
 
 
-def _known(folder: Path, name: str, rows: int) -> tuple[str, numpy.ndarray | None]:
-    """Return the name and what is kept by it; None without, or where it is not that of so many rows."""
+def _known(run: Run, name: str, rows: int) -> tuple[Path, numpy.ndarray | None]:
+    """Return the file and what is kept there; None without, or where it is not that of so many rows."""
+    path = _folder(run) / f"{name}.npy"
     try:
-        found = numpy.load(folder / f"{name}.npy")
+        found = numpy.load(path)
     except (OSError, ValueError, EOFError):
-        return name, None
-    return name, found if found.shape == (len(COLUMNS), rows) else None
-
-
-def _keep(folder: Path, name: str, found: numpy.ndarray, attempt: str) -> None:
-    """Publish what was found, whole: a crash leaves nothing by that name, and another job or attempt (`attempt`: a name
-    of its own for each) that does the same at the same time the same. A volume that cannot take it costs the next
-    attempt the time only."""
-    part, path = folder / f"{name}.{attempt}.part", folder / f"{name}.npy"
-    try:
-        folder.mkdir(exist_ok=True)
-        with part.open("wb") as file:
-            numpy.save(file, found)
-        files.share(part, folder)
-        files.fsync(part)
-        os.replace(part, path)
-        files.fsync(folder)
-    except OSError as error:
-        print(f"{path}: the reference's log-probabilities are not kept: {error}", flush=True)
+        return path, None
+    return path, found if found.shape == (len(COLUMNS), rows) else None
 
 
 def _ask(trainer: Any, rows: Any) -> numpy.ndarray:
