@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
-from trl_trainer.padding_free import check, guard, reduced, rows
+from trl_trainer.padding_free import check, compared, guard, reduced, rows
 from trl_trainer.padding_free.attention import NAME, Refused, attention
 from trl_trainer.padding_free.hooks import PaddingFree
 from trl_trainer.preflight import padding
@@ -67,10 +67,10 @@ def test_a_model_whose_own_passes_differ_is_refused(monkeypatch: pytest.MonkeyPa
 def test_a_difference_that_is_not_finite_is_never_lost() -> None:
     one, nan = torch.ones(2), torch.tensor([1.0, math.nan])
     for found, other in ((one, nan), (nan, one), (nan, nan), (one * math.inf, one), (one * math.inf, one * math.inf)):
-        assert guard.difference(found, other) == math.inf
-        assert guard.gradient_difference([one, found], [one, other]) == math.inf
-    assert guard.gradient_difference([one * 3, one], [one, one]) == 2.0
-    assert guard.gradient_difference([], []) == 0.0
+        assert compared.difference(found, other) == math.inf
+        assert compared.gradient_difference([one, found], [one, other]) == math.inf
+    assert compared.gradient_difference([one * 3, one], [one, one]) == 2.0
+    assert compared.gradient_difference([], []) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_what_is_no_padded_batch_of_training_is_computed_as_it_comes() -> None:
 
 def test_router_logits_are_padded_again() -> None:
     model = small("qwen3_moe").train()
-    ids, mask = guard._batch(left=False)
+    ids, mask = compared.batch(64, 0, left=False)
     given = {"input_ids": ids, "attention_mask": mask, "output_router_logits": True, "use_cache": False}
     hooks = PaddingFree(model.base_model, pairs=True)
     free = model(**given, labels=ids.masked_fill(mask == 0, -100))

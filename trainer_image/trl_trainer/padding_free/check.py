@@ -12,7 +12,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from trl_trainer.distributed import sharding
 from trl_trainer.distributed.world import Run, gather
-from trl_trainer.padding_free.guard import FLOORS, difference, gradient_difference
+from trl_trainer.padding_free.compared import FLOORS, batch, derive, difference, gradient_difference, without_dropout
 from trl_trainer.padding_free.hooks import PaddingFree
 from trl_trainer.stage import Stage
 
@@ -82,28 +82,24 @@ class PaddingCheck(TrainerCallback):
     def _found(self, more: int, *, is_on: bool) -> Found:
         """Return what each model returns for each token, or sequence, and the policy's gradients that are compared."""
         policy, *references = self._models()
-        dropouts = [(module, module.p) for module in policy.modules() if isinstance(module, nn.Dropout)]
         was_training = policy.training
         policy.train()
         self._turn(on=is_on)
-        for module, _ in dropouts:
-            module.p = 0.0
         try:
             with torch.no_grad():
                 asked = [self._result(model, more) for model in references]
-            result = self._result(policy, more)
-            weights = torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).to(result.device)
-            (result * weights).sum().backward()
+            with without_dropout(policy):
+                result = self._result(policy, more)
+                derive(result)
             return [result.detach(), *asked], _gradients(policy)
         finally:
             policy.zero_grad()
             policy.train(was_training)
-            for module, share in dropouts:
-                module.p = share
             self._turn(on=False)
 
     def _result(self, model: Any, more: int) -> torch.Tensor:
-        ids, mask = _batch(model.config.get_text_config(), left=self._left)
+        config = model.config.get_text_config()
+        ids, mask = batch(config.vocab_size, config.pad_token_id, left=self._left)
         ids, mask = (nn.functional.pad(part, (0, more)).to(self._trainer.args.device) for part in (ids, mask))
         if self._is_classifier:
             logits: torch.Tensor = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
@@ -135,21 +131,6 @@ def refusal(ranks: Sequence[tuple[float, float, str | None]], arithmetic: torch.
         return f"with more padding a batch differs by {floor:.1e} of its size: is the model random while it trains?"
     found, bound = max(found for found, _, _ in ranks), max(bound, FLOORS * floor)
     return f"without, a batch differs by {found:.1e} of its size, and may by {bound:.1e}" if found > bound else None
-
-
-def _batch(config: Any, *, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids and mask of two pairs of odd lengths with common prompts; the same on each rank."""
-    columns, generator = torch.arange(19), torch.Generator().manual_seed(2)
-    ids = torch.randint(0, config.vocab_size - 1, (4, 19), generator=generator)
-    pad = config.pad_token_id
-    if pad is not None:
-        # None of a sequence is padding: a classifier looks for its end so.
-        ids += ids >= pad
-    ids[2, :9], ids[3, :5] = ids[0, :9], ids[1, :5]
-    mask = columns < torch.tensor([19, 11, 13, 17])[:, None]
-    if left:
-        mask &= columns >= torch.tensor([0, 3, 1, 4])[:, None]
-    return torch.where(mask, ids, pad or 0), mask.long()
 
 
 def _differ(found: Found, other: Found) -> float:

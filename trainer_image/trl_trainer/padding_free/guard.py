@@ -2,8 +2,7 @@
 loaded. What a small batch of the whole model in bf16 would not show (a narrow window, a soft cap) shows here."""
 
 import copy
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,12 +12,12 @@ from transformers import AutoModelForCausalLM
 
 from trl_trainer.padding_free import reduced
 from trl_trainer.padding_free.attention import NAME, OWN, Refused
+from trl_trainer.padding_free.compared import FLOORS, batch, derive, difference, gradient_difference, without_dropout
 from trl_trainer.padding_free.hooks import PaddingFree
 
 HIDDEN, GRADIENT = 1e-5, 5e-5
 """By so much of its greatest value a hidden state or a gradient may differ; or by FLOORS times what it differs by with
 more padding, if that is more."""
-FLOORS = 3
 RANDOM = 1e-3
 """A model of which a state or a gradient differs by more, with more padding alone, says nothing of what is equal."""
 SPREAD = 0.5
@@ -68,7 +67,8 @@ def _model(config: Any) -> Any:
 
 def _compare(model: Any, name: str, *, pairs: bool, left: bool, drops: bool) -> str | None:
     decoder = model.base_model
-    batches = [_batch(left=False), *([_batch(left=True)] if left else [])]
+    vocabulary, pad = model.config.vocab_size, model.config.pad_token_id
+    batches = [batch(vocabulary, pad, left=side) for side in ((False, True) if left else (False,))]
     model.set_attn_implementation(NAME)
     if model.config._attn_implementation != NAME:
         raise Refused("its attention cannot be chosen")
@@ -76,16 +76,14 @@ def _compare(model: Any, name: str, *, pairs: bool, left: bool, drops: bool) -> 
     if drops:
         # Attention would refuse to. All other dropout is each token's own, whatever lies beside it.
         decoder(input_ids=batches[0][0], attention_mask=batches[0][1], use_cache=False)
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
     hooks.is_on = False
     model.set_attn_implementation(OWN)
     random = torch.get_rng_state()
-    own = [(_pass(decoder, ids, mask), _pass(decoder, *_wider(ids, mask))) for ids, mask in batches]
-    model.set_attn_implementation(NAME)
-    hooks.is_on = True
-    without = [_pass(decoder, ids, mask) for ids, mask in batches]
+    with without_dropout(model):
+        own = [(_pass(decoder, ids, mask), _pass(decoder, *_wider(ids, mask))) for ids, mask in batches]
+        model.set_attn_implementation(NAME)
+        hooks.is_on = True
+        without = [_pass(decoder, ids, mask) for ids, mask in batches]
     if not torch.equal(random, torch.get_rng_state()):
         # Dropout that is no module, jitter of a router, layers left out: passes may agree by chance, or all differ.
         raise Refused("it is random while it trains")
@@ -99,31 +97,14 @@ def _compare(model: Any, name: str, *, pairs: bool, left: bool, drops: bool) -> 
     return None
 
 
-def _batch(*, left: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids and mask of three pairs of odd lengths, longer than a window; two have a prompt in common, and one
-    sequence is the beginning of its pair's. `left`: with padding before them, too."""
-    lengths, common = [29, 17, 23, 26, 11, 7], [13, 5, 7]
-    columns = torch.arange(31)
-    ids = torch.randint(3, 64, (6, 31))
-    for pair, number in enumerate(common):
-        ids[3 + pair, :number] = ids[pair, :number]
-    ids[3, common[0]], ids[4, common[1]] = 1, 2
-    mask = columns < torch.tensor(lengths)[:, None]
-    if left:
-        mask &= columns >= torch.tensor([0, 3, 1, 5, 2, 4])[:, None]
-    return ids * mask, mask.long()
-
-
 def _wider(ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return nn.functional.pad(ids, (0, 6)), nn.functional.pad(mask, (0, 6))
 
 
 def _pass(decoder: nn.Module, ids: torch.Tensor, mask: torch.Tensor) -> Found:
-    """A forward and a backward pass; the sum that is derived weighs each token's state on its own."""
     hidden = decoder(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     tokens = hidden[mask.bool()]
-    weights = torch.randn(tokens.shape, generator=torch.Generator().manual_seed(1))
-    (tokens * weights).sum().backward()
+    derive(tokens)
     gradients = [torch.zeros_like(v) if v.grad is None else v.grad.clone() for v in decoder.parameters()]
     decoder.zero_grad()
     return tokens.detach(), gradients
@@ -135,23 +116,6 @@ def _hidden(found: Found, other: Found) -> float:
 
 def _gradients(found: Found, other: Found) -> float:
     return gradient_difference(found[1], other[1])
-
-
-def gradient_difference(found: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
-    """Return the greatest `difference` of two models' gradients, parameter by parameter; 0 of none."""
-    # Some are 0 but for rounding, and would differ by all that they are.
-    least = 1e-3 * max([float(value.abs().max()) for value in other], default=0.0)
-    return max([difference(a, b, least) for a, b in zip(found, other, strict=True)], default=0.0)
-
-
-def difference(found: torch.Tensor, other: torch.Tensor, least: float = 0.0) -> float:
-    """Return the greatest difference as a share of the greatest value of `other`, or of `least` if that is more.
-
-    Infinite where any value of either is not finite: `max` and `>` would lose a NaN.
-    """
-    scale = max(float(other.abs().max()), least, torch.finfo(other.dtype).tiny)
-    share = float((found - other).abs().max()) / scale
-    return share if math.isfinite(share) else math.inf
 
 
 @contextmanager
