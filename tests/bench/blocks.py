@@ -206,7 +206,7 @@ def compare(job: Any, modes: list[str], steps: int) -> dict[str, Any]:
     rows, known = rank.load_data(run, stages.of(job), tokenizer, Rewards([]), reporter)
     is_free = "free" in modes
     bare = bare_losses(run, tokenizer, int(job.spec.training.max_steps) if is_free else 2 * steps)
-    trainer = rank.build(run, stages.of(job), tokenizer, rows, Rewards([]), known.memory.sync_each_batch)
+    trainer = rank.build(run, stages.of(job), tokenizer, rows, Rewards([]), known.memory.sync_each_batch, reporter.warn)
     before = evaluation.Before(run, stages.of(job), trainer, tokenizer, [], rows.report.conversational)
     switch = Switch()
     blocks = blocks_callback(trainer, switch, modes, steps, sync_of(run.device))

@@ -53,7 +53,7 @@ def measure(job: Any, rounds: int) -> dict[str, Any]:
     words = load_tokenizer(job)
     stage = stages.of(job)
     rows, known = rank.load_data(run, stage, words, Rewards([]), reporter)
-    trainer = rank.build(run, stage, words, rows, Rewards([]), known.memory.sync_each_batch)
+    trainer = rank.build(run, stage, words, rows, Rewards([]), known.memory.sync_each_batch, reporter.warn)
     names = ("ours", "ours_durable", "transformers", "dcp_async", "dcp_durable")
     found: dict[str, Any] = {"seconds": {name: [] for name in names}}
 

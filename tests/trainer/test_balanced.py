@@ -24,8 +24,8 @@ TOKENS = [length + _RNG.randint(1, length) for length in LENGTHS]
 def order(epoch: int = 0, seed: int | None = 5, *, sort: bool = True) -> list[int]:
     return list(
         Balanced(
-            lengths=LENGTHS, tokens=TOKENS, batch=BATCH, ranks=RANKS, micro_steps=MICRO_STEPS, seed=seed,
-            epoch=lambda: epoch, sort=sort,
+            lengths=LENGTHS, tokens=TOKENS, batch=BATCH, ranks=RANKS, micro_steps=MICRO_STEPS, sort=sort,
+            seed=None if seed is None else lambda: seed + epoch,
         )
     )  # fmt: skip
 

@@ -185,7 +185,7 @@ def build(
     rows: data.Data,
     scores: Rewards,
     sync_each_batch: bool,
-    warn: Callable[[str], None] = print,
+    warn: Callable[[str], None],
 ) -> Trainer:
     """Return TRL's trainer for the job's kind, its model loaded and, with several processes, sharded."""
     found = arguments.arguments(

@@ -15,6 +15,8 @@ import numpy
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from trl_trainer.stages import row_order
+
 TOGETHER = {"sft", "aot", "aot_unpaired"}
 """TRL's losses of dpo in which the rows of a micro-batch depend on each other: a mean over its tokens, and two that
 sort its pairs."""
@@ -26,7 +28,6 @@ class BalancesRanks:
     one method that transformers gives for that; a single process takes them as transformers does."""
 
     args: Any
-    state: Any
     accelerator: Any
     train_dataset: Any
     data_collator: Any
@@ -44,9 +45,7 @@ class BalancesRanks:
             ranks=args.world_size,
             micro_steps=args.gradient_accumulation_steps,
             sort=TOGETHER.isdisjoint(getattr(self, "loss_types", ())),
-            seed=args.data_seed if args.train_sampling_strategy == "random" else None,
-            # Not by set_epoch: accelerate does not pass it on to a sampler whose first batches a resume skips.
-            epoch=lambda: int(self.state.epoch or 0),
+            seed=row_order.seed_of(self) if args.train_sampling_strategy == "random" else None,
         )
         loader = DataLoader(
             self.train_dataset.remove_columns("length"),
@@ -86,10 +85,9 @@ class Balanced(Sampler[int]):
         ranks: int,
         micro_steps: int,
         sort: bool,
-        seed: int | None,
-        epoch: Callable[[], int],
+        seed: Callable[[], int] | None,
     ) -> None:
-        """`seed`: None takes the rows as they are, in every epoch; `epoch`: the one that begins or is gone on with."""
+        """`seed`: that of the epoch that begins or is gone on with; None takes the rows as they are, in every epoch."""
         self._lengths = lengths
         self._tokens = tokens
         self._batch = batch
@@ -97,7 +95,6 @@ class Balanced(Sampler[int]):
         self._micro_steps = micro_steps
         self._sort = sort
         self._seed = seed
-        self._epoch = epoch
 
     def __len__(self) -> int:
         return len(self._lengths)
@@ -120,7 +117,7 @@ class Balanced(Sampler[int]):
         """Return all rows in the order of this epoch: accelerate's own, which is one process's."""
         if self._seed is None:
             return list(range(len(self)))
-        generator = torch.Generator().manual_seed(self._seed + self._epoch())
+        generator = torch.Generator().manual_seed(self._seed())
         found: list[int] = torch.randperm(len(self), generator=generator).tolist()
         return found
 

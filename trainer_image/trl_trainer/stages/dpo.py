@@ -10,20 +10,18 @@ from trl_contract.spec import DPOSpec
 from trl_trainer.data import Data, DataReport, rows
 from trl_trainer.distributed.world import Run
 from trl_trainer.errors import UserError
-from trl_trainer.models import adapter, base, reference
+from trl_trainer.models import reference
 from trl_trainer.preflight import lengths, steps
 from trl_trainer.results.evaluation import preference_accuracy
 from trl_trainer.rewards import Rewards
 from trl_trainer.stage import Stage
-from trl_trainer.stages import balanced, preparation, reference_log_probs
+from trl_trainer.stages import balanced, common, preparation, reference_log_probs
 
 
 def settings(job: JobFile[DPOSpec]) -> dict[str, Any]:
     dpo = job.spec.dpo
     return {
-        "max_length": job.spec.max_length,
-        "activation_offloading": job.spec.activation_offloading,
-        "train_sampling_strategy": "random" if job.spec.dataset.shuffle else "sequential",
+        **common.settings(job),
         "beta": dpo.beta,
         "loss_type": list(dpo.loss_type),
         "loss_weights": dpo.loss_weights,
@@ -42,17 +40,7 @@ class Trainer(balanced.BalancesRanks, preparation.TakesPreparedRows, DPOTrainer)
 def trainer(run: Run, args: DPOConfig, tokenizer: PreTrainedTokenizerBase, data: Data, rewards: Rewards) -> Trainer:
     # It is sharded before rank 0 may hold the other one whole.
     compared = reference.explicit_reference(run, args)
-    model = base.trained(run, STAGE, args)
-    return Trainer(
-        model=model,
-        ref_model=compared,
-        args=args,
-        train_dataset=data.train,
-        eval_dataset=data.eval,
-        processing_class=tokenizer,
-        peft_config=adapter.lora(run.job, STAGE.task_type, model),
-        quantization_config=base.quantization(run),
-    )
+    return Trainer(ref_model=compared, **common.arguments(run, STAGE, args, tokenizer, data))
 
 
 def ready(run: Run, trainer: Trainer) -> None:

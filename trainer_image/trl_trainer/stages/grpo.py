@@ -11,10 +11,11 @@ from trl_trainer.data import Data, DataReport, rows
 from trl_trainer.data.turns import BadRow
 from trl_trainer.distributed.world import Run
 from trl_trainer.errors import UserError
-from trl_trainer.models import adapter, base, reference
+from trl_trainer.models import reference
 from trl_trainer.preflight import steps
 from trl_trainer.rewards import Rewards, builtin
 from trl_trainer.stage import Row, Stage
+from trl_trainer.stages import common
 from trl_trainer.stages.row_order import TakesRowsInOrder
 
 
@@ -55,17 +56,7 @@ class Trainer(TakesRowsInOrder, GRPOTrainer):
 
 def trainer(run: Run, args: GRPOConfig, tokenizer: PreTrainedTokenizerBase, data: Data, rewards: Rewards) -> Trainer:
     with reference.in_grpo(run, args):
-        model = base.trained(run, STAGE, args)
-        made = Trainer(
-            model=model,
-            reward_funcs=rewards.reward_funcs,
-            args=args,
-            train_dataset=data.train,
-            eval_dataset=data.eval,
-            processing_class=tokenizer,
-            peft_config=adapter.lora(run.job, STAGE.task_type, model),
-            quantization_config=base.quantization(run),
-        )
+        made = Trainer(reward_funcs=rewards.reward_funcs, **common.arguments(run, STAGE, args, tokenizer, data))
     for function in rewards.functions:
         function.is_counted = lambda: made.model.training
     return made

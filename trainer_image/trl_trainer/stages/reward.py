@@ -9,18 +9,15 @@ from trl_contract.jobfile import JobFile
 from trl_contract.spec import RewardSpec
 from trl_trainer.data import Data, rows
 from trl_trainer.distributed.world import Run
-from trl_trainer.models import adapter, base
 from trl_trainer.preflight import lengths, steps
 from trl_trainer.rewards import Rewards
 from trl_trainer.stage import Stage
-from trl_trainer.stages import balanced, preparation
+from trl_trainer.stages import balanced, common, preparation
 
 
 def settings(job: JobFile[RewardSpec]) -> dict[str, Any]:
     return {
-        "max_length": job.spec.max_length,
-        "activation_offloading": job.spec.activation_offloading,
-        "train_sampling_strategy": "random" if job.spec.dataset.shuffle else "sequential",
+        **common.settings(job),
         "center_rewards_coefficient": job.spec.reward.center_rewards_coefficient,
     }
 
@@ -31,17 +28,7 @@ class Trainer(balanced.BalancesRanks, preparation.TakesPreparedRows, RewardTrain
 
 def trainer(run: Run, args: RewardConfig, tokenizer: PreTrainedTokenizerBase, data: Data, rewards: Rewards) -> Trainer:
     """The head has random weights of the job's seed."""
-    model = base.trained(run, STAGE, args)
-    return Trainer(
-        model=model,
-        args=args,
-        train_dataset=data.train,
-        eval_dataset=data.eval,
-        processing_class=tokenizer,
-        # SEQ_CLS makes peft train and save the new head beside the adapter.
-        peft_config=adapter.lora(run.job, STAGE.task_type, model),
-        quantization_config=base.quantization(run),
-    )
+    return Trainer(**common.arguments(run, STAGE, args, tokenizer, data))
 
 
 STAGE = Stage(

@@ -13,19 +13,16 @@ from trl_trainer.data import Data, DataReport, rows, template
 from trl_trainer.data.rows import conversational
 from trl_trainer.distributed.world import Run
 from trl_trainer.errors import UserError
-from trl_trainer.models import adapter, base
 from trl_trainer.preflight import lengths, steps
 from trl_trainer.rewards import Rewards
 from trl_trainer.stage import Row, Stage
-from trl_trainer.stages import balanced, preparation
+from trl_trainer.stages import balanced, common, preparation
 
 
 def settings(job: JobFile[SFTSpec]) -> dict[str, Any]:
     sft = job.spec.sft
     return {
-        "max_length": job.spec.max_length,
-        "activation_offloading": job.spec.activation_offloading,
-        "train_sampling_strategy": "random" if job.spec.dataset.shuffle else "sequential",
+        **common.settings(job),
         "packing": sft.packing,
         "packing_strategy": sft.packing_strategy or "bfd",
         "loss_type": sft.loss_type,
@@ -43,16 +40,7 @@ class Trainer(balanced.BalancesRanks, preparation.TakesPreparedRows, SFTTrainer)
 def trainer(run: Run, args: SFTConfig, tokenizer: PreTrainedTokenizerBase, data: Data, rewards: Rewards) -> Trainer:
     # The labels say it already; with the option TRL would look for conversations in the rows.
     args.assistant_only_loss = False
-    model = base.trained(run, STAGE, args)
-    return Trainer(
-        model=model,
-        args=args,
-        train_dataset=data.train,
-        eval_dataset=data.eval,
-        processing_class=tokenizer,
-        peft_config=adapter.lora(run.job, STAGE.task_type, model),
-        quantization_config=base.quantization(run),
-    )
+    return Trainer(**common.arguments(run, STAGE, args, tokenizer, data))
 
 
 def total_steps(job: JobFile[SFTSpec], number: int) -> int | None:
