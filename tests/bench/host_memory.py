@@ -29,7 +29,7 @@ model until it is sharded, shards included, in sizes of what is loaded (4-bit la
 fine-tuning dpo's reference too); exporting is all of `final/`, merge included, in sizes of the model's files. About
 10 MB of a process are not weights. With qlora each process also takes 30 bytes for each value of the largest layer
 while bitsandbytes chooses its 4 bits: here that is most of its row, on a GPU it lies there. preflight (`explain` shows
-it) takes the formulas of `preflight/memory.py`: while loading {loading} of the shards that stay in the host's memory,
+it) takes the formulas of `preflight/host.py`: while loading {loading} of the shards that stay in the host's memory,
 or {converting} of the model where transformers makes its weights of other tensors (fused experts: not in the table,
 tests/trainer/test_loading.py holds that).
 
@@ -60,7 +60,7 @@ CASES = (
 
 
 def main() -> None:
-    from trl_trainer.preflight import memory
+    from trl_trainer.preflight import host
 
     rows = []
     with tempfile.TemporaryDirectory(prefix="host-memory-") as folder, warm_process(Path(folder)) as warm:
@@ -69,7 +69,7 @@ def main() -> None:
             print(rows[-1], flush=True)
     page = Path("docs/memory.md")
     others, *_ = page.read_text().partition(TITLE)
-    text = PAGE.format(loading=memory.LOADING, converting=memory.CONVERTING, rows="\n".join(rows))
+    text = PAGE.format(loading=host.LOADING, converting=host.CONVERTING, rows="\n".join(rows))
     page.write_text(f"{others.rstrip()}\n\n{TITLE}\n{text}")
 
 

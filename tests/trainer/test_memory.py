@@ -10,8 +10,10 @@ import pytest
 from trl_contract.jobfile import JobFile
 from trl_contract.resolve import resolve
 from trl_trainer.launch import host_memory
-from trl_trainer.preflight import decide, host_memory_findings, pinned
-from trl_trainer.preflight.memory import FITS, KEPT, Sizes, estimate, host, smallest_world
+from trl_trainer.preflight import decide, findings, pinned
+from trl_trainer.preflight.host import of_node
+from trl_trainer.preflight.memory import FITS, KEPT, estimate, smallest_world
+from trl_trainer.preflight.quantities import Sizes
 
 M = 1_000_000
 BIG = 10**15
@@ -296,7 +298,7 @@ def test_host_memory_by_hand(made, doing, wanted):
 
 
 def needs_of(made, sizes):
-    return host(made, estimate(made, sizes, BIG, "cuda" if made.has_gpus else "cpu"), sizes, 2000 * M, 100 * M)
+    return of_node(made, estimate(made, sizes, BIG, "cuda" if made.has_gpus else "cpu"), sizes, 2000 * M, 100 * M)
 
 
 def test_converted_weights_take_more():
@@ -318,8 +320,8 @@ def test_a_part_is_a_block_at_least_and_the_model_at_most():
 
 def test_a_pod_with_too_little_memory_is_told_for_what():
     needs = {"loading the model": 2 * 2**30, "exporting the model": 3 * 2**30}
-    assert host_memory_findings(needs, 3 * 2**30) == []
-    (found,) = host_memory_findings(needs, 3 * 2**30 - 1)
+    assert findings.host_memory(needs, 3 * 2**30) == []
+    (found,) = findings.host_memory(needs, 3 * 2**30 - 1)
     assert found.startswith("exporting the model takes up to 3.0 GiB of each pod's memory")
 
 

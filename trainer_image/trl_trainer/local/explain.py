@@ -28,6 +28,7 @@ from trl_trainer.preflight import Preflight, image, memory, references, steps
 from trl_trainer.preflight.architecture import Architecture
 from trl_trainer.preflight.clock import Clock
 from trl_trainer.preflight.lengths import Lengths
+from trl_trainer.preflight.quantities import Sizes
 from trl_trainer.stage import Stage
 
 UNTOLD = ("output_dir", "report_to", "disable_tqdm", "logging_nan_inf_filter", "save_strategy", "trust_remote_code")
@@ -166,7 +167,7 @@ def _print_plan(there: JobFile, here: JobFile, stage: Stage, rows: Written, base
         print(f"\n# GPUs\n{_smallest(there, preflight.sizes(there, base, seen))}")
 
 
-def _smallest(job: JobFile, sizes: memory.Sizes) -> str:
+def _smallest(job: JobFile, sizes: Sizes) -> str:
     """Return how many GPUs the job needs at least: of those here, else of common ones."""
     known = torch.cuda.is_available()
     common = [torch.cuda.mem_get_info()[1]] if known else [count * 10**9 for count in GPUS]

@@ -18,11 +18,23 @@ from trl_trainer.launch import host_memory
 from trl_trainer.launch.host_memory import size
 from trl_trainer.launch.network import with_token
 from trl_trainer.models import arguments, skeleton, source
-from trl_trainer.preflight import architecture, ends, evaluations, lengths, memory, padding, references, samples, steps
+from trl_trainer.preflight import (
+    architecture,
+    ends,
+    evaluations,
+    findings,
+    host,
+    lengths,
+    memory,
+    padding,
+    references,
+    samples,
+)
 from trl_trainer.preflight.architecture import Architecture
 from trl_trainer.preflight.clock import Clock
 from trl_trainer.preflight.lengths import Lengths
 from trl_trainer.preflight.memory import MemoryEstimate
+from trl_trainer.preflight.quantities import OPTIMIZER_BYTES, Sizes
 from trl_trainer.stage import Stage
 
 RESOLVED = "resolved.json"
@@ -112,15 +124,15 @@ def judge(
     skipped = evaluation_skipped(job, rows.report, seen)
     padded = padding.refusal(job, stage, device) if padding.may_do_without(job) else None
     too_little = _too_little_memory(needs) or _too_little_disk(checkpoint, final, free)
-    findings = [
+    found = [
         *rows.report.warnings(),
-        *_length_findings(job, base, seen),
-        *([f"evaluation is skipped: {skipped.message}"] if skipped else _held_out_findings(job, seen)),
-        *_warmup_findings(job, total_steps),
+        *findings.row_lengths(job, base, seen),
+        *([f"evaluation is skipped: {skipped.message}"] if skipped else findings.held_out(job, seen)),
+        *findings.warmup(job, total_steps),
         *evaluations.findings(job, stage, seen.kept, total_steps),
-        *_expert_findings(base),
+        *findings.experts(base),
         *([f"training.paddingFree: the run is padded: {padded}"] if padded else []),
-        *_vocabulary_findings(job, base),
+        *findings.vocabulary(job, base),
         *ends.findings(job, stage, tokenizer, base, rows),
         *template.unread_options(
             tokenizer, job.spec.dataset.chat_template_kwargs, conversational=rows.report.conversational
@@ -128,8 +140,8 @@ def judge(
         *stage.findings(job, tokenizer, rows.report),
     ]
     if too_little is None:
-        findings += [*_memory_findings(needs), *_disk_findings(job, checkpoint, final, free)]
-    findings += host_memory_findings(host_needs(job, needs, numbers, base), host_memory.available())
+        found += [*findings.tight_memory(needs), *findings.disk(job, checkpoint, final, free)]
+    found += findings.host_memory(host_needs(job, needs, numbers, base), host_memory.available())
     return Preflight(
         architecture=base.name,
         parameters=base.parameters,
@@ -141,7 +153,7 @@ def judge(
         memory=needs,
         checkpoint_bytes=checkpoint,
         free_bytes=free,
-        findings=findings,
+        findings=found,
         evaluation_skipped=skipped,
         padded=padded,
         too_little=too_little,
@@ -213,53 +225,12 @@ def evaluation_skipped(job: JobFile, report: DataReport, seen: Lengths) -> Evalu
     if not evaluation.enabled or _num_held_out(report, seen):
         return None
     if report.eval:
-        return EvaluationSkipped(reason="HeldOutRowsDropped", message=_dropped(job, seen))
+        return EvaluationSkipped(reason="HeldOutRowsDropped", message=findings.dropped(job, seen))
     if dataset.eval is None and dataset.eval_split == 0 and not evaluation.is_repeated:
         return None  # as asked for
     return EvaluationSkipped(
         reason="NoHeldOutRows", message="no rows are held out (dataset.eval, or evalSplit of at least two rows)"
     )
-
-
-def _held_out_findings(job: JobFile, seen: Lengths) -> list[str]:
-    found = [_dropped(job, seen)] if seen.held_out_dropped else []
-    if seen.held_out_cut:
-        limit = f"training.maxLength {job.spec.max_length}"
-        found.append(f"{seen.held_out_cut} of {seen.held_out} held-out rows are cut: longer than {limit}")
-    return found
-
-
-def _dropped(job: JobFile, seen: Lengths) -> str:
-    return (
-        f"{seen.held_out_dropped} of {seen.held_out} held-out rows are dropped: nothing of them that would be learnt is"
-        f" within training.maxLength {job.spec.max_length}"
-    )
-
-
-def _warmup_findings(job: JobFile, total: int | None) -> list[str]:
-    warmup = job.spec.training.warmup_steps
-    if warmup is None or total is None or warmup < total:
-        return []
-    return [
-        f"training.warmupSteps {warmup}: the job has {total} steps, so {steps.warmup(job, total)} of them warm up:"
-        " lower it"
-    ]
-
-
-def _expert_findings(base: Architecture) -> list[str]:
-    if not base.bare_experts:
-        return []
-    return [
-        f"peft.targetParameters: the experts of the model, {100 * base.in_bare_experts / base.parameters:.0f} % of its"
-        f" parameters, get no adapter: add {', '.join(base.bare_experts)}"
-    ]
-
-
-def _vocabulary_findings(job: JobFile, base: Architecture) -> list[str]:
-    if not job.spec.model.add_tokens:
-        return []
-    names, had = ", ".join(job.spec.model.add_tokens), base.vocabulary - base.grown
-    return [f"model.addTokens: the embeddings have {had} rows, and {base.grown} more are added for {names}"]
 
 
 def _too_little_memory(needs: MemoryEstimate) -> tuple[FailureReason, str] | None:
@@ -295,10 +266,10 @@ def check_tokenizer(job: JobFile, tokenizer: Any, base: Architecture) -> None:
         )
 
 
-def sizes(job: JobFile, base: Architecture, seen: Lengths) -> memory.Sizes:
+def sizes(job: JobFile, base: Architecture, seen: Lengths) -> Sizes:
     """Return what the memory estimate needs to know."""
-    model = {field.name: getattr(base, field.name) for field in fields(memory.Sizes) if hasattr(base, field.name)}
-    return memory.Sizes(
+    model = {field.name: getattr(base, field.name) for field in fields(Sizes) if hasattr(base, field.name)}
+    return Sizes(
         **model,
         length=job.spec.sequence_length(seen.longest),
         prompt=seen.longest if isinstance(job.spec, GRPOSpec) else 0,
@@ -346,59 +317,13 @@ def available(job: JobFile, device: str) -> int:
 
 def checkpoint_bytes(job: JobFile, base: Architecture) -> int:
     """Return the size of a checkpoint: what is trained in fp32, and the optimizer's state."""
-    optimizer = {"paged_adamw_8bit": 2.0}.get(
-        job.spec.training.optimizer, memory.OPTIMIZER_BYTES[job.spec.training.optimizer]
-    )
+    optimizer = {"paged_adamw_8bit": 2.0}.get(job.spec.training.optimizer, OPTIMIZER_BYTES[job.spec.training.optimizer])
     # The full form holds the weights twice when all are trained: transformers' own file beside accelerate's.
     whole = job.spec.fsdp.state_dict_type == "full" and job.spec.peft.method == "none"
     twice = 4 if whole and job.world_size > 1 else 0
     return round(base.trainable * (4 + twice + optimizer))
 
 
-def host_needs(job: JobFile, needs: MemoryEstimate, numbers: memory.Sizes, base: Architecture) -> dict[str, int]:
-    """Return what the processes of one node need of the host's memory (memory.host)."""
-    return memory.host(job, needs, numbers, checkpoint_bytes(job, base), skeleton.PART_BYTES)
-
-
-def host_memory_findings(needs: dict[str, int], limit: int) -> list[str]:
-    """Return what to say when the pod's memory, `limit` bytes, may not suffice for what the processes of a node do
-    there (memory.host)."""
-    doing, wanted = max(needs.items(), key=lambda item: item[1])
-    if wanted <= limit:
-        return []
-    return [
-        f"{doing} takes up to {size(wanted)} of each pod's memory, and it has {size(limit)}: raise"
-        " resources.limits.memory"
-    ]
-
-
-def _disk_findings(job: JobFile, checkpoint: int, final: int, free: int) -> list[str]:
-    """Return what to say about disk space that suffices for a while."""
-    # A new checkpoint is written before an old one goes.
-    wanted = (job.spec.checkpoint.keep + 1) * checkpoint + final
-    if free < wanted:
-        return [f"storage: {size(free)} are free; checkpoint.keep {job.spec.checkpoint.keep} needs {size(wanted)}"]
-    return []
-
-
-def _length_findings(job: JobFile, base: Architecture, seen: Lengths) -> list[str]:
-    found = []
-    about = "" if seen.exact else "about "
-    for count, what in ((seen.dropped, "dropped"), (seen.cut, "cut")):
-        if count:
-            share = f"{about}{100 * count / seen.sampled:.1f} %"
-            found.append(
-                f"{share} of the training rows are {what}: longer than training.maxLength"
-                f" {job.spec.max_length} (99 % have at most {seen.p99} tokens)"
-            )
-    longest = job.spec.sequence_length(seen.longest)
-    if base.positions is not None and longest > base.positions:
-        found.append(f"sequences of {longest} tokens are longer than the {base.positions} that the model was made for")
-    return found
-
-
-def _memory_findings(needs: MemoryEstimate) -> list[str]:
-    if needs.fits:
-        return []
-    change = f"; what would fit: {needs.change}" if needs.change else ""
-    return [f"memory is tight: {needs.describe()}{change}"]
+def host_needs(job: JobFile, needs: MemoryEstimate, numbers: Sizes, base: Architecture) -> dict[str, int]:
+    """Return what the processes of one node need of the host's memory (host.of_node)."""
+    return host.of_node(job, needs, numbers, checkpoint_bytes(job, base), skeleton.PART_BYTES)
