@@ -1,5 +1,6 @@
 """The run of a job: pinned when its first attempt begins, and found again for all others."""
 
+from dataclasses import replace
 from typing import Any
 
 from trl_contract.cluster import BackendName
@@ -7,6 +8,7 @@ from trl_contract.jobfile import AttemptFile
 from trl_contract.upstreams import Upstream
 from trl_operator.api.defaults import RESOLVED, pinned, with_defaults
 from trl_operator.api.job import Job
+from trl_operator.api.status import JobStatus
 from trl_operator.api.stored import read_status
 from trl_operator.kube import CONFIG_MAPS, JOBS, Kube
 from trl_operator.plan.acceptance import Blocker
@@ -27,12 +29,12 @@ async def find_run(kube: Kube, job: Job, status: Obj, trainer_image: str, backen
     """
     known = read_status(status)
     if known.run is None:
-        return await _pin(kube, job, trainer_image, backend)
+        return await _pin(kube, job, known, trainer_image, backend)
     found = await kube.get(CONFIG_MAPS, job.namespace, job.base_name)
     if found is not None and controller_uid(found["metadata"]) == job.uid and digest(found["data"]) == known.run.digest:
         job = pinned(job, found["data"].get(RESOLVED))
         return Pinned(as_pinned(job, found["data"]["job.json"]), known.run)
-    again = await _pin(kube, job, known.run.image if known.attempt else trainer_image, backend)
+    again = await _pin(kube, job, known, known.run.image if known.attempt else trainer_image, backend)
     if isinstance(again, Blocker) or again.run == known.run or not known.attempt:
         return again
     message = (
@@ -54,11 +56,15 @@ async def find_again(kube: Kube, job: Job, stored: Obj) -> tuple[Pinned, Attempt
     return found, attempt_file(status)
 
 
-async def _pin(kube: Kube, job: Job, trainer_image: str, backend: BackendName) -> Pinned | Blocker:
+async def _pin(kube: Kube, job: Job, known: JobStatus, trainer_image: str, backend: BackendName) -> Pinned | Blocker:
     results: dict[Upstream, Result] = {}
     for upstream in upstreams(job):
         found = look(upstream, await kube.get(JOBS[upstream.kind], job.namespace, upstream.name))
         if isinstance(found, Blocker):
             return found
         results[upstream] = found
+    # What has begun without defaults gets none in mid-life, and is made anew as it was.
+    begun = bool(known.attempt) or known.workload is not None
+    if begun and known.defaults is None:
+        job = replace(job, offered={})
     return pin(with_defaults(job, job.offered), results, trainer_image, backend)

@@ -1,5 +1,6 @@
 """What jobs have where their specs say nothing: whom a set is for, how sets and job come together, that it stays."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from datetime import datetime
@@ -10,11 +11,14 @@ from pydantic import ValidationError
 from test_run import Mid, accepted
 
 from trl_contract.cluster import ClusterSpec
+from trl_operator.api.job import Job, parse_job
 from trl_operator.api.schema import structural_schema
 from trl_operator.host import read_settings
 from trl_operator.jobdefaults import FIELDS, JobDefaults, filled, items, offered, part, place_of, unsaid
+from trl_operator.render.environment import environment
 from trl_operator.render.manifests import Installation, claim
 from trl_operator.render.run import pin
+from trl_operator.runs import find_again
 from trl_operator.settings import Settings, from_environment
 
 Make = Callable[..., Any]
@@ -191,6 +195,11 @@ class Defaulted(Mid):
         """The admin installs these sets."""
         self.installation = Installation("trainer:1", "https://op:10443", "CA", job_defaults=sets(*found))
 
+    def job(self) -> Job:
+        """The job as the operator now reads it."""
+        obj = self.kube.objects["dpojobs", "team", "tune"]
+        return self.installation.of(parse_job(obj), obj)
+
     def queue(self) -> dict[str, str]:
         metadata = self.kube.objects["pytorchjobs", "team", self.status["workload"]["name"]]["metadata"]
         return {name: value for name, value in metadata["labels"].items() if name.startswith("kueue")}
@@ -257,6 +266,52 @@ def test_whoever_begins_a_run_decides_which_defaults_it_has(job_object: Make, no
     world.reconcile()
     assert (world.status["defaults"], world.queue()) == (TOLD, GOLD)
     assert world.template["nodeSelector"] == {"pool": "a"}
+
+
+@pytest.mark.parametrize("upgraded", [False, True], ids=["its ConfigMap is lost", "an operator of 0.1 has begun it"])
+def test_a_run_that_began_without_defaults_gets_none_in_mid_life(
+    upgraded: bool, job_object: Make, now: datetime
+) -> None:
+    world = Defaulted(job_object(), now)
+    world.kube.put("configmaps", {"metadata": {"name": "rows"}, "data": {"train.jsonl": ""}})
+    world.reconcile()
+    run, made = world.status["run"], world.run_map
+    world.have(ALL, TEAM)
+    world.lose_attempt()
+    del world.kube.objects["configmaps", "team", "tune-dpo"]
+    if upgraded:
+        job = world.kube.objects["dpojobs", "team", "tune"]
+        status = {name: value for name, value in job["status"].items() if name != "run"}
+        world.store.put_job(world.kube.put("dpojobs", {**job, "status": status}))
+    world.reconcile()
+    assert (world.status["run"], world.run_map["data"]) == (run, made["data"])
+    assert ("nodeSelector" in world.template, "defaults" in world.status, world.queue()) == (False, False, {})
+    # Nor do pods that have yet to start wait in vain for what they mount.
+    del world.kube.objects["configmaps", "team", "tune-dpo"]
+    found = asyncio.run(find_again(world.kube, world.job(), world.status))  # type: ignore[arg-type]
+    assert found is not None
+    assert (found[0].run.to_wire(), (found[0].manifest or {})["data"]) == (run, made["data"])
+
+
+SECRET = {"name": "mine", "key": "token"}
+
+
+@pytest.mark.parametrize(
+    ("variable", "said"),
+    [
+        ("HF_TOKEN", {"model": {"hub": {"repo": "org/base", "tokenSecretRef": SECRET}}}),
+        ("WANDB_API_KEY", {"tracking": {"wandb": {"project": "p", "secretRef": SECRET}}}),
+    ],
+)
+def test_a_secret_that_a_job_names_wins_over_a_variable_of_the_sets(variable: str, said: Obj, make_job: Make) -> None:
+    shared = {"name": variable, "valueFrom": {"secretKeyRef": {"name": "of-all", "key": "token"}}}
+    installation = Installation("t", "u", "CA", job_defaults=sets(("all", {"spec": {"env": [shared]}})))
+    job = installation.of(make_job(**said), {"metadata": {}})
+    own = {"name": variable, "valueFrom": {"secretKeyRef": SECRET}}
+    assert [each for each in environment(job, "https://op") if each["name"] == variable] == [own]
+    assert job.defaults is None
+    without = installation.of(make_job(), {"metadata": {}})
+    assert [each for each in environment(without, "https://op") if each["name"] == variable] == [shared]
 
 
 def test_the_label_of_a_queue_is_the_jobs_own_word(job_object: Make, now: datetime) -> None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from trl_contract.rewards import token_variable
 from trl_contract.sources import DataSource, HubDataset, HubModel, ModelSource, SecretKeyRef
 from trl_contract.spec import TrainingSpec
 
@@ -46,6 +47,17 @@ def hub_tokens(spec: TrainingSpec) -> dict[str, SecretKeyRef]:
     refs = [hub.token_secret_ref for hub in hubs(spec) if hub.token_secret_ref]
     different = [ref for index, ref in enumerate(refs) if ref not in refs[:index]]
     return {f"TRL_HUB_{index}_TOKEN" if index else "HF_TOKEN": ref for index, ref in enumerate(different)}
+
+
+def secrets(spec: TrainingSpec) -> dict[str, SecretKeyRef]:
+    """Return the Secrets that the spec names, by the variable that carries each."""
+    found = hub_tokens(spec)
+    for reward in spec.rewards:
+        if reward.http and reward.http.secret_ref:
+            found[token_variable(reward.name)] = reward.http.secret_ref
+    if spec.tracking and spec.tracking.wandb and spec.tracking.wandb.secret_ref:
+        found["WANDB_API_KEY"] = spec.tracking.wandb.secret_ref
+    return found
 
 
 def sources(spec: TrainingSpec) -> Iterator[tuple[Role, str, ModelSource | DataSource, str]]:

@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from typing import Any, Final
 
+from trl_contract.acceptance import secrets
 from trl_contract.cluster import ClusterSpec
 from trl_operator.api.job import Job
 from trl_operator.api.status import DefaultQueue, Defaults, DefaultsSet
@@ -68,13 +69,14 @@ def origin(job: Job, field: str) -> str:
 
 
 def _left(job: Job, values: Values) -> tuple[Obj, Values]:
-    """Return the cluster's part of the job's own spec in its JSON form, and those values of which it says nothing."""
+    """Return the cluster's part of the job's own spec in its JSON form, and those values of which the job says nothing:
+    it also does by the label of its queue, and by a Secret that a variable carries."""
     if not values:
         return {}, values
     parts = set(ClusterSpec.model_fields)
     wire = (job.own or job.cluster).model_dump(mode="json", by_alias=True, exclude_none=True, include=parts)
-    left = unsaid(wire, values)
-    return wire, {item: value for item, value in left.items() if item != _QUEUE or not job.queue_label}
+    said = {("env", name) for name in secrets(job.training)} | ({_QUEUE} if job.queue_label else set())
+    return wire, {item: value for item, value in unsaid(wire, values).items() if item not in said}
 
 
 def _told(values: Values) -> Defaults:

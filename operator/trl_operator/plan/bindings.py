@@ -1,5 +1,5 @@
-"""The one walk over a spec: everything outside of it that it names, where, and what for; but for earlier jobs, which
-are trl_contract.upstreams."""
+"""The one walk over a spec: all that its pods mount or take whole, where it is named, and what for. Earlier jobs are
+trl_contract.upstreams; the hub's repositories and Secrets by key are trl_contract.acceptance."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,20 +10,18 @@ from trl_contract.cluster import Storage
 from trl_contract.pod import CABundle, EnvFrom, Pod
 from trl_contract.podvolumes import PodVolume
 from trl_contract.rewards import RewardFunction
-from trl_contract.sources import ConfigMapKey, DataSource, HubDataset, HubModel, ModelSource, SecretKeyRef, Volume
+from trl_contract.sources import ConfigMapKey, DataSource, ModelSource, Volume
 from trl_operator.api.job import Job
 
 Rows = list[dict[str, Any]]
-Role = Literal[
-    "model", "reference_model", "train", "mixture", "eval", "reward", "resume_from", "storage", "tracking", "pod"
-]
-Source = Volume | ConfigMapKey | HubModel | HubDataset | Rows | SecretKeyRef | Storage | PodVolume | CABundle | EnvFrom
+Role = Literal["model", "reference_model", "train", "mixture", "eval", "reward", "resume_from", "storage", "pod"]
+Source = Volume | ConfigMapKey | Rows | Storage | PodVolume | CABundle | EnvFrom
 
 
 @dataclass(frozen=True)
 class Binding:
-    """`source` is what the spec names in `field`: a claim, a key of a ConfigMap, a repository, rows that the spec holds
-    itself, a key of a Secret, the claim that the job writes to, or what its pods mount and take variables from."""
+    """`source` is what the spec names in `field`: a claim, a key of a ConfigMap, rows that the spec holds itself, the
+    claim that the job writes to, or what its pods mount and take variables from."""
 
     field: str
     role: Role
@@ -40,8 +38,6 @@ def bindings(job: Job) -> list[Binding]:
         found += _reward(f"grpo.rewards[{index}]", reward)
     if spec.checkpoint.resume_from and spec.checkpoint.resume_from.volume:
         found.append(Binding("checkpoint.resumeFrom.volume", "resume_from", spec.checkpoint.resume_from.volume))
-    if spec.tracking and spec.tracking.wandb and spec.tracking.wandb.secret_ref:
-        found.append(Binding("tracking.wandb.secretRef", "tracking", spec.tracking.wandb.secret_ref))
     if storage.claim_name:
         found.append(Binding("storage.claimName", "storage", storage))
     return [*found, *_pod(job.cluster.pod or Pod())]
@@ -57,7 +53,7 @@ def _pod(pod: Pod) -> Iterator[Binding]:
 
 
 def _source(role: Role, field: str, source: ModelSource | DataSource, name: str) -> list[Binding]:
-    named: dict[str, Source | None] = {"hub": source.hub, "volume": source.volume}
+    named: dict[str, Source | None] = {"volume": source.volume}
     if isinstance(source, DataSource):
         named |= {"configMap": source.config_map, "inline": source.inline}
     return [Binding(f"{field}.{kind}", role, given, name) for kind, given in named.items() if given]
@@ -67,8 +63,6 @@ def _reward(field: str, reward: RewardFunction) -> list[Binding]:
     model = reward.reward_model
     named: dict[str, Source | None] = {
         "python.configMap": reward.python.config_map if reward.python else None,
-        "rewardModel.source.hub": model.source.hub if model and model.source else None,
         "rewardModel.source.volume": model.source.volume if model and model.source else None,
-        "http.secretRef": reward.http.secret_ref if reward.http else None,
     }
     return [Binding(f"{field}.{name}", "reward", given, reward.name) for name, given in named.items() if given]

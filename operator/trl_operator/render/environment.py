@@ -2,16 +2,13 @@
 
 from typing import Any
 
-from trl_contract.acceptance import hub_tokens, hubs
+from trl_contract.acceptance import hubs, secrets
 from trl_contract.cluster import EnvVar
 from trl_contract.jobfile import JOB_UID
 from trl_contract.pod import EnvFrom
 from trl_contract.report import CA_BUNDLE, SECRET_VARIABLES
-from trl_contract.rewards import token_variable
-from trl_contract.sources import SecretKeyRef
 from trl_operator.api.job import Job
 from trl_operator.constants import GROUP, VERSION
-from trl_operator.plan.bindings import Binding, bindings
 from trl_operator.render.volumes import ATTEMPT, CA_FOLDER, HOME, TOKEN
 
 
@@ -28,7 +25,7 @@ def environment(job: Job, receiver_url: str) -> list[dict[str, Any]]:
         literals["HF_HUB_OFFLINE"] = "1"
     if job.cluster.pod and job.cluster.pod.ca_bundle:
         literals[CA_BUNDLE] = f"{CA_FOLDER}/ca.crt"
-    found, users = secrets(job), job.cluster.env or []
+    found, users = secrets(job.training), job.cluster.env or []
     secret = [
         *found,
         *(variable.name for variable in users if variable.value_from and variable.value_from.secret_key_ref),
@@ -53,23 +50,8 @@ def report_path(job: Job) -> str:
     return f"/apis/{GROUP}/{VERSION}/namespaces/{job.namespace}/{job.info.plural}/{job.name}/status"
 
 
-def secrets(job: Job) -> dict[str, SecretKeyRef]:
-    """Return the references to secrets, by the name of the variable that carries each."""
-    found = hub_tokens(job.training)
-    for binding in bindings(job):
-        if isinstance(binding.source, SecretKeyRef):
-            found[_variable(binding)] = binding.source
-    return found
-
-
 def _sources(job: Job) -> list[EnvFrom]:
     return (job.cluster.pod.env_from if job.cluster.pod else None) or []
-
-
-def _variable(binding: Binding) -> str:
-    if binding.role == "tracking":
-        return "WANDB_API_KEY"
-    return token_variable(binding.name)
 
 
 def _secret(ref: Any) -> dict[str, Any]:
