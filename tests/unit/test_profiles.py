@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from trl_contract.base import KINDS, Kind
 from trl_contract.jobs import JOB_SPECS
-from trl_contract.profiles import PROFILES, fill, values
+from trl_contract.profiles import GROUPS, PROFILES, fill, values
 from trl_contract.spec import Profile
 from trl_operator.api.job import Job, parse_job
 from trl_operator.api.schema import structural_schema
@@ -68,7 +70,7 @@ def test_what_the_user_writes_wins(kind: Kind, profile: Profile) -> None:
     for field in said:
         filled, fields = fill(kind, {"profile": profile, **nested({field: 3})})
         assert at(filled, field) == 3
-        assert set(fields) == said.keys() - {field}
+        assert set(fields) == said.keys() - ({*GROUPS} if kind == "GRPOJob" and field in GROUPS else {field})
 
 
 @pytest.mark.parametrize(
@@ -83,6 +85,47 @@ def test_what_the_user_writes_wins(kind: Kind, profile: Profile) -> None:
 def test_what_the_user_says_in_other_words_wins_too(profile: Profile, said: dict[str, Any], left: str) -> None:
     wanted = set(values("SFTJob", profile, adapter=True))
     assert set(fill("SFTJob", {"profile": profile, **nested(said)})[1]) == wanted - {left}
+
+
+SAID: dict[str, tuple[Any, ...]] = {
+    "training.perDeviceBatchSize": (None, 1, 2, 8),
+    "training.gradientAccumulationSteps": (None, 1, 2, 4, 8),
+    "numProcPerNode": (1, 3),
+}
+SAID_OF_GROUPS: dict[str, tuple[Any, ...]] = {
+    "grpo.numGenerations": (None, 2, 8, 16),
+    "grpo.stepsPerGeneration": (None, 4, 8),
+    "evaluation.perDeviceBatchSize": (None, 4),
+    "softOverlong": (None, {"cache": 64}),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_spec_that_is_valid_without_a_profile_is_valid_with_any(
+    job_object: Callable[..., dict[str, Any]], kind: Kind
+) -> None:
+    said = SAID | (SAID_OF_GROUPS if kind == "GRPOJob" else {})
+    valid = 0
+    for chosen in product(*said.values()):
+        fields = {field: value for field, value in zip(said, chosen, strict=True) if value is not None}
+        soft = fields.pop("softOverlong", None)
+        spec = job_object(kind)["spec"] | {"profile": None}
+        for section, value in nested(fields).items():
+            spec[section] = {**spec[section], **value} if section == "grpo" else value
+        if soft:
+            spec["grpo"] = {**spec["grpo"], "rewards": [{"name": "short", "softOverlong": soft}]}
+        try:
+            JOB_SPECS[kind].model_validate(spec)
+        except ValidationError:
+            continue
+        valid += 1
+        for profile in PROFILES:
+            filled, _ = fill(kind, {**spec, "profile": profile})
+            try:
+                JOB_SPECS[kind].model_validate(filled)
+            except ValidationError as error:
+                pytest.fail(f"{profile} makes {fields}, softOverlong {soft} invalid: {error}")
+    assert valid > (100 if kind == "GRPOJob" else 30), "the values are ordinary ones"
 
 
 def test_rates_are_those_of_the_method_and_the_kind() -> None:

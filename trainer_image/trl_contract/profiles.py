@@ -63,6 +63,16 @@ _INSTEAD = {
 }
 """What a user has said the same by, in other words."""
 
+GROUPS = (
+    "training.perDeviceBatchSize",
+    "training.gradientAccumulationSteps",
+    "grpo.numGenerations",
+    "grpo.stepsPerGeneration",
+    "evaluation.perDeviceBatchSize",
+)
+"""Sizes of a GRPOJob that have to go into one another. Those of a profile do so among themselves only: whoever says one
+of them has the defaults for the others, as without a profile."""
+
 
 def values(kind: Kind, profile: Profile, *, adapter: bool) -> Spec:
     """Return what a profile says for a kind, by field; `adapter`: not all weights are trained."""
@@ -89,16 +99,24 @@ def fill(kind: Kind, spec: Spec) -> tuple[Spec, list[str]]:
         place = filled
         for section in sections:
             place = place.setdefault(section, {}) if isinstance(place, dict) else place
-        if isinstance(place, dict) and not _is_said(spec, field):
+        if isinstance(place, dict) and not _is_said(kind, spec, field):
             place[name] = value
             fields.append(field)
     return filled, fields
 
 
-def _is_said(spec: Spec, field: str) -> bool:
+def _is_said(kind: Kind, spec: Spec, field: str) -> bool:
     if field == "training.warmupRatio" and _at(spec, "training.lrScheduler") == "constant":
         return True  # it has no warm-up
-    return any(_at(spec, name) is not None for name in (field, *_INSTEAD.get(field, ())))
+    if field == "grpo.generation.maxCompletionLength" and _has_soft_overlong(spec):
+        return True  # its cache is made for the user's length
+    same = GROUPS if kind == "GRPOJob" and field in GROUPS else (field, *_INSTEAD.get(field, ()))
+    return any(_at(spec, name) is not None for name in same)
+
+
+def _has_soft_overlong(spec: Spec) -> bool:
+    rewards = _at(spec, "grpo.rewards")
+    return isinstance(rewards, list) and any(_at(reward, "softOverlong") is not None for reward in rewards)
 
 
 def _at(spec: Any, field: str) -> Any:
