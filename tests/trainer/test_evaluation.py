@@ -1,10 +1,15 @@
 """Log-probabilities of held-out pairs: in batches through TRL's own head, and the numbers of one row at a time."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 from trainer_kit import Warm, job_file, preference_pairs, write_jsonl
+
+from trl_contract.jobfile import JobFile
+from trl_trainer.errors import UserError
+from trl_trainer.results import evaluation
 
 RECORD = """
 import torch
@@ -62,3 +67,17 @@ def test_log_probabilities_in_batches_are_those_of_single_rows(
             assert (found.shape, found.dtype) == ((6,), torch.float32)
             assert batch["attention_mask"].min() == 0, "rows of one length would show nothing"
             torch.testing.assert_close(found, row_by_row(model, batch), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize(("accuracy", "passes"), [(0.9, True), (0.8999, False), (float("nan"), False), (None, False)])
+def test_least_accuracy_is_reached_by_exactly_that_and_by_no_nan(
+    model_folder: Path, tmp_path: Path, accuracy: float | None, passes: bool
+) -> None:
+    path = job_file(tmp_path, model_folder, "RewardJob", spec={"reward": {"minAccuracy": 0.9}})
+    job = JobFile.model_validate(json.loads(path.read_text()))
+    metrics = {} if accuracy is None else {"accuracy": torch.tensor(accuracy, dtype=torch.float32).item()}
+    if passes:
+        evaluation.check(job, metrics)
+    else:
+        with pytest.raises(UserError, match="minAccuracy: the model has accuracy"):
+            evaluation.check(job, metrics)

@@ -36,8 +36,9 @@ def measure(stage: Stage, trainer: Trainer) -> dict[str, float]:
 
 def check(job: JobFile, metrics: dict[str, float]) -> None:
     """Raise UserError if the trained model, which has these metrics, is not as good as the job asks for."""
-    least, accuracy = job.spec.least_accuracy, metrics.get("accuracy", 0.0)
-    if least is not None and accuracy < least:
+    # As a status tells it: 0.9 as float32 is a little less, and that is no reason. NaN is not enough.
+    least, accuracy = job.spec.least_accuracy, float(f"{metrics.get('accuracy', 0.0):.6g}")
+    if least is not None and not accuracy >= least:
         raise UserError(
             "RewardModelNotValidated",
             f"reward.minAccuracy: the model has accuracy {accuracy:g} on its held-out pairs, and {least:g} is wanted:"
