@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import traceback
 from collections.abc import Callable
 from dataclasses import replace
@@ -290,8 +291,12 @@ def finish(
     UserError if the model is not as good as the job asks for: then nothing is left of it but its checkpoints.
     """
     assert written is not None, "rank 0 has written the weights"
-    evaluation.check(run.job, after)
     folder = written.folder
+    try:
+        evaluation.check(run.job, after)
+    except UserError:
+        shutil.rmtree(folder)
+        raise
     asked = run.job.spec.sample_prompts
     first = before.answers or [""] * len(asked)
     samples = [{"prompt": p, "before": b, "after": a} for p, b, a in zip(asked, first, answers, strict=True)]
