@@ -75,6 +75,13 @@ def test_the_first_checkpoint_of_an_attempt_is_news_and_no_other_one(job_object:
     assert told() == told(earlier) != told(earlier, first) == told(earlier, first, second)
 
 
+def test_what_a_trainer_reports_is_no_news(job_object: Make, now: datetime) -> None:
+    stored = status(now).to_wire()
+    warning = {"reason": "LossCollapse", "message": "for 20 steps", "hint": "Train less."}
+    for said in ({"warnings": [warning]}, {"effective": {"totalSteps": 9}}, {"progress": {"step": 3}}):
+        assert news(job_object(), stored) == news(job_object(), {**stored, **said}), said
+
+
 @pytest.mark.parametrize(("manager", "ours"), [("trl-operator-boost", True), ("kubectl-annotate", False)])
 def test_a_workload_says_its_boost_and_whose_it_is(manager: str, ours: bool) -> None:
     name = "kueue.x-k8s.io/priority-boost"

@@ -13,7 +13,7 @@ from trl_operator.policy.preemption import has_checkpoint
 
 Obj = dict[str, Any]
 
-_SILENT = frozenset({*FIELDS[MANAGER_PROGRESS], "effective"})
+_SILENT = frozenset({*FIELDS[MANAGER_PROGRESS], "effective", "warnings"})
 """Status fields whose change is no news: reports come for hours, and the spec is known by its generation. That nothing
 is evaluated is: it becomes a condition; and so is the first checkpoint of an attempt, which may end a preference."""
 
