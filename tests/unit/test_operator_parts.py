@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice, pairwise
 from typing import Any
 
@@ -128,6 +129,14 @@ def test_a_claim_that_an_earlier_job_has_left_must_fit_too(
     if blocker:
         assert message in blocker.message
         assert "delete the claim, or rename the job" in blocker.message
+
+
+def test_what_defaults_say_of_new_claims_is_not_asked_of_one_that_is_there(make_job: Make) -> None:
+    written = make_job(storage={"size": "1Gi"})
+    storage = {"size": "1Gi", "storageClassName": "slow", "accessModes": ["ReadWriteMany"], "retain": False}
+    filled = make_job(storage=storage)
+    assert check_retained(RETAINED, replace(filled, own=written.cluster)) is None
+    assert check_retained(RETAINED, filled) is not None, "it would be asked of the job itself"
 
 
 def test_a_claim_for_many_nodes_fits_one(make_job: Make) -> None:

@@ -4,7 +4,6 @@ from collections.abc import Iterable
 from typing import Any
 
 from trl_contract.quantity import amount
-from trl_operator.api.defaults import origin
 from trl_operator.api.job import Job
 from trl_operator.constants import LABEL_JOB_UID
 from trl_operator.plan.acceptance import Blocker, not_shared
@@ -31,17 +30,18 @@ def check_retained(claim: Obj, job: Job) -> Blocker | None:
         return Blocker("AccessModeNotShared", f"storage: {left} has access modes {alone}, {needs}: {remedy}")
     if storage.reuse == "always":
         return None
-    size, named, modes = storage.size, storage.storage_class_name, storage.access_modes or ()
+    # Of what the job says itself: jobDefaults are for claims that are made.
+    own = (job.own or job.cluster).storage
+    size, named, modes = own.size, own.storage_class_name, own.access_modes or ()
     there = _modes(claim)
     for field, wanted, found, fits in (
         ("size", size, _size(claim), size is None or amount(_size(claim)) >= amount(size)),
         ("storageClassName", named, _class(claim), named in (None, _class(claim))),
         ("accessModes", ", ".join(modes), ", ".join(there), _cover(there, modes)),
-        ("retain", "false", "true", storage.retain is not False),
+        ("retain", "false", "true", own.retain is not False),
     ):
         if not fits:
-            said = f"storage.{field}{origin(job, f'storage.{field}')}"
-            message = f"{said} is {wanted}, but {left} has {found}: {remedy}"
+            message = f"storage.{field} is {wanted}, but {left} has {found}: {remedy}"
             return Blocker("RetainedClaimDiffers", f"{message}, or create it anew with storage.reuse always")
     return None
 
