@@ -122,5 +122,7 @@ def test_a_trainer_cannot_speak_for_the_operator_nor_without_end() -> None:
     odd = [{**COLLAPSE, "reason": reason} for reason in ("FewGenerations", "A", "B", "C", "D", "E")]
     fields = progress_fields(progress(trainingWarnings=odd), None, {})
     assert {found["reason"] for found in fields["warnings"]} == {"A", "B", "C"}
+    full = progress_fields(progress(trainingWarnings=odd[1:5]), None, {})
+    assert progress_fields(progress(trainingWarnings=odd[5:]), None, full)["warnings"] == full["warnings"], "it stays"
     control = progress_fields(progress(trainingWarnings=[{**COLLAPSE, "message": "a\x1b[2Jb"}]), None, {})
     assert control["warnings"][0]["message"] == "a[2Jb"
