@@ -107,14 +107,21 @@ class Observer:
     # -- the attempt has a workload, or had one
 
     async def _child(self, job: Job, attempt: Attempt, children: tuple[Child, ...]) -> Child | None:
-        """Return the attempt's workload; what is missing in the store, or is another one there, is asked for."""
+        """Return the attempt's workload; of what the store is not certain is asked for."""
         known = next((child for child in children if child.name == attempt.child), None)
-        if known is not None and attempt.child_uid in ("", known.uid):
+        if known is not None and self._is_certain(known, attempt):
             return known
         found = await self._kube.get(BACKENDS[attempt.backend].RESOURCE, job.namespace, attempt.child)
         if found is None or controller_uid(found["metadata"]) != job.uid:
             return None
         return child_from(found)
+
+    def _is_certain(self, known: Child, attempt: Attempt) -> bool:
+        """Whether this is the attempt's workload, as it is. One that is suspended although it has pods was let go
+        before them or suspended after them, and the watch of pods may be ahead of its own."""
+        if attempt.child_uid not in ("", known.uid):
+            return False
+        return known.deleting or not known.suspended_by or not self._store.pods(attempt)
 
     async def _during(
         self, job: Job, obj: Obj, attempt: Attempt, child: Child | None, others: tuple[Child, ...]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from devcluster.fakenode import Exit, FakeNode, Pod
+from devcluster.faultproxy import Delay, FaultProxy, Request, Verdict
 from devcluster.waiting import wait_for
 
 ONE_CPU = {"requests": {"cpu": 1}}
@@ -148,6 +149,34 @@ def test_one_that_is_evicted_while_it_starts_queues_again_and_one_whose_workload
     node.succeed(run(jobs, node, "tune", 2), record(attempt=2))
     status = jobs.wait_for_phase("tune", "Succeeded")
     assert (status["restarts"], status["retry"]["counted"]) == (2, 0)
+
+
+def test_an_attempt_that_was_let_go_is_not_taken_for_evicted_though_its_pods_are_told_of_first(
+    quick_operator: Any, proxy: FaultProxy, jobs: Any, node: FakeNode, job: Callable[..., Obj], quota: Any,
+    local_queue: Any,
+) -> None:  # fmt: skip
+    begun: set[str] = set()
+
+    def late(request: Request) -> Verdict:
+        """As after a restart: one watch begins before another one."""
+        if not request.watches:
+            return "pass"
+        begun.add(request.resource)
+        return Delay(10) if request.resource in ("pytorchjobs", "workloads") else "pass"
+
+    quick_operator.start()
+    quota(1)
+    jobs.apply(job())
+    jobs.wait("dpojob", "tune", "queues", waits("Inadmissible", "LocalQueue team doesn't exist"))
+    proxy.before = late
+    proxy.cut_watches()
+    wait_for("watches begin anew", lambda: {"pods", "pytorchjobs", "workloads"} <= begun, 30)
+    local_queue("team")
+    [pod] = node.wait_for_pods(1, "tune-dpo-0")
+    node.run(pod)
+    running = jobs.wait_for_phase("tune", "Running", seconds=8)
+    assert (running["attempt"], running["restarts"]) == (0, 0)
+    assert queued(running)[:2] == ("False", "Admitted")
 
 
 @pytest.mark.parametrize("backend", ["pytorchjob", "trainjob"])
