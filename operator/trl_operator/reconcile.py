@@ -124,10 +124,16 @@ class Reconciler:
             message = f"spec.{unknown[0]} is not known to this version of the operator: upgrade it, or remove the field"
             await self._refuse(obj, "Unknown", "NewerOperatorNeeded", message)
             return None
+        installation = self._installation()
         try:
-            return self._installation().of(job, obj)
+            return installation.of(job, obj)
         except ValidationError as error:
-            message = f"{why_refused(error)}, with what jobDefaults add; create a new job"
+            if job.cluster.run_policy.cancel:
+                return replace(installation, job_defaults=()).of(job, obj)
+            remedy = (
+                "the admin has to shorten these, or create a new job that says less, or an empty list for none of them"
+            )
+            message = f"{why_refused(error)}, with what jobDefaults add: {remedy}"
             await self._refuse(obj, "False", "InvalidSpec", message)
             return None
 

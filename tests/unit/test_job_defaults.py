@@ -346,11 +346,33 @@ def test_a_default_that_stands_against_a_job_is_named_with_its_set(job_object: M
     world.reconcile()
     assert accepted(world)[0] == "InvalidSpec"
     assert accepted(world)[1].startswith("spec.tolerations: ")
-    assert "with what jobDefaults add" in accepted(world)[1]
+    assert "with what jobDefaults add: the admin has to shorten these" in accepted(world)[1]
     world.have(many)
     world.reconcile()
     made = world.kube.objects["persistentvolumeclaims", "team", "tune-dpo"]["spec"]
     assert (made["accessModes"], made["storageClassName"]) == (["ReadWriteMany"], "fast")
+
+
+def test_a_job_that_jobdefaults_overfill_can_be_cancelled(job_object: Make, now: datetime) -> None:
+    many = [{**POOL_A, "key": f"k{i}"} for i in range(16)]
+    world = Defaulted(job_object(tolerations=many, runPolicy={"cancel": True}), now)
+    world.have(("more", {"spec": {"tolerations": [GPU]}}))
+    world.reconcile()
+    assert world.status["phase"] == "Cancelled"
+
+
+def test_what_a_job_says_itself_since_it_began_is_no_longer_told_of_the_sets(job_object: Make, now: datetime) -> None:
+    world = Defaulted(job_object(), now)
+    world.kube.put("configmaps", {"metadata": {"name": "rows"}, "data": {"train.jsonl": ""}})
+    world.have(ALL, TEAM)
+    world.reconcile()
+    assert world.status["defaults"] == TOLD
+    job = world.kube.objects["dpojobs", "team", "tune"]
+    spec = {**job["spec"], "runPolicy": {"ttlSecondsAfterFinished": 5}}
+    metadata = {**job["metadata"], "generation": 2, "labels": {"kueue.x-k8s.io/queue-name": "mine"}}
+    world.store.put_job(world.kube.put("dpojobs", {**job, "spec": spec, "metadata": metadata}))
+    world.reconcile()
+    assert world.status["defaults"] == {"sets": [{"name": "all", "fields": ["env", "nodeSelector"]}]}
 
 
 def test_a_job_that_never_began_goes_after_the_time_that_was_said_when_it_ended(

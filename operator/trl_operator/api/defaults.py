@@ -41,7 +41,10 @@ def as_begun(job: Job, status: Obj) -> Job:
         values[_QUEUE] = Default(told.queue.to_wire(), "")
     if told.ttl_seconds_after_finished is not None:
         values[_TTL] = Default(told.ttl_seconds_after_finished, "")
-    return replace(with_defaults(job, values), defaults=told)
+    _, left = _left(job, values)
+    return replace(
+        with_defaults(job, values), defaults=_without(told, {field for field, _ in values.keys() - left.keys()})
+    )
 
 
 def resolved(job: Job, values: Values) -> str | None:
@@ -77,6 +80,19 @@ def _left(job: Job, values: Values) -> tuple[Obj, Values]:
     wire = (job.own or job.cluster).model_dump(mode="json", by_alias=True, exclude_none=True, include=parts)
     said = {("env", name) for name in secrets(job.training)} | ({_QUEUE} if job.queue_label else set())
     return wire, {item: value for item, value in unsaid(wire, values).items() if item not in said}
+
+
+def _without(told: Defaults, fields: set[str]) -> Defaults | None:
+    """Return what is told of defaults but for these fields, which the job has said itself since."""
+    sets = [
+        DefaultsSet(name=each.name, fields=[name for name in each.fields if name not in fields]) for each in told.sets
+    ]
+    found = Defaults(
+        sets=[each for each in sets if each.fields],
+        queue=None if _QUEUE[0] in fields else told.queue,
+        ttl_seconds_after_finished=None if _TTL[0] in fields else told.ttl_seconds_after_finished,
+    )
+    return None if found == Defaults() else found
 
 
 def _told(values: Values) -> Defaults:
