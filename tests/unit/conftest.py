@@ -86,6 +86,7 @@ def pod_object() -> Callable[..., dict[str, Any]]:
         disruption: str = "",
         deleted_at: str | None = None,
         claims: tuple[str, ...] = (),
+        asks: dict[str, Any] | None = None,
         **status: Any,
     ) -> dict[str, Any]:
         state: dict[str, Any] = {"running": {"startedAt": "2026-11-21T11:00:00Z"}}
@@ -121,7 +122,8 @@ def pod_object() -> Callable[..., dict[str, Any]]:
             {"name": f"claim-{number}", "persistentVolumeClaim": {"claimName": claim}}
             for number, claim in enumerate(claims)
         ]
-        spec = {"volumes": [*volumes, {"name": "tmp", "emptyDir": {}}], **({} if waits else {"nodeName": "n1"})}
+        volumes = [*volumes, {"name": "tmp", "emptyDir": {}}]
+        spec = {"volumes": volumes, **(asks or {}), **({} if waits else {"nodeName": "n1"})}
         return {"metadata": {**metadata, "labels": labels}, "spec": spec, "status": found}
 
     return make

@@ -22,11 +22,17 @@ KEY: Key = ("DPOJob", "team", "tune")
 ASKED = {
     "storage": {"size": "1Gi"},
     "resources": {"limits": {"nvidia.com/gpu": 8, "cpu": 4}, "requests": {"cpu": "500m"}},
-    "nodeSelector": {"pool": "h100"},
-    "tolerations": [{"key": "team", "operator": "Exists"}],
     "onePodPerNode": True,
     "pod": {"affinity": {"nodeAffinity": {}}},
 }
+PODS_ASK = {
+    "nodeSelector": {"pool": "h100"},
+    "tolerations": [
+        {"key": "team", "operator": "Exists"},
+        {"key": "node.kubernetes.io/not-ready", "operator": "Exists", "tolerationSeconds": 300},
+    ],
+}
+"""Whatever the spec says itself: of jobDefaults, or of a flavor of Kueue."""
 HELPS_NOT = " preemption: 0/3 nodes are available: 3 Preemption is not helpful for scheduling."
 POD = "pod tune-dpo-0-worker-0"
 NOWHERE = "0/3 nodes are available"
@@ -78,9 +84,10 @@ def test_what_the_scheduler_finds_no_node_for_is_told_with_what_was_asked(
     make_pod: Make, words: str, message: str
 ) -> None:
     cluster = ClusterSpec.model_validate(ASKED)
-    one = View(pods=(make_pod(0, **unscheduled(words)), make_pod(1)))
+    asks = {**unscheduled(words), "asks": PODS_ASK}
+    one = View(pods=(make_pod(0, **asks), make_pod(1)))
     assert waiting_reason(cluster, one) == ("Unschedulable", message)
-    two = View(pods=(make_pod(1, **unscheduled("0/3 nodes are available: another")), make_pod(0, **unscheduled(words))))
+    two = View(pods=(make_pod(1, **unscheduled("0/3 nodes are available: another")), make_pod(0, **asks)))
     assert waiting_reason(cluster, two) == ("Unschedulable", message.replace(POD, f"{POD} and others"))
 
 

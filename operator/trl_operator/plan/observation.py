@@ -54,6 +54,10 @@ class Pod:
     """Reason of the condition DisruptionTarget."""
     unschedulable: str = ""
     """Why it has no node, in the scheduler's words."""
+    node_selector: tuple[tuple[str, str], ...] = ()
+    """What it asks of its node: labels and values. Only of one without a node, as are its tolerations."""
+    tolerations: tuple[str, ...] = ()
+    """Keys of the taints that it tolerates, but for those of Kubernetes itself; empty: any key."""
     claims: tuple[tuple[str, str], ...] = ()
     """Its volumes that are of a claim: name of the volume, name of the claim."""
     prepared: bool = False
@@ -251,6 +255,7 @@ def pod_from(
         child_uid=owner.uid,
         node=obj.get("spec", {}).get("nodeName", ""),
         claims=_claims(obj.get("spec", {})),
+        **_from_spec(obj.get("spec", {})),
         reason=status.get("reason", ""),
         message=status.get("message", ""),
         deletion_time=parse_time(metadata.get("deletionTimestamp")),
@@ -262,6 +267,17 @@ def pod_from(
 def _claims(spec: dict[str, Any]) -> tuple[tuple[str, str], ...]:
     volumes = spec.get("volumes") or ()
     return tuple((v["name"], v["persistentVolumeClaim"]["claimName"]) for v in volumes if "persistentVolumeClaim" in v)
+
+
+def _from_spec(spec: dict[str, Any]) -> dict[str, Any]:
+    if spec.get("nodeName"):
+        return {}
+    keys = [toleration.get("key", "") for toleration in spec.get("tolerations") or ()]
+    return {
+        "node_selector": tuple((spec.get("nodeSelector") or {}).items()),
+        # Kubernetes gives every pod some of its own.
+        "tolerations": tuple(key for key in keys if not key.startswith("node.kubernetes.io/")),
+    }
 
 
 def _from_conditions(status: dict[str, Any]) -> dict[str, Any]:

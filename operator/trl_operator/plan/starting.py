@@ -117,7 +117,7 @@ def _no_node(cluster: ClusterSpec, pods: Sequence[Pod], view: View) -> Why | Non
     if "persistentvolumeclaim " in words:
         return "PersistentVolumeClaimNotFound", f"pod {pod.name}: {words}"
     names = f"pod {pod.name}" + (" and others" if len(refused) > 1 else "")
-    needs = " and ".join(_needs(cluster, words))
+    needs = " and ".join(_needs(cluster, pod, words))
     return "Unschedulable", f"{names}{f' needs {needs}' if needs else ''}: {words}"
 
 
@@ -126,18 +126,18 @@ def _nodes(words: str) -> str:
     return words.partition(". ")[0].removesuffix(".")
 
 
-def _needs(cluster: ClusterSpec, words: str) -> Iterable[str]:
-    """Return what of the spec the scheduler found no node for: it says what is short, and not how much was asked; since
-    Kubernetes 1.36 it does not name the taints either."""
+def _needs(cluster: ClusterSpec, pod: Pod, words: str) -> Iterable[str]:
+    """Return what the scheduler found no node for: it says what is short, and not how much was asked; since Kubernetes
+    1.36 it does not name the taints either. What jobDefaults may say, or Kueue adds, is read from the pod."""
     resources = (cluster.resources.limits or {}) | (cluster.resources.requests or {})
     yield from (f"{name} {count}" for name, count in resources.items() if f"Insufficient {name}" in words)
     if "node affinity/selector" in words:
-        yield from (f"{label}={value} (nodeSelector)" for label, value in (cluster.node_selector or {}).items())
+        yield from (f"{label}={value} (nodeSelector)" for label, value in pod.node_selector)
         if cluster.pod and cluster.pod.affinity and cluster.pod.affinity.node_affinity:
             yield "what pod.affinity.nodeAffinity asks for"
     # Of "existing pods anti-affinity rules" the scheduler speaks too: those are the rules of others.
     if "match pod anti-affinity rules" in words and cluster.one_pod_per_node:
         yield "a node without a pod of this job (onePodPerNode)"
     if "untolerated taint" in words:
-        has = ", ".join(toleration.key or "any key" for toleration in cluster.tolerations or ())
+        has = ", ".join(key or "any key" for key in pod.tolerations)
         yield f"a toleration (tolerations: {has or 'none'})"

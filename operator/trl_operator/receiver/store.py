@@ -61,8 +61,17 @@ class Store:
         if pod is None:
             self.pods.pop(uid, None)
         elif known is None or known.version < pod.version:
-            # Its texts may be long, and nobody asks for them here.
-            self.pods[uid] = replace(pod, message="", unschedulable="", claims=(), waiting_message="", exit_message="")
+            # What may be long, and nobody asks for here.
+            self.pods[uid] = replace(
+                pod,
+                message="",
+                unschedulable="",
+                node_selector=(),
+                tolerations=(),
+                claims=(),
+                waiting_message="",
+                exit_message="",
+            )
 
     def _drop_job(self, obj: Obj) -> None:
         known = self.jobs.get(key_of(obj))
