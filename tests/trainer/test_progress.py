@@ -126,7 +126,7 @@ def test_a_certificate_that_cannot_be_read_costs_the_reports_only(capsys: pytest
 
 def test_metrics_that_cannot_be_written_do_not_end_training(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reporter = Reporter(0, tmp_path / "no-folder" / "metrics.jsonl", Sender({}))
-    state = SimpleNamespace(global_step=1)
+    state = SimpleNamespace(global_step=1, max_steps=2)
     for _ in range(2):
         reporter.on_log(None, state, None, logs={"loss": 1.0})  # type: ignore[arg-type]
     assert [(metric.name, metric.value) for metric in reporter.state.metrics] == [("loss", "1")]
