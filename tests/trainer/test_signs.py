@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from trainer_kit import CURT, PROMPTS, Warm, conversations, job_file, metrics, write_jsonl
 
+from trl_trainer.reports.progress import Reporter, Sender
 from trl_trainer.reports.signs import Signs
 
 
@@ -71,3 +73,12 @@ def test_a_run_whose_loss_jumps_says_so(warm: Warm, model_folder: Path, tmp_path
     assert found.reason == "UnstableLoss", json.dumps(metrics(tmp_path))
     assert f"UnstableLoss: {found.message}. {found.hint}" in ended.logs[0]
     assert found.message.startswith("at step 20 the loss is")
+
+
+@pytest.mark.parametrize(("warns", "reasons"), [(True, ["RewardCollapse"]), (False, [])])
+def test_a_job_that_is_only_to_show_that_it_runs_is_not_warned(tmp_path: Path, warns: bool, reasons: list[str]) -> None:
+    reporter = Reporter(0, tmp_path / "metrics.jsonl", Sender({}), warns=warns)
+    state = SimpleNamespace(global_step=4, max_steps=4)
+    logs = {"loss": 0.0, "frac_reward_zero_std": 1.0}
+    reporter.on_log(None, state, None, logs=logs)  # type: ignore[arg-type]
+    assert [found.reason for found in reporter.state.training_warnings] == reasons

@@ -302,6 +302,8 @@ def test_a_smoke_example_trains_four_steps_of_a_short_job(
     assert ended.records[0].message == "trained 4 steps"
     resolved = json.loads((tmp_path / "out" / job.uid / "final" / "resolved.json").read_text())
     assert resolved["origins"]["training.maxSteps"] == "profile smoke"
+    assert ended.records[0].progress is not None
+    assert ended.records[0].progress.training_warnings == [], "what it learns does not count"
 
 
 def test_the_card_tells_the_lineage(warm: Warm, model_folder: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from trl_contract.base import KINDS, Kind
 from trl_contract.jobs import JOB_SPECS
 from trl_contract.profiles import GROUPS, PROFILES, fill, values
+from trl_contract.sources import Dataset
 from trl_contract.spec import Profile
 from trl_operator.api.job import Job, parse_job
 from trl_operator.api.schema import structural_schema
@@ -126,6 +127,20 @@ def test_a_spec_that_is_valid_without_a_profile_is_valid_with_any(
             except ValidationError as error:
                 pytest.fail(f"{profile} makes {fields}, softOverlong {soft} invalid: {error}")
     assert valid > (100 if kind == "GRPOJob" else 30), "the values are ordinary ones"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_rows_of_smoke_are_enough_for_a_hundred_processes(kind: Kind) -> None:
+    smoke = values(kind, "smoke", adapter=True)
+    rows = smoke["dataset.maxExamples"] * (1 - Dataset.model_fields["eval_split"].default)
+    # A process needs a row; a step of grpo has whole groups of different prompts.
+    steps = smoke["training.perDeviceBatchSize"] * smoke["training.gradientAccumulationSteps"]
+    assert rows >= 100 * (steps / smoke["grpo.numGenerations"] if kind == "GRPOJob" else 1)
+
+
+@pytest.mark.parametrize(("profile", "least"), [(None, 0.9), ("balanced", 0.9), ("smoke", None)])
+def test_smoke_asks_no_accuracy(make_job: Callable[..., Job], profile: Profile | None, least: float | None) -> None:
+    assert make_job("RewardJob", profile=profile, reward={"minAccuracy": 0.9}).training.least_accuracy == least
 
 
 def test_rates_are_those_of_the_method_and_the_kind() -> None:

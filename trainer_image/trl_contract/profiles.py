@@ -20,7 +20,7 @@ _RATES: dict[Profile, float] = {"conservative": 0.5, "balanced": 1.0, "aggressiv
 
 _ALL_KINDS: dict[Profile, Spec] = {
     "smoke": {
-        "dataset.maxExamples": 64,
+        "dataset.maxExamples": 256,
         "training.maxSteps": 4,
         "training.perDeviceBatchSize": 2,
         "training.gradientAccumulationSteps": 2,

@@ -48,7 +48,8 @@ def main(job: JobFile, termination: Termination) -> int:
     scores, writer = Rewards([]), Writer()
     network.be_patient(job.stall_timeout_seconds)
     gpus = job.world_size if torch.cuda.is_available() else 0
-    reporter = Reporter(job.attempt, work / "metrics.jsonl", sender, lambda: scores.report(), gpus)
+    warns = job.spec.profile != "smoke"
+    reporter = Reporter(job.attempt, work / "metrics.jsonl", sender, lambda: scores.report(), gpus, warns=warns)
     saved = partial(checkpoint.newest_bytes, work)
     Watchdog(job.stall_timeout_seconds, saved, attempt=job.attempt, rank=rank, world=job.world_size).start()
     try:

@@ -126,8 +126,11 @@ class Reporter(TrainerCallback):
         sender: Sender,
         rewards: Callable[[], list[RewardReport]] = list,
         gpus: int = 0,
+        *,
+        warns: bool = True,
     ) -> None:
         self._rewards = rewards
+        self._warns = warns
         self._began = float(os.environ.get(BEGAN, time.time()))
         self.trained = 0.0
         """Seconds of all steps that the model has taken."""
@@ -236,7 +239,7 @@ class Reporter(TrainerCallback):
                 tokens_per_second=rate or self.state.tokens_per_second,
                 rewards=self._rewards(),
             )
-            if found := self._signs.look(state.global_step, state.max_steps, logs):
+            if self._warns and (found := self._signs.look(state.global_step, state.max_steps, logs)):
                 for warning in found:
                     print(f"{warning.reason}: {warning.message}. {warning.hint}", flush=True)
                 self.update(training_warnings=[*self.state.training_warnings, *found])
