@@ -849,6 +849,8 @@ def test_sound_ends_are_not_worth_a_word(case: Case, opened: Open, capsys: Any) 
     explain(*opened(case))
     said = capsys.readouterr().out.partition("# Worth a look\n")[2].splitlines()
     findings = [line for line in said if line.startswith("- ")]
+    # Two rows a step are few, whatever the rows are.
+    findings.remove(next(line for line in findings if line.startswith("- an optimizer step sees 2 rows")))
     assert findings == ["- 1 of 2 training rows are duplicates", "- 1 of 1 held-out rows are also training rows"]
 
 
