@@ -720,14 +720,6 @@ RESOLVED: list[tuple[str, Change, Change, str, str]] = [
         "evaluation.perDeviceBatchSize = 3, x numNodes x numProcPerNode = 1, must be a multiple of grpo.numGenerations"
         " = 4: remove it, or use 4",
     ),
-    # Where a profile has set it.
-    (
-        "GRPOJob",
-        {"spec.profile": "smoke", "spec.grpo.rewards": [{"name": "x", "softOverlong": {"cache": 33}}]},
-        {"spec.grpo.generation": {"maxCompletionLength": 32}},
-        "spec.grpo",
-        "rewards: softOverlong.cache must not be above generation.maxCompletionLength",
-    ),
 ]
 """What the API server refuses where the user has written the default, and the operator where nobody has."""
 
