@@ -12,7 +12,11 @@ QUEUE, PRIORITY = "kueue.x-k8s.io/queue-name", "kueue.x-k8s.io/priority-class"
 
 
 def is_queued(attempt: int, reason: str = "KueueNotEnabled") -> Callable[[Any], bool]:
+    """The job waits, and says of which PyTorchJob: it is there."""
+
     def holds(status: Any) -> bool:
+        if status.get("workload", {}).get("name") != f"tune-dpo-{attempt}":
+            return False
         queued = [found for found in status.get("conditions", ()) if found["type"] == "Queued"]
         said = [(found["status"], found["reason"]) for found in queued]
         return status.get("phase") == "Queued" and status["attempt"] == attempt and said == [("True", reason)]
