@@ -118,12 +118,10 @@ def progress_fields(progress: Progress, percentage: int | None, current: Status)
         skipped = {"reason": why.reason, "message": clean(why.message, 1024)}
         fields["evaluation"] = {**fields.get("evaluation", {}), "skipped": skipped}
     if progress.training_warnings:
-        # What was told first stays as it was.
+        # What was told first stays first, and as it was.
         known = {found["reason"]: found for found in fields.get("warnings", ())}
         new = {found.reason: _warning(found) for found in progress.training_warnings if found.reason not in REASONS}
-        fields["warnings"] = list((known | {reason: new[reason] for reason in new if reason not in known}).values())[
-            :MAX_WARNINGS
-        ]
+        fields["warnings"] = list((known | new | known).values())[:MAX_WARNINGS]
     if progress.rewards:
         rewards = {
             reward.name: {"name": reward.name, "mean": mean, "std": std, "errors": reward.errors}
